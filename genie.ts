@@ -1,0 +1,81 @@
+/** With CNI_COMMAND set: a CNI delegating plugin (SPEC 1.1). Otherwise: the operator's commands. */
+import { writeSync } from "node:fs";
+import {
+  type Host,
+  isSupported,
+  type Request,
+  readCommand,
+  readRequest,
+  readStdin,
+  toCniError,
+  version,
+  writeError,
+  writeResult,
+} from "./lib/cni.ts";
+
+const ended = new AbortController();
+const host: Host = {
+  env: process.env,
+  stdin: readStdin,
+  stdout: (text) => writeAll(1, text),
+  stderr: (text) => writeAll(2, text),
+  now: Date.now,
+  signal: ended.signal,
+  log: { level: "info", file: "" },
+};
+process.exit(host.env["CNI_COMMAND"] === undefined ? await cli() : await plugin());
+
+/** Runs one CNI operation and returns the exit status (SPEC 1.1 §2 "Errors"). */
+async function plugin(): Promise<number> {
+  let cniVersion: string | undefined;
+  try {
+    const command = readCommand(host.env);
+    if (command === "VERSION") {
+      writeResult(host, version());
+      return 0;
+    }
+    const request = readRequest(host, command);
+    cniVersion = request.cniVersion;
+    for (const name of ["SIGTERM", "SIGINT"] as const) process.on(name, () => ended.abort());
+    writeResult(host, await operate(request));
+    return 0;
+  } catch (error) {
+    writeError(host, toCniError(error), isSupported(cniVersion) ? cniVersion : undefined);
+    return 1;
+  }
+}
+
+/** Each operation loads only what it needs: every pod on the node waits for this. */
+async function operate(request: Request): Promise<object | undefined> {
+  switch (request.command) {
+    case "ADD":
+      return (await import("./lib/attach.ts")).add(host, request);
+    case "CHECK":
+      return (await import("./lib/attach.ts")).check(host, request);
+    case "STATUS":
+      return (await import("./lib/attach.ts")).status(host, request);
+    case "DEL":
+      return (await import("./lib/detach.ts")).del(host, request);
+    case "GC":
+      return (await import("./lib/detach.ts")).gc(host, request);
+  }
+}
+
+async function cli(): Promise<number> {
+  const { runCommand } = await import("./lib/cli.ts");
+  return runCommand(host, process.argv.slice(2));
+}
+
+/** Writes everything, however short each write is; a reader that went away is no error of ours. */
+function writeAll(fd: number, text: string): void {
+  const bytes = Buffer.from(text);
+  for (let at = 0; at < bytes.length; ) {
+    try {
+      at += writeSync(fd, bytes, at);
+    } catch (error) {
+      const reason = (error as NodeJS.ErrnoException).code;
+      if (reason !== "EAGAIN") return;
+      Bun.sleepSync(1);
+    }
+  }
+}

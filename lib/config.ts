@@ -1,0 +1,635 @@
+/**
+ * The plugin table `plugins.toml`, and the keys CNI-Genie had in its CNI config: text in, data out.
+ * Pure: no I/O. The schema below holds every key, default and limit; units end the field names.
+ * Source: design.md §5, TOML 1.0; CNI-Genie's utils/types.go and client/client.go for its keys.
+ */
+import { parse, TomlDate, TomlError } from "smol-toml";
+import * as v from "valibot";
+import {
+  CniError,
+  code,
+  interfaceNameIssue,
+  isNetworkName,
+  isObject,
+  type LogLevel,
+  logLevels,
+  oneLine,
+  parseJson,
+  type StdinConfig,
+} from "./cni.ts";
+
+/** Where the plugin table is when the CNI config has no `plugins_file`. */
+export const pluginsFileDefault = "/etc/cni/genie/plugins.toml";
+const kubeconfigDefault = "/etc/cni/genie/kubeconfig";
+/** Largest plugin table, in characters, and its deepest nesting. */
+const tableLengthMax = 1024 * 1024;
+const depthMax = 64;
+
+const unitsMs = new Map(Object.entries({ ms: 1, s: 1000, m: 60_000, h: 3600_000, d: 86400_000 }));
+
+/** Milliseconds of "250ms", "90s", "5m", "1h" or "30d"; undefined for anything else and for 0. */
+export function parseDuration(text: string): number | undefined {
+  const [, count, unit = ""] = /^(\d{1,9})(ms|s|m|h|d)$/.exec(text) ?? [];
+  return Number(count) * (unitsMs.get(unit) ?? 0) || undefined;
+}
+
+// A schema's message is what was expected; describe() makes the sentence around it.
+
+/** Our own tables refuse unknown keys. The check: strictObject takes a list or date for empty. */
+function table<const T extends v.ObjectEntries>(entries: T) {
+  const strict = v.strictObject(entries, (issue) => suggestion(`${issue.input}`, entries));
+  return v.pipe(v.unknown(), v.check(isTable, "a table"), strict);
+}
+
+function text(expected: string, test: (value: string) => boolean) {
+  return v.pipe(v.string(expected), v.check(test, expected));
+}
+
+function duration(max: string) {
+  const limitMs = parseDuration(max) ?? 0;
+  return v.pipe(
+    text(`a duration such as "90s", "5m" or "1h", more than 0 and at most "${max}"`, (value) => {
+      return (parseDuration(value) ?? Infinity) <= limitMs;
+    }),
+    v.transform((value) => parseDuration(value) ?? 0),
+  );
+}
+
+function oneOf<const T extends readonly string[]>(...names: T) {
+  return v.picklist(names, names.map((name) => `"${name}"`).join(" or "));
+}
+
+function list<T extends v.GenericSchema>(item: T, ...initial: v.InferInput<T>[]) {
+  return v.optional(v.array(item, "a list"), () => initial);
+}
+
+const isPath = (value: string) => /^\/[^\p{Cc}]{0,4094}$/u.test(value);
+const path = text("an absolute path", isPath);
+const pathOrNone = text('an absolute path, or ""', (value) => value === "" || isPath(value));
+const fileName = text("a file name or an absolute path", (value) =>
+  /^(\/|(?![^/]*\/))[^\p{Cc}]+$/u.test(value),
+);
+const toggle = v.boolean("true or false");
+const weight = v.pipe(v.number("a number"), v.finite("a number"), v.minValue(0, "0 or more"));
+const count = v.pipe(v.number("a whole number"), v.safeInteger("a whole number"));
+const network = text("the name of a network", isNetworkName);
+const attachment = text('the name of a network, or "name@interface"', (value) => {
+  const [name, ifName = "eth0", ...more] = value.split("@");
+  return isNetworkName(name) && interfaceNameIssue(ifName) === undefined && more.length === 0;
+});
+const namespace = text("the name of a namespace", (value) => /^[a-z0-9.-]{1,253}$/.test(value));
+// A pattern that cannot match any Kubernetes name ("team_*", "[ab]") is a mistake, and in a deny
+// rule it would leave the network open.
+const glob = text('a namespace, "*" and "?" being wildcards', (value) =>
+  /^[a-z0-9.*?-]{1,253}$/.test(value),
+);
+const namespacedGlob = text('"namespace/name", "*" and "?" being wildcards', (value) =>
+  /^[a-z0-9.*?-]{1,253}\/[a-z0-9.*?-]{1,253}$/.test(value),
+);
+
+/** Who a rule names. Its lists are OR-ed; `serviceAccounts` and `pods` are "namespace/name". */
+const Rule = v.pipe(
+  table({
+    namespaces: list(glob),
+    service_accounts: list(namespacedGlob),
+    pods: list(namespacedGlob),
+  }),
+  v.transform(({ service_accounts: serviceAccounts, ...rest }) => ({ ...rest, serviceAccounts })),
+);
+/** A rule, with its line in the table. */
+export type Rule = v.InferOutput<typeof Rule> & { line: number };
+
+const Plugin = v.pipe(
+  table({
+    conf: v.exactOptional(fileName),
+    config: v.exactOptional(v.custom<object>(isTable, "a table")),
+    allow: v.exactOptional(Rule),
+    deny: v.exactOptional(Rule),
+    timeout: v.exactOptional(duration("1h")),
+    capacity: v.exactOptional(v.pipe(count, v.minValue(1, "1 or more"))),
+  }),
+  v.transform(({ timeout, ...rest }) => ({ ...rest, ...(timeout && { timeoutMs: timeout }) })),
+);
+/** One `[plugins.NAME]`. Without `conf` and `config`: a list in `confDir` by that name. */
+export interface PluginEntry {
+  name: string;
+  /** File of a config list: a file name in `confDir`, or an absolute path. */
+  conf?: string;
+  /** A config list written in the table: JSON data, not checked yet; `name` may be missing. */
+  config?: Record<string, unknown>;
+  allow?: Rule;
+  deny?: Rule;
+  /** Limit of each call of a delegate. */
+  timeoutMs?: number;
+  /** Addresses the network has, where its IPAM cannot be read. */
+  capacity?: number;
+  /** Line of its `[plugins.NAME]` header, or else of its first key. */
+  line: number;
+}
+
+const Weights = table({
+  occupancy: v.optional(weight, 4),
+  response_time: v.optional(weight, 3),
+  failures: v.optional(weight, 2),
+  bandwidth: v.optional(weight, 1),
+  subnets: v.optional(weight, 0),
+});
+const Default = v.pipe(
+  table({
+    networks: list(attachment),
+    always: list(attachment),
+    system_namespaces: list(namespace, "kube-system"),
+  }),
+  v.transform(({ system_namespaces: systemNamespaces, ...rest }) => ({
+    ...rest,
+    systemNamespaces,
+  })),
+);
+const Kubernetes = v.pipe(
+  table({
+    kubeconfig: v.exactOptional(path),
+    timeout: v.optional(duration("5m"), "5s"),
+    namespace_isolation: v.optional(toggle, false),
+    global_namespaces: list(namespace, "default"),
+    status: v.optional(oneOf("inline", "agent", "off"), "inline"),
+  }),
+  v.transform((keys) => ({
+    kubeconfig: keys.kubeconfig ?? kubeconfigDefault,
+    /** True when someone named the file: then it must exist. */
+    kubeconfigIsExplicit: keys.kubeconfig !== undefined,
+    timeoutMs: keys.timeout,
+    namespaceIsolation: keys.namespace_isolation,
+    globalNamespaces: keys.global_namespaces,
+    status: keys.status,
+  })),
+);
+/** How to reach the Kubernetes API; the optional fields come from the CNI config alone. */
+export interface KubernetesConfig extends v.InferOutput<typeof Kubernetes> {
+  /** URL without a trailing slash. */
+  apiRoot?: string;
+  /** A secret: never in a message. */
+  authToken?: string;
+  /** Absolute paths of PEM files, these three. */
+  clientCertificate?: string;
+  clientKey?: string;
+  certificateAuthority?: string;
+}
+
+/** The top-level keys that DEL needs, see {@link parseTopLevel}. */
+const topLevel = {
+  state_dir: v.optional(path, "/var/lib/cni/genie"),
+  log_level: v.optional(oneOf(...logLevels), "info"),
+  log_file: v.optional(pathOrNone, ""),
+  del_retry_window: v.optional(duration("7d"), "10m"),
+};
+const Table = v.pipe(
+  table({
+    ...topLevel,
+    conf_dir: v.optional(path, "/etc/cni/net.d"),
+    bin_dirs: list(path, "/opt/cni/bin"),
+    result: v.optional(oneOf("merged", "primary"), "merged"),
+    timeout: v.optional(duration("1h"), "90s"),
+    parallel: v.optional(toggle, false),
+    default: v.optional(Default, {}),
+    select: v.optional(
+      table({
+        /** Absent: every entry of `plugins`. */
+        candidates: v.exactOptional(v.array(network, "a list")),
+        weights: v.optional(Weights, {}),
+      }),
+      {},
+    ),
+    kubernetes: v.optional(Kubernetes, {}),
+    access: v.optional(table({ default: v.optional(oneOf("allow", "deny"), "allow") }), {}),
+    audit: v.optional(table({ keep: v.optional(duration("3650d"), "30d") }), {}),
+    plugins: v.optional(v.custom<object>(isTable, "a table"), {}),
+  }),
+  v.transform((keys) => ({
+    confDir: keys.conf_dir,
+    /** Searched after CNI_PATH. */
+    binDirs: keys.bin_dirs,
+    stateDir: keys.state_dir,
+    logLevel: keys.log_level,
+    /** "" for none. */
+    logFile: keys.log_file,
+    result: keys.result,
+    /** Limit of a whole ADD. */
+    timeoutMs: keys.timeout,
+    parallel: keys.parallel,
+    delRetryWindowMs: keys.del_retry_window,
+    /** `networks` and `always` hold names, or "name@interface". */
+    default: keys.default,
+    select: keys.select,
+    access: keys.access,
+    audit: { keepMs: keys.audit.keep },
+    kubernetes: keys.kubernetes,
+    plugins: keys.plugins,
+  })),
+);
+/** Everything an operator configures, after defaults. */
+export interface Config extends Omit<v.InferOutput<typeof Table>, "plugins" | "kubernetes"> {
+  /** Path of the plugin table, for messages; "" when there is none. */
+  file: string;
+  kubernetes: KubernetesConfig;
+  /** By name, in the order of the table. */
+  plugins: ReadonlyMap<string, PluginEntry>;
+}
+
+/**
+ * Parses a plugin table.
+ *
+ * @param file its path, for messages
+ * @throws CniError 7 naming file, line and key of the first problem; `details` has all of them
+ */
+export function parseConfig(text: string, file: string): Config {
+  const tree = parseToml(text, file);
+  const lines = locate(text);
+  const problems: Problem[] = [];
+  const fail = (path: Path, what: string) => {
+    problems.push({ line: lineOf(lines, path), text: `"${formatPath(path)}" ${what}` });
+  };
+  function check<T extends v.GenericSchema>(schema: T, value: unknown, ...above: Path) {
+    const parsed = v.safeParse(schema, value);
+    if (parsed.success) return parsed.output;
+    for (const issue of parsed.issues) fail([...above, ...pathOf(issue)], describe(issue));
+    return undefined;
+  }
+  const config = check(Table, tree);
+  const plugins = new Map<string, PluginEntry>();
+  for (const [name, value] of Object.entries(isTable(tree["plugins"]) ? tree["plugins"] : {})) {
+    const path = ["plugins", name];
+    check(network, name, ...path);
+    const entry = check(Plugin, value, ...path);
+    if (entry === undefined) continue;
+    const { allow, deny, config, ...rest } = entry;
+    if (rest.conf !== undefined && config) fail([...path, "config"], 'excludes "conf"');
+    plugins.set(name, {
+      ...rest,
+      name,
+      ...(config && {
+        config: toJson(config, [...path, "config"], fail) as Record<string, unknown>,
+      }),
+      ...(allow && { allow: { ...allow, line: lineOf(lines, [...path, "allow"]) } }),
+      ...(deny && { deny: { ...deny, line: lineOf(lines, [...path, "deny"]) } }),
+      line: lineOf(lines, path),
+    });
+  }
+  if (config === undefined || problems.length > 0) throw invalidTable(file, problems);
+  return { ...config, file, plugins };
+}
+
+/** What holds when there is no plugin table: every list in `confDir` is a network. */
+export function defaultConfig(): Config {
+  return parseConfig("", "");
+}
+
+function parseToml(text: string, file: string): Record<string, unknown> {
+  if (text.length > tableLengthMax) {
+    throw invalidTable(file, [{ line: 1, text: `it is longer than ${tableLengthMax} characters` }]);
+  }
+  try {
+    return parse(text, {
+      integersAsBigInt: "asNeeded",
+      unsafeKeyBehaviour: "throw", // "__proto__" and "constructor"
+      maxDepth: depthMax,
+    });
+  } catch (error) {
+    if (!(error instanceof TomlError)) throw error;
+    // The rest of the message quotes the table, which may hold a secret of a delegate.
+    const [reason = ""] = error.message.replace("Invalid TOML document: ", "").split("\n");
+    throw invalidTable(file, [
+      { line: error.line, text: `not valid TOML at column ${error.column}: ${reason}` },
+    ]);
+  }
+}
+
+function isTable(value: unknown): value is Record<string, unknown> {
+  return isObject(value) && !(value instanceof TomlDate);
+}
+
+/** A TOML value as JSON data; `fail` hears of what JSON cannot hold. */
+function toJson(value: unknown, path: Path, fail: (path: Path, what: string) => void): unknown {
+  if (path.length > depthMax) fail(path, `is deeper than ${depthMax} levels`);
+  else if (value instanceof TomlDate) fail(path, "is a date, expected a string: JSON has no dates");
+  else if (typeof value === "number" && !Number.isFinite(value)) fail(path, `is ${value}`);
+  else if (typeof value === "bigint")
+    return parseJson(`${value}`, "integer"); // keeps every digit
+  else if (Array.isArray(value)) return value.map((item, i) => toJson(item, [...path, i], fail));
+  else if (isTable(value)) {
+    const entries = Object.entries(value);
+    return Object.fromEntries(entries.map(([k, item]) => [k, toJson(item, [...path, k], fail)]));
+  }
+  return value;
+}
+
+/** Keys from the top of the table down; numbers index a list. */
+type Path = (string | number)[];
+/** One thing wrong in a plugin table. */
+type Problem = { line: number; text: string };
+
+function invalidTable(file: string, problems: Problem[]): CniError {
+  const sorted = problems.toSorted((a, b) => a.line - b.line);
+  const [first = "", ...more] = sorted.map(({ line, text }) => `line ${line}: ${text}`);
+  const msg = `Invalid plugin table "${file}" ${first}`;
+  return new CniError(code.invalidConfig, msg, { details: more.join("\n") });
+}
+
+function pathOf(issue: v.BaseIssue<unknown>): Path {
+  return (issue.path ?? []).map(({ key }) => (typeof key === "number" ? key : String(key)));
+}
+
+function formatPath(path: Path): string {
+  const name = path.map((key) => (typeof key === "number" ? `[${key}]` : `.${key}`)).join("");
+  return oneLine(name.slice(1), 120);
+}
+
+function describe(issue: v.BaseIssue<unknown>): string {
+  const isUnknownKey = issue.type === "strict_object" && issue.expected === "never";
+  if (isUnknownKey) return `is not a known key${issue.message}`;
+  return `is ${show(issue.input)}, expected ${issue.message}`;
+}
+
+function show(value: unknown): string {
+  if (Array.isArray(value)) return "a list";
+  if (isObject(value)) return isTable(value) ? "a table" : "a date";
+  return typeof value === "string" ? `"${oneLine(value, 60)}"` : String(value);
+}
+
+/** What an unknown key was meant to be: the nearest of `known`, or a key of the top of the file. */
+function suggestion(key: string, known: object): string {
+  const [near] = Object.keys(known)
+    .map((name) => ({ name, edits: distance(key.slice(0, 40), name) }))
+    .sort((a, b) => a.edits - b.edits);
+  if (near && near.edits <= Math.max(2, key.length / 3)) return `, did you mean "${near.name}"`;
+  return Object.hasOwn(topLevel, key) ? ": it belongs above the first [table]" : "";
+}
+
+/** Levenshtein distance. */
+function distance(a: string, b: string): number {
+  let row = Array.from({ length: b.length + 1 }, (_, j) => j);
+  for (let i = 1; i <= a.length; i++) {
+    const next = [i];
+    for (let j = 1; j <= b.length; j++) {
+      const swap = (row[j - 1] ?? 0) + (a[i - 1] === b[j - 1] ? 0 : 1);
+      next.push(Math.min(swap, (row[j] ?? 0) + 1, (next[j - 1] ?? 0) + 1));
+    }
+    row = next;
+  }
+  return row[b.length] ?? 0;
+}
+
+/** Line of each table header and key, by its path without list indexes. */
+type Lines = Map<string, number>;
+
+function locate(text: string): Lines {
+  const lines: Lines = new Map();
+  let header: string[] = [];
+  for (const { keys, line, isHeader } of statements(text)) {
+    if (isHeader) header = keys;
+    const path = isHeader ? keys : [...header, ...keys];
+    for (let n = 1; n < Math.min(path.length, depthMax); n++) {
+      const parent = path.slice(0, n).join("\0");
+      if (!lines.has(parent)) lines.set(parent, line);
+    }
+    if (isHeader || !lines.has(path.join("\0"))) lines.set(path.join("\0"), line);
+  }
+  return lines;
+}
+
+/** Line of the longest part of `path` that stands in the table. */
+function lineOf(lines: Lines, path: Path): number {
+  const names = path.filter((key) => typeof key === "string");
+  for (let n = names.length; n > 0; n--) {
+    const line = lines.get(names.slice(0, n).join("\0"));
+    if (line !== undefined) return line;
+  }
+  return 1;
+}
+
+/** What {@link parseTopLevel} finds: the part of the config that DEL needs. */
+export type TopLevel = Pick<Config, "stateDir" | "logLevel" | "logFile" | "delRetryWindowMs">;
+
+/**
+ * Reads the top-level keys that DEL needs, from a table that may be invalid elsewhere.
+ * A key that is absent or wrong is left out. Never throws; agrees with {@link parseConfig}.
+ */
+export function parseTopLevel(text: string): Partial<TopLevel> {
+  const found: Record<string, string> = {};
+  for (const { keys, isHeader, value } of statements(text.slice(0, tableLengthMax))) {
+    if (isHeader) break;
+    const [key = ""] = keys;
+    if (keys.length === 1 && Object.hasOwn(topLevel, key) && value) found[key] ??= unquote(value);
+  }
+  const read = <T extends v.GenericSchema>(schema: T, value: string | undefined) => {
+    const parsed = v.safeParse(schema, value);
+    return value !== undefined && parsed.success ? parsed.output : undefined;
+  };
+  const stateDir = read(topLevel.state_dir, found["state_dir"]);
+  const logLevel = read(topLevel.log_level, found["log_level"]);
+  const logFile = read(topLevel.log_file, found["log_file"]);
+  const delRetryWindowMs = read(topLevel.del_retry_window, found["del_retry_window"]);
+  return {
+    ...(stateDir !== undefined && { stateDir }),
+    ...(logLevel !== undefined && { logLevel }),
+    ...(logFile !== undefined && { logFile }),
+    ...(delRetryWindowMs !== undefined && { delRetryWindowMs }),
+  };
+}
+
+/** One `[header]` or `key = value`; `value` is set when it is a single string, as written. */
+type Statement = { keys: string[]; line: number; isHeader: boolean; value: string | undefined };
+type Token = { text: string; line: number };
+const newline: Token = { text: "\n", line: 0 };
+
+/** The statements of a TOML text. One that does not end is taken for its first line. */
+function statements(text: string): Statement[] {
+  const all = tokens(text);
+  const found: Statement[] = [];
+  for (let at = 0; at < all.length; at++) {
+    const { text: first, line } = all[at] ?? newline;
+    if (first === "\n") continue;
+    const isHeader = first === "[";
+    const keys: string[] = [];
+    let i = at;
+    for (; i < all.length; i++) {
+      const { text } = all[i] ?? newline;
+      if (text === "\n" || text === "=" || text === "]") break;
+      if (text !== "[" && text !== ".") keys.push(unquote(text));
+    }
+    const [equals, next, last] = [all[i] ?? newline, all[i + 1] ?? newline, all[i + 2] ?? newline];
+    const isString = equals.text === "=" && isQuoted(next.text) && last.text === "\n";
+    found.push({ keys, line, isHeader, value: isString ? next.text : undefined });
+    at = statementEnd(all, isHeader ? i + 1 : i);
+  }
+  return found;
+}
+
+/** Index of the newline that ends a statement. */
+function statementEnd(all: Token[], from: number): number {
+  const open: string[] = [];
+  for (let i = from; i < all.length && open.length <= depthMax; i++) {
+    const { text } = all[i] ?? newline;
+    if (text === "\n" && open.length === 0) return i;
+    if (text === "=" && open.at(-1) === "[") break; // the next statement: a "]" is missing
+    if (text === "[" || text === "{") open.push(text);
+    else if (text === "]" || text === "}") open.pop();
+  }
+  let i = from;
+  while (i < all.length && all[i]?.text !== "\n") i++;
+  return i;
+}
+
+/**
+ * The tokens of a TOML text, comments left out. Newlines are tokens; a string is one token.
+ * Without regular expressions: in a process that parses one table, compiling them is the cost.
+ */
+function tokens(text: string): Token[] {
+  const found: Token[] = [];
+  let line = 1;
+  for (let at = 0; at < text.length; ) {
+    const char = text.charAt(at);
+    let end = at + 1;
+    if (char === "#") {
+      end = text.indexOf("\n", at);
+      if (end < 0) break;
+    } else if (!" \t\r\ufeff".includes(char)) {
+      if (isQuoted(char)) end = stringEnd(text, at) ?? end;
+      else if (!delimiters.includes(char)) {
+        while (end < text.length && !delimiters.includes(text.charAt(end))) end++;
+      }
+      const token = text.slice(at, end);
+      found.push({ text: token, line });
+      for (let i = token.indexOf("\n"); i >= 0; i = token.indexOf("\n", i + 1)) line++;
+    }
+    at = end;
+  }
+  return found;
+}
+
+const delimiters = " \t\r\n\"'#[]{}=,.";
+
+function isQuoted(token: string): boolean {
+  return token.startsWith('"') || token.startsWith("'");
+}
+
+/** Index after the string that begins at `start`; undefined when it does not end. */
+function stringEnd(text: string, start: number): number | undefined {
+  const quote = text.charAt(start);
+  const isMultiline = text.startsWith(quote.repeat(3), start);
+  const fence = isMultiline ? quote.repeat(3) : quote;
+  for (let end = start + fence.length; ; end++) {
+    end = text.indexOf(fence, end);
+    if (end < 0) return undefined;
+    let escapes = 0;
+    while (quote === '"' && text[end - 1 - escapes] === "\\") escapes++;
+    if (escapes % 2 === 1) continue;
+    if (!isMultiline) return text.slice(start, end).includes("\n") ? undefined : end + 1;
+    // Up to two quotes before the fence belong to the string.
+    for (let extra = 0; extra < 2 && text[end + 3] === quote; extra++) end++;
+    return end + 3;
+  }
+}
+
+const escapes = new Map(Object.entries({ b: "\b", t: "\t", n: "\n", f: "\f", r: "\r", e: "\x1b" }));
+
+/** The value of a string token; of any other token, its text. */
+function unquote(token: string): string {
+  if (!isQuoted(token)) return token;
+  const isMultiline = token.startsWith('"""') || token.startsWith("'''");
+  const quotes = isMultiline ? 3 : 1;
+  const body = token.slice(quotes, token.length - quotes);
+  const content = isMultiline ? body.replace(/^\r?\n/, "") : body;
+  if (!token.startsWith('"') || !content.includes("\\")) return content;
+  const sequence = /\\(?:[ \t]*\r?\n[ \t\r\n]*|x(..)|u(.{4})|U(.{8})|(.))/g;
+  return content.replace(sequence, (_, byte, short, long, char) => {
+    const hex = byte ?? short ?? long;
+    if (hex === undefined) return char === undefined ? "" : (escapes.get(char) ?? char);
+    const point = Number(`0x${hex}`);
+    return point <= 0x10ffff ? String.fromCodePoint(point) : "\ufffd";
+  });
+}
+
+/** Levels a CNI config may name, CNI-Genie's included, by the one we have. */
+const stdinLevels = new Map<string, LogLevel>([
+  ...logLevels.map((level) => [level, level] as const),
+  ["trace", "debug"],
+  ["notice", "info"],
+  ["warning", "warn"],
+  ["critical", "error"],
+  ["fatal", "error"],
+  ["panic", "error"],
+]);
+
+/**
+ * The config with CNI-Genie's own keys of the CNI config put over it; its other keys are ignored.
+ * As in CNI-Genie, a key that is "" counts as absent and `kubernetes` wins over `policy`.
+ *
+ * @throws CniError 7 naming a key that is wrong, never its value: it may be a secret
+ */
+export function withStdinConfig(config: Config, stdin: StdinConfig): Config {
+  const read = (name: string) => stdinText(stdin, name, "a string", () => true);
+  const readPath = (name: string) => stdinText(stdin, name, "an absolute path", isPath);
+  const readUrl = (name: string) =>
+    stdinText(stdin, name, 'a URL such as "https://10.96.0.1:443"', isApiRoot);
+  const levelNames = `one of ${[...stdinLevels.keys()].join(", ")}`;
+  const level = stdinText(stdin, "log_level", levelNames, (value) =>
+    stdinLevels.has(value.toLowerCase()),
+  );
+  const names = 'a list of networks such as "weave,calico"';
+  const networks = stdinText(stdin, "default_plugin", names, (value) =>
+    splitNames(value).every((name) => v.is(attachment, name)),
+  );
+  const kubeconfig = readPath("kubernetes.kubeconfig");
+  const policyRoot = readUrl("policy.k8s_api_root");
+  const apiRoot = readUrl("kubernetes.k8s_api_root") || policyRoot;
+  const authToken = read("policy.k8s_auth_token");
+  const clientCertificate = readPath("policy.k8s_client_certificate");
+  const clientKey = readPath("policy.k8s_client_key");
+  const certificateAuthority = readPath("policy.k8s_certificate_authority");
+  return {
+    ...config,
+    logLevel: stdinLevels.get(level.toLowerCase()) ?? config.logLevel,
+    default: { ...config.default, ...(networks && { networks: splitNames(networks) }) },
+    kubernetes: {
+      ...config.kubernetes,
+      ...(kubeconfig && { kubeconfig, kubeconfigIsExplicit: true }),
+      // Early configs of CNI-Genie hold "https://host/api/v1/".
+      ...(apiRoot && { apiRoot: apiRoot.replace(/\/api\/.*$|\/+$/, "") }),
+      ...(authToken && { authToken }),
+      ...(clientCertificate && { clientCertificate }),
+      ...(clientKey && { clientKey }),
+      ...(certificateAuthority && { certificateAuthority }),
+    },
+  };
+}
+
+const splitNames = (value: string) => value.split(",").map((name) => name.trim());
+
+/** True for a URL without user information, which would be printed with the server's name. */
+function isApiRoot(value: string): boolean {
+  return /^https?:\/\/[^/@?#]+(\/[^@?#]*)?$/i.test(value) && URL.canParse(value);
+}
+
+/** A string of the CNI config, "" when absent. @param name "key" or "object.key" */
+function stdinText(
+  stdin: StdinConfig,
+  name: string,
+  expected: string,
+  test: (value: string) => boolean,
+): string {
+  const [first = "", key] = name.split(".");
+  let value = stdin[first] ?? undefined;
+  if (key !== undefined && value !== undefined) {
+    if (!isObject(value)) throw invalidStdin(first, "an object");
+    value = value[key] ?? undefined;
+  }
+  if (value === undefined) return "";
+  if (typeof value !== "string") throw invalidStdin(name, expected);
+  const trimmed = value.trim();
+  if (trimmed !== "" && !test(trimmed)) throw invalidStdin(name, expected);
+  return trimmed;
+}
+
+function invalidStdin(name: string, expected: string): CniError {
+  return new CniError(code.invalidConfig, `Invalid network config: "${name}" is not ${expected}`);
+}

@@ -1,0 +1,213 @@
+/**
+ * One operation per container at a time (CNI SPEC 1.1 §3; Mesos and nerdctl break it, design D6),
+ * and GC alone. A lock is a row that names its process; the row of a dead process is taken over, and
+ * the delegates it left running are ended first, found by the token in their environment.
+ */
+import { readdirSync, readFileSync, readlinkSync } from "node:fs";
+import { CniError, code, type Host } from "./cni.ts";
+import { type State, write } from "./state.ts";
+
+/** Pause between two looks at a lock that another process holds, in ms. */
+const lockPollMs = 10;
+
+/** Who holds the lock of a container. */
+export interface Operation {
+  containerId: string;
+  command: string;
+  pid: number;
+  /** Start time of the process in clock ticks after boot: a reused pid differs. */
+  started: string;
+  /** Identity of the pid namespace in which `pid` means anything. */
+  pidNamespace: string;
+  /** Marks the delegates of this operation, see {@link tokenVariable}. */
+  token: string;
+  atMs: number;
+}
+
+/** This process, as the holder of a lock. */
+export function newOperation(host: Host, containerId: string, command: string): Operation {
+  const started = processStarted(process.pid);
+  return {
+    containerId,
+    command,
+    pid: process.pid,
+    started,
+    pidNamespace: readlinkSync("/proc/self/ns/pid"),
+    token: `${process.pid}-${started}`,
+    atMs: host.now(),
+  };
+}
+
+/** Start time of a process from `/proc/<pid>/stat`, "" when there is none. */
+export function processStarted(pid: number): string {
+  let stat: string;
+  try {
+    stat = readFileSync(`/proc/${pid}/stat`, "utf8");
+  } catch (error) {
+    if (["ENOENT", "ESRCH"].includes(String((error as NodeJS.ErrnoException).code))) return "";
+    throw error;
+  }
+  // The second field holds the program's name, which may contain anything.
+  const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+  // A zombie holds its number but does nothing any more.
+  return fields[0] === "Z" ? "" : (fields[19] ?? "");
+}
+
+/** Is the holder of a lock still running? One in another pid namespace is believed for a while. */
+export function isRunning(operation: Operation, nowMs: number): boolean {
+  if (operation.pidNamespace !== readlinkSync("/proc/self/ns/pid")) {
+    return nowMs - operation.atMs < 15 * 60_000;
+  }
+  return processStarted(operation.pid) === operation.started && operation.started !== "";
+}
+
+/** What {@link acquire} found: the lock is ours and `value` was computed under it, or not. */
+export type Acquired<T> =
+  | { kind: "acquired"; value: T; abandoned: Operation[] }
+  | { kind: "busy"; holder: Operation };
+
+/** Lock name under which GC excludes ADD and DEL of every container (SPEC 1.1 §3). */
+export const everyContainer = "*";
+
+/**
+ * Takes the lock of a container and runs `inside`, in one transaction: either both happened or
+ * neither. Does not wait for another holder. A lock whose holder died is taken over and handed
+ * back as `abandoned`, because its delegates may still run.
+ *
+ * @throws what `inside` throws, after rolling back; CniError 106 when the file cannot be written
+ */
+export function acquire<T>(state: State, operation: Operation, inside: () => T): Acquired<T> {
+  const { database } = state;
+  return write(state, () => {
+    const rows = (
+      operation.containerId === everyContainer
+        ? database.query("SELECT * FROM operations").all()
+        : database
+            .query("SELECT * FROM operations WHERE container_id IN (?, ?)")
+            .all(operation.containerId, everyContainer)
+    ) as OperationRow[];
+    const held = rows.map(fromOperationRow);
+    const holder = held.find((other) => isRunning(other, operation.atMs));
+    if (holder) return { kind: "busy", holder } as const;
+    const remove = database.query("DELETE FROM operations WHERE container_id = ?");
+    for (const { containerId } of held) remove.run(containerId);
+    database
+      .query("INSERT INTO operations VALUES (?, ?, ?, ?, ?, ?, ?)")
+      .run(
+        operation.containerId,
+        operation.command,
+        operation.pid,
+        operation.started,
+        operation.pidNamespace,
+        operation.token,
+        operation.atMs,
+      );
+    return { kind: "acquired", value: inside(), abandoned: held } as const;
+  });
+}
+
+interface OperationRow {
+  container_id: string;
+  command: string;
+  pid: number;
+  started: string;
+  pid_namespace: string;
+  token: string;
+  at_ms: number;
+}
+
+function fromOperationRow(row: OperationRow): Operation {
+  return {
+    containerId: row.container_id,
+    command: row.command,
+    pid: row.pid,
+    started: row.started,
+    pidNamespace: row.pid_namespace,
+    token: row.token,
+    atMs: row.at_ms,
+  };
+}
+
+/** Gives the lock back, together with `inside`, in one transaction. */
+export function release(state: State, operation: Operation, inside: () => void): void {
+  write(state, () => {
+    inside();
+    state.database
+      .query("DELETE FROM operations WHERE container_id = ? AND token = ?")
+      .run(operation.containerId, operation.token);
+  });
+}
+
+/**
+ * Takes the container's lock, waiting for its holder until the deadline. Delegates that a dead
+ * holder left running are ended before this returns: they would undo what comes next.
+ *
+ * @param onBusy told of the holder at each look, e.g. to ask it to end
+ * @throws CniError 11 when the lock stays taken or we are asked to end
+ */
+export async function takeLock<T>(
+  host: Host,
+  state: State,
+  operation: Operation,
+  { deadlineMs, signal }: { deadlineMs: number; signal?: AbortSignal },
+  inside: () => T,
+  onBusy: (holder: Operation) => void = () => undefined,
+): Promise<T> {
+  for (;;) {
+    const taken: Acquired<T> = acquire(state, { ...operation, atMs: host.now() }, inside);
+    if (taken.kind === "acquired") {
+      for (const { token } of taken.abandoned) await endOrphans(token);
+      return taken.value;
+    }
+    const { holder } = taken;
+    onBusy(holder);
+    if (signal?.aborted || host.now() >= deadlineMs) {
+      throw new CniError(
+        code.tryAgainLater,
+        `Cannot ${operation.command} container ${operation.containerId}: ${holder.command} of ` +
+          `process ${holder.pid} is still running`,
+      );
+    }
+    await Bun.sleep(lockPollMs);
+  }
+}
+
+/** Environment variable that carries an operation's token to its delegates and their children. */
+export const tokenVariable = "GENIE_OPERATION";
+/** How long killed orphans may take to be gone, in ms. */
+const orphanEndMs = 2000;
+
+/** Ends every process that a dead operation left running, and waits until they are gone. */
+export async function endOrphans(token: string): Promise<void> {
+  for (let waitedMs = 0; waitedMs <= orphanEndMs; waitedMs += lockPollMs) {
+    const found = processesWith(`${tokenVariable}=${token}`);
+    if (found.length === 0) return;
+    for (const pid of found) endProcess(pid, "SIGKILL");
+    await Bun.sleep(lockPollMs);
+  }
+}
+
+function processesWith(variable: string): number[] {
+  return readdirSync("/proc")
+    .filter((name) => /^\d+$/.test(name))
+    .map(Number)
+    .filter((pid) => pid !== process.pid && environmentOf(pid).includes(variable));
+}
+
+function environmentOf(pid: number): string[] {
+  try {
+    return readFileSync(`/proc/${pid}/environ`, "utf8").split("\0");
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === undefined) throw error;
+    return []; // It ended meanwhile, or is not ours to read.
+  }
+}
+
+/** Sends a signal; a process that is gone already is no error. */
+export function endProcess(pid: number, signal: "SIGTERM" | "SIGKILL"): void {
+  try {
+    process.kill(pid, signal);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error;
+  }
+}

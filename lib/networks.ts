@@ -1,0 +1,270 @@
+/**
+ * From the name of a network to its config list: the plugin table, then the config lists on disk by
+ * CNI name, then by file name. Reads files, asks no one. Source: design D3; libcni for the folder.
+ */
+import { accessSync, constants, readdirSync, readFileSync, realpathSync, statSync } from "node:fs";
+import { basename, isAbsolute, join } from "node:path";
+import { CniError, code, isNetworkName, oneLine, parseJson, toCniError } from "./cni.ts";
+import type { Config, PluginEntry } from "./config.ts";
+import { type NetworkConfigList, parseConfigList, parsePluginConfig } from "./netconf.ts";
+
+/** A network a pod can be attached to. */
+export interface Network {
+  /** Name it was asked by, or its own where it was listed. */
+  name: string;
+  list: NetworkConfigList;
+  /** Where the list came from: a path, or the table's entry. */
+  source: string;
+  /** The table's entry for it, where there is one. */
+  entry?: PluginEntry;
+}
+
+/** A config list found on disk. */
+interface ListFile {
+  path: string;
+  /** The list, or why it cannot be used. */
+  list: NetworkConfigList | CniError;
+}
+
+/** Largest config file read, in bytes. */
+const fileBytesMax = 1024 * 1024;
+const listSuffix = /\.(conflist|conf|json)$/;
+
+/**
+ * Resolves the name of a network.
+ *
+ * @throws CniError 101 when no table entry and no list has it, 7 when its list is not valid,
+ *   1 when its version is not supported
+ */
+export function resolveNetwork(config: Config, name: string): Network {
+  if (!isNetworkName(name)) {
+    throw new CniError(
+      code.networkNotFound,
+      `Cannot resolve network "${oneLine(name, 64)}": it is not a network name`,
+    );
+  }
+  const entry = config.plugins.get(name);
+  if (entry) return { name, ...resolveEntry(config, entry), entry };
+  const found = findOnDisk(config, name);
+  if (!found) throw unknownNetwork(config, name);
+  return { name, list: usable(found), source: found.path };
+}
+
+/** The list of a table entry: inline, in a file, or in the conf dir under the entry's own name. */
+function resolveEntry(
+  config: Config,
+  entry: PluginEntry,
+): { list: NetworkConfigList; source: string } {
+  if (entry.config !== undefined) {
+    const source = `plugins.${entry.name}.config`;
+    // An inline list is named after its entry unless it names itself.
+    const list = parseConfigList({ name: entry.name, ...entry.config }, source);
+    return { list: finishList(list, config.confDir, source), source };
+  }
+  if (entry.conf !== undefined) {
+    const path = isAbsolute(entry.conf) ? entry.conf : join(config.confDir, entry.conf);
+    return { list: usable(readListFile(path)), source: path };
+  }
+  const found = findOnDisk(config, entry.name);
+  if (!found) throw unknownNetwork(config, entry.name);
+  return { list: usable(found), source: found.path };
+}
+
+function usable(file: ListFile): NetworkConfigList {
+  if (file.list instanceof CniError) throw file.list;
+  return file.list;
+}
+
+function findOnDisk(config: Config, name: string): ListFile | undefined {
+  const files = listFiles(config.confDir).map(readListFile);
+  return (
+    files.find(({ list }) => !(list instanceof CniError) && list.name === name) ??
+    files.find(({ path }) => fileNames(path).includes(name))
+  );
+}
+
+/**
+ * The list on disk whose CNI name is `name`: config lists before single configs (NPWG §3.4.1).
+ * @throws CniError 7 when the file that has it is not valid
+ */
+export function findListOnDisk(
+  config: Config,
+  name: string,
+): { list: NetworkConfigList; source: string } | undefined {
+  const files = listFiles(config.confDir).map(readListFile);
+  const named = files.filter(({ list }) => !(list instanceof CniError) && list.name === name);
+  const found = named.find(({ path }) => path.endsWith(".conflist")) ?? named[0];
+  return found && { list: usable(found), source: found.path };
+}
+
+/** Names a file answers to: `10-calico.conflist` is `calico` and `10-calico`. */
+function fileNames(path: string): string[] {
+  const stem = basename(path).replace(listSuffix, "");
+  return [stem.replace(/^\d+-/, ""), stem];
+}
+
+function unknownNetwork(config: Config, name: string): CniError {
+  const known = listNetworks(config);
+  const names = known.networks.map((network) => network.name);
+  const broken = known.problems.map((problem) => problem.message).join("; ");
+  return new CniError(
+    code.networkNotFound,
+    `Unknown network "${name}": neither the plugin table nor ${config.confDir} has it, known are ` +
+      (names.length === 0 ? "none" : names.join(", ")),
+    { details: broken },
+  );
+}
+
+/**
+ * Lists every network of the node: the table's in its order, then those on disk whose name the
+ * table does not take. What cannot be used is returned as a problem, not thrown.
+ */
+export function listNetworks(config: Config): { networks: Network[]; problems: CniError[] } {
+  const networks: Network[] = [];
+  const problems: CniError[] = [];
+  for (const entry of config.plugins.values()) {
+    try {
+      networks.push({ name: entry.name, ...resolveEntry(config, entry), entry });
+    } catch (error) {
+      problems.push(toCniError(error));
+    }
+  }
+  const taken = new Set([
+    ...networks.flatMap(({ name, list }) => [name, list.name]),
+    ...config.plugins.keys(),
+  ]);
+  for (const { path, list } of listFiles(config.confDir).map(readListFile)) {
+    if (list instanceof CniError) problems.push(list);
+    else if (!taken.has(list.name)) {
+      taken.add(list.name);
+      networks.push({ name: list.name, list, source: path });
+    }
+  }
+  return { networks, problems };
+}
+
+/** Paths of the config files in a folder, in the order runtimes read them. */
+function listFiles(dir: string): string[] {
+  try {
+    return readdirSync(dir)
+      .filter((name) => listSuffix.test(name))
+      .sort()
+      .map((name) => join(dir, name));
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return [];
+    throw new CniError(code.ioFailure, `Cannot read folder ${dir}: ${toCniError(error).message}`, {
+      cause: error,
+    });
+  }
+}
+
+function readListFile(path: string): ListFile {
+  try {
+    const parsed = parseConfigList(parseJson(readSmallFile(path), path), path);
+    return { path, list: finishList(parsed, join(path, ".."), path) };
+  } catch (error) {
+    if (error instanceof CniError) return { path, list: error };
+    const reason = (error as NodeJS.ErrnoException).code ?? toCniError(error).message;
+    const list = new CniError(code.ioFailure, `Cannot read network config ${path}: ${reason}`, {
+      cause: error,
+    });
+    return { path, list };
+  }
+}
+
+/**
+ * Reads a text file of bounded size.
+ * @throws CniError 5 when it is larger than 1 MiB or no regular file; what `fs` throws otherwise
+ */
+export function readSmallFile(path: string): string {
+  const found = statSync(path);
+  if (!found.isFile() || found.size > fileBytesMax) {
+    throw new CniError(
+      code.ioFailure,
+      `Cannot read ${path}: expected a regular file of at most ${fileBytesMax} bytes`,
+    );
+  }
+  return readFileSync(path, "utf8");
+}
+
+/** Adds the plugins from `<dir>/<name>/*.conf` (SPEC 1.1 §1) and checks that there are any. */
+function finishList(
+  { loadsFolder, ...list }: ReturnType<typeof parseConfigList>,
+  dir: string,
+  what: string,
+): NetworkConfigList {
+  const added = loadsFolder ? readPluginFolder(join(dir, list.name)) : [];
+  const plugins = [...list.plugins, ...added];
+  if (plugins.length === 0) {
+    throw new CniError(code.invalidConfig, `Invalid network config ${what}: it has no plugins`);
+  }
+  return { ...list, plugins };
+}
+
+function readPluginFolder(dir: string): NetworkConfigList["plugins"] {
+  if (!statSync(dir, { throwIfNoEntry: false })?.isDirectory()) return [];
+  return listFiles(dir)
+    .filter((path) => path.endsWith(".conf"))
+    .map((path) => parsePluginConfig(parseJson(readSmallFile(path), path), path));
+}
+
+/** Where plugin binaries are looked for, and what counts as ourselves. */
+export interface PluginSearch {
+  /** CNI_PATH, then the table's `bin_dirs`. */
+  dirs: string[];
+  /** `type` under which the runtime calls us. */
+  ownType: string | undefined;
+}
+
+/**
+ * Finds the binary of every plugin of a network.
+ *
+ * @returns absolute paths, in the order of the list's plugins
+ * @throws CniError 102 when one is missing, 7 when one is genie itself: it would call itself for ever
+ */
+export function findPlugins(network: Network, search: PluginSearch): string[] {
+  return network.list.plugins.map(({ type }) => {
+    const path = findPlugin(type, search.dirs);
+    if (isOurself(type, path, search)) {
+      throw new CniError(
+        code.invalidConfig,
+        `Cannot attach network "${network.name}": its plugin "${type}" in ${network.source} is ` +
+          "genie itself, name another network",
+      );
+    }
+    if (path) return path;
+    throw new CniError(
+      code.delegateNotFound,
+      `Cannot attach network "${network.name}": plugin "${type}" is in none of ` +
+        `${search.dirs.join(", ") || "no folder"}, install it or extend bin_dirs`,
+    );
+  });
+}
+
+/** Is any plugin of this network genie itself? Such a network is never a candidate. */
+export function delegatesToOurself(network: Network, search: PluginSearch): boolean {
+  return network.list.plugins.some(({ type }) =>
+    isOurself(type, findPlugin(type, search.dirs), search),
+  );
+}
+
+function isOurself(type: string, path: string | undefined, { ownType }: PluginSearch): boolean {
+  if (type === "genie" || type === ownType) return true;
+  return path !== undefined && realpathSync(path) === realpathSync(process.execPath);
+}
+
+/** Absolute path of a plugin's binary in the first folder that has it, or undefined. */
+export function findPlugin(type: string, dirs: string[]): string | undefined {
+  return dirs
+    .filter((dir) => isAbsolute(dir))
+    .map((dir) => join(dir, type))
+    .find((path) => {
+      try {
+        accessSync(path, constants.X_OK);
+        return statSync(path).isFile();
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code === undefined) throw error;
+        return false;
+      }
+    });
+}

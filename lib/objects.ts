@@ -1,0 +1,320 @@
+/**
+ * Networks that live in the Kubernetes API: NetworkAttachmentDefinition (NPWG v1.3 §3), and
+ * CNI-Genie's Logicalnetwork and Physicalnetwork. One GET per distinct object and call; asked for
+ * only when a pod names one. Everything read is hostile until parsed.
+ */
+import { BlockList, isIP } from "node:net";
+import * as v from "valibot";
+import { CniError, code, type Host, isObject, oneLine, parseJson } from "./cni.ts";
+import type { Config } from "./config.ts";
+import type { Kube } from "./kube.ts";
+import { type NetworkConfigList, type PluginConfig, parseConfigList } from "./netconf.ts";
+import { findListOnDisk, type Network, resolveNetwork } from "./networks.ts";
+import { npwgKeys } from "./npwg.ts";
+
+/** The API as one call uses it: connected when first needed, each object read once. */
+export interface Objects {
+  /** The connection. @throws CniError 7 without credentials */
+  kube(): Promise<Kube>;
+  /** Reads an object, or hands back what this call read before. */
+  get(path: readonly string[]): Promise<unknown>;
+  /** True once a connection was asked for. */
+  used(): boolean;
+}
+
+/** Opens a view of the API for one call; sends nothing yet. */
+export function openObjects(host: Host, config: Config): Objects {
+  let connection: Promise<Kube> | undefined;
+  const read = new Map<string, Promise<unknown>>();
+  const kube = () => {
+    connection ??= import("./kube.ts").then(({ connect }) => connect(host, config.kubernetes));
+    return connection;
+  };
+  return {
+    kube,
+    get: (path) => {
+      const key = path.join("\0");
+      const known = read.get(key) ?? kube().then((api) => api.get(path));
+      read.set(key, known);
+      return known;
+    },
+    used: () => connection !== undefined,
+  };
+}
+
+const Definition = v.looseObject({
+  metadata: v.looseObject({
+    annotations: v.nullish(v.record(v.string(), v.string())),
+  }),
+  spec: v.nullish(v.looseObject({ config: v.nullish(v.string()) })),
+});
+
+/** A network from a NetworkAttachmentDefinition. */
+export interface DefinedNetwork extends Network {
+  /** Device plugin resource it takes a device from. */
+  resourceName?: string;
+  /** True when its config stands on the node's disk and not in the object. */
+  onDisk: boolean;
+}
+
+/** Path of a NetworkAttachmentDefinition. */
+export function definitionPath(namespace: string, name: string): string[] {
+  const group = ["apis", "k8s.cni.cncf.io", "v1", "namespaces"];
+  return [...group, namespace, "network-attachment-definitions", name];
+}
+
+/**
+ * Resolves a NetworkAttachmentDefinition: its `spec.config`, else the list on disk with its name,
+ * else the single config, else failure (NPWG §3.4.1). A config without a name gets the object's.
+ *
+ * @throws CniError 101 when the object or its config is missing, 7 when the config is not valid,
+ *   11 when the API cannot be asked
+ */
+export async function resolveDefinition(
+  objects: Objects,
+  config: Config,
+  { namespace, network: name }: { namespace: string; network: string },
+): Promise<DefinedNetwork> {
+  const label = `${namespace}/${name}`;
+  const what = `NetworkAttachmentDefinition ${label}`;
+  const object = await getObject(objects, definitionPath(namespace, name), what);
+  const { metadata, spec } = parseObject(Definition, object, what);
+  const resourceName = metadata.annotations?.[npwgKeys.resourceName];
+  const device = resourceName ? { resourceName } : {};
+  const text = spec?.config?.trim() ?? "";
+  if (text !== "") {
+    const value = parseJson(text, `spec.config of ${what}`);
+    const named = isObject(value) && !value["name"] ? { ...value, name } : value;
+    const { loadsFolder, ...list } = parseConfigList(named, what);
+    if (list.plugins.length === 0) {
+      throw new CniError(code.invalidConfig, `Invalid network config ${what}: it has no plugins`);
+    }
+    return { name: label, list, source: what, onDisk: false, ...device };
+  }
+  const found = findListOnDisk(config, name);
+  if (!found) {
+    throw new CniError(
+      code.networkNotFound,
+      `Cannot resolve ${what}: it has no spec.config, and ${config.confDir} has no list named "${name}"`,
+    );
+  }
+  return { name: label, ...found, onDisk: true, ...device };
+}
+
+/** Reads an object; one that is absent is a network that is not known. */
+async function getObject(objects: Objects, path: string[], what: string): Promise<unknown> {
+  try {
+    return await objects.get(path);
+  } catch (error) {
+    const { isNotFound } = await import("./kube.ts");
+    if (!isNotFound(error)) throw error;
+    throw new CniError(code.networkNotFound, `Unknown network: ${what} does not exist`, {
+      cause: error,
+    });
+  }
+}
+
+function parseObject<T extends v.GenericSchema>(
+  schema: T,
+  value: unknown,
+  what: string,
+): v.InferOutput<T> {
+  const parsed = v.safeParse(schema, value);
+  if (parsed.success) return parsed.output;
+  const [issue] = parsed.issues;
+  throw new CniError(
+    code.invalidConfig,
+    `Invalid ${what}: ${v.getDotPath(issue) ?? "object"}: ${oneLine(issue.message, 200)}`,
+  );
+}
+
+const text = v.nullish(v.string(), "");
+const LogicalNetwork = v.looseObject({
+  spec: v.looseObject({ physicalNet: text, sub_subnet: text, plugin: text }),
+});
+type LogicalSpec = v.InferOutput<typeof LogicalNetwork>["spec"];
+const LogicalNetworkList = v.looseObject({
+  items: v.array(
+    v.looseObject({
+      metadata: v.looseObject({ name: v.string(), namespace: v.string() }),
+      spec: v.looseObject({ physicalNet: text, sub_subnet: text, plugin: text }),
+    }),
+  ),
+});
+const PhysicalNetwork = v.looseObject({
+  spec: v.looseObject({
+    refer_nic: text,
+    sharedStatus: v.nullish(
+      v.looseObject({ plugin: text, subnet: text, dedicatedNet: v.nullish(v.boolean(), false) }),
+    ),
+  }),
+});
+
+const logicalGroup = ["apis", "alpha.network.k8s.io", "v1"];
+
+/** A network from a Logicalnetwork; `plugin` is the node's network behind it, for the gate. */
+export interface LogicalResolved extends Network {
+  plugin: string;
+}
+
+/**
+ * Resolves a Logicalnetwork of the pod's namespace, by CNI-Genie's rules: a dedicated physical
+ * network brings its plugin; a shared one needs plugin and sub-subnet on the logical one. The
+ * sub-subnet replaces the plugin's own, lies inside the physical one and overlaps no other logical
+ * network of the same plugin. `refer_nic` becomes the parent device where the plugin takes one.
+ *
+ * @throws CniError 101 for objects that do not exist, 7 where a rule is broken, 11 without the API
+ */
+export async function resolveLogical(
+  objects: Objects,
+  config: Config,
+  { namespace, network: name }: { namespace: string; network: string },
+): Promise<LogicalResolved> {
+  const what = `Logicalnetwork ${namespace}/${name}`;
+  const path = [...logicalGroup, "namespaces", namespace, "logicalnetworks", name];
+  const { spec } = parseObject(LogicalNetwork, await getObject(objects, path, what), what);
+  const physical = await getPhysical(objects, namespace, spec, what);
+  const plugin = physical?.dedicatedNet ? physical.plugin : spec.plugin;
+  if (!plugin) throw broken(what, "no plugin: set spec.plugin, or a dedicated physical network");
+  if (physical?.dedicatedNet && spec.plugin !== "" && spec.plugin !== plugin) {
+    throw broken(what, `plugin "${spec.plugin}" is not "${plugin}", that of its physical network`);
+  }
+  const subnet = spec.sub_subnet;
+  if (physical && !physical.dedicatedNet && subnet === "") {
+    throw broken(what, "a shared physical network needs spec.sub_subnet");
+  }
+  if (subnet !== "") {
+    if (!parseSubnet(subnet))
+      throw broken(what, `sub_subnet "${oneLine(subnet, 80)}" is no subnet`);
+    if (physical && physical.subnet !== "" && !contains(physical.subnet, subnet)) {
+      throw broken(what, `sub_subnet ${subnet} is not inside ${physical.subnet}`);
+    }
+    await checkOverlap(objects, { namespace, name }, spec, what);
+  }
+  const network = resolveNetwork(config, plugin);
+  const effective = subnet || (physical?.dedicatedNet ? physical.subnet : "");
+  const list = withParent(
+    effective === "" ? network.list : withSubnet(network.list, effective, what),
+    physical?.referNic ?? "",
+  );
+  return { ...network, name, list, source: `${what} on ${network.source}`, plugin };
+}
+
+async function getPhysical(
+  objects: Objects,
+  namespace: string,
+  { physicalNet }: LogicalSpec,
+  logical: string,
+): Promise<
+  { referNic: string; plugin: string; subnet: string; dedicatedNet: boolean } | undefined
+> {
+  if (physicalNet === "") return undefined;
+  const what = `Physicalnetwork ${namespace}/${physicalNet} of ${logical}`;
+  const path = [...logicalGroup, "namespaces", namespace, "physicalnetworks", physicalNet];
+  const { spec } = parseObject(PhysicalNetwork, await getObject(objects, path, what), what);
+  const { plugin = "", subnet = "", dedicatedNet = false } = spec.sharedStatus ?? {};
+  if (dedicatedNet && plugin === "") throw broken(what, "it is dedicated but names no plugin");
+  if (subnet !== "" && !parseSubnet(subnet)) throw broken(what, `"${subnet}" is no subnet`);
+  return { referNic: spec.refer_nic, plugin, subnet, dedicatedNet };
+}
+
+async function checkOverlap(
+  objects: Objects,
+  self: { namespace: string; name: string },
+  spec: LogicalSpec,
+  what: string,
+): Promise<void> {
+  const answer = await objects.get([...logicalGroup, "logicalnetworks"]);
+  const { items } = parseObject(LogicalNetworkList, answer, "list of Logicalnetworks");
+  for (const { metadata, spec: other } of items) {
+    if (metadata.namespace === self.namespace && metadata.name === self.name) continue;
+    const samePlugin =
+      (spec.plugin !== "" && other.plugin === spec.plugin) ||
+      (spec.physicalNet !== "" &&
+        other.physicalNet === spec.physicalNet &&
+        metadata.namespace === self.namespace);
+    if (!samePlugin || !parseSubnet(other.sub_subnet)) continue;
+    if (
+      contains(other.sub_subnet, spec.sub_subnet) ||
+      contains(spec.sub_subnet, other.sub_subnet)
+    ) {
+      throw broken(
+        what,
+        `sub_subnet ${spec.sub_subnet} overlaps ${other.sub_subnet} of ` +
+          `${metadata.namespace}/${metadata.name} on the same plugin`,
+      );
+    }
+  }
+}
+
+function broken(what: string, issue: string): CniError {
+  return new CniError(code.invalidConfig, `Invalid ${what}: ${issue}`);
+}
+
+/** A subnet as address, prefix length and family; undefined when the text is none. */
+function parseSubnet(
+  text: string,
+): { address: string; prefix: number; family: "ipv4" | "ipv6" } | undefined {
+  const [, address = "", digits = ""] = /^([^/]+)\/(\d{1,3})$/.exec(text) ?? [];
+  const version = isIP(address);
+  const prefix = Number(digits);
+  if (version === 0 || prefix > (version === 4 ? 32 : 128)) return undefined;
+  return { address, prefix, family: version === 4 ? "ipv4" : "ipv6" };
+}
+
+/** True when every address of `inner` is in `outer`. */
+export function contains(outer: string, inner: string): boolean {
+  const [a, b] = [parseSubnet(outer), parseSubnet(inner)];
+  if (!a || !b || a.family !== b.family || b.prefix < a.prefix) return false;
+  const list = new BlockList();
+  list.addSubnet(a.address, a.prefix, a.family);
+  return list.check(b.address, b.family);
+}
+
+/** Replaces the subnet from which the first plugin with an IPAM gives addresses. */
+function withSubnet(list: NetworkConfigList, subnet: string, what: string): NetworkConfigList {
+  const index = list.plugins.findIndex(({ ipam }) => isObject(ipam) && ipam["type"]);
+  const plugin = list.plugins[index];
+  const ipam = plugin?.["ipam"];
+  if (!plugin || !isObject(ipam)) {
+    throw broken(what, `network "${list.name}" has no IPAM whose subnet could be replaced`);
+  }
+  const plugins = list.plugins.with(index, { ...plugin, ipam: replaceSubnet(ipam, subnet) });
+  return { ...list, plugins };
+}
+
+/** The same IPAM on another subnet: ranges and gateways outside it go. */
+function replaceSubnet(ipam: Record<string, unknown>, subnet: string): Record<string, unknown> {
+  const is6 = subnet.includes(":");
+  if (ipam["type"] === "calico-ipam")
+    return { ...ipam, [is6 ? "ipv6_pools" : "ipv4_pools"]: [subnet] };
+  if (ipam["type"] === "whereabouts") return { ...ipam, range: subnet };
+  const { rangeStart: _s, rangeEnd: _e, gateway: _g, ranges, subnet: old, ...rest } = ipam;
+  if (!Array.isArray(ranges)) return { ...rest, subnet };
+  // Range sets of the other family stay: a logical network narrows one of them.
+  const others = ranges.filter(
+    (set) =>
+      Array.isArray(set) &&
+      set.every((range) => isObject(range) && String(range["subnet"]).includes(":") !== is6),
+  );
+  return { ...rest, ...(old !== undefined && {}), ranges: [[{ subnet }], ...others] };
+}
+
+/** Keys under which plugins take their parent device. */
+const parentKeys: Record<string, string> = {
+  macvlan: "master",
+  ipvlan: "master",
+  vlan: "master",
+  sriov: "master",
+  "host-device": "device",
+};
+
+function withParent(list: NetworkConfigList, nic: string): NetworkConfigList {
+  if (nic === "") return list;
+  const plugins = list.plugins.map((plugin): PluginConfig => {
+    const present = ["master", "device"].find((key) => plugin[key] !== undefined);
+    const key = parentKeys[plugin.type] ?? present;
+    return key === undefined ? plugin : { ...plugin, [key]: nic };
+  });
+  return { ...list, plugins };
+}

@@ -1,0 +1,330 @@
+/**
+ * A Kubernetes API server for tests: TLS by a CA of its own, real paths, `Status` objects, bearer
+ * token or client certificate, and faults on demand. `node:https` rather than `Bun.serve`, because
+ * that shows the client certificate and lets a test break a connection.
+ *
+ * As a process: `bun tests/apiserver.ts --dir DIR [--delay MS]` prints `{url, kubeconfig, dir}` and
+ * serves until it is killed. It starts with what `DIR/objects.json` holds (path to object); later
+ * `POST /-/objects` with the same shape adds more, `GET /-/requests` tells what was asked.
+ */
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import type { IncomingMessage, ServerResponse } from "node:http";
+import { createServer } from "node:https";
+import type { AddressInfo } from "node:net";
+import { join, resolve } from "node:path";
+import { Readable } from "node:stream";
+import { pipeline } from "node:stream/promises";
+import type { TLSSocket } from "node:tls";
+import { parseArgs } from "node:util";
+
+/** What may go wrong with one request. */
+export type Fault =
+  | { kind: "delay"; ms: number }
+  | { kind: "hang" }
+  | { kind: "reset" }
+  /** Half of an answer, then the connection breaks. */
+  | { kind: "half" }
+  | { kind: "status"; status: number; retryAfter?: string }
+  /** An endless-looking answer of `bytes`. */
+  | { kind: "flood"; bytes: number }
+  | { kind: "redirect"; location: string }
+  /** Status 200 and this text. */
+  | { kind: "garbage"; text: string };
+
+/** A request as it arrived. */
+export interface Seen {
+  method: string;
+  path: string;
+  contentType: string;
+  body: string;
+  user: "token" | "certificate" | "nobody";
+}
+
+type Json = Record<string, unknown>;
+
+/** Ways to say who we are, each as a kubeconfig file; `wrongCa` trusts another authority. */
+export type Kind = "token" | "tokenFile" | "clientCertificate" | "exec" | "wrongCa";
+
+/** A running server. */
+export interface ApiServer {
+  url: string;
+  /** Holds `ca.crt`, `ca2.crt`, `client.crt`, `client.key` and `token`. */
+  dir: string;
+  /** Accepted bearer token; a test may change it. */
+  token: string;
+  requests: Seen[];
+  /** The next requests go wrong like this, one each; "none" lets one pass. */
+  misbehave(...faults: (Fault | "none")[]): void;
+  put(path: string, object: Json): void;
+  object(path: string): Json | undefined;
+  remove(path: string): void;
+  /** Writes a kubeconfig file into `dir` and returns its path. */
+  kubeconfig(kind: Kind): string;
+  stop(): Promise<void>;
+}
+
+/**
+ * Starts a server on a free port; its keys live and die with `dir`. With `keepAlive` off each
+ * request has a connection of its own, so that a fault hits the request that was meant.
+ */
+export async function startApiServer(
+  dir: string,
+  { delayMs = 0, keepAlive = true }: { delayMs?: number; keepAlive?: boolean } = {},
+): Promise<ApiServer> {
+  mkdirSync(dir, { recursive: true });
+  makeKeys(dir);
+  const objects = new Map<string, Json>();
+  const faults: (Fault | "none")[] = [];
+  const read = (name: string): string => readFileSync(join(dir, name), "utf8");
+  const tls = { cert: read("server.crt"), key: read("server.key"), ca: read("ca.crt") };
+  const server = createServer(
+    { ...tls, requestCert: true, rejectUnauthorized: false },
+    async (request, response) => {
+      const seen = await see(request, api.token);
+      if (seen.path.startsWith("/-/")) {
+        answer(response, control(seen, api));
+        return;
+      }
+      api.requests.push(seen);
+      if (!keepAlive) response.setHeader("Connection", "close");
+      if (delayMs > 0) await Bun.sleep(delayMs);
+      const fault = faults.shift() ?? "none";
+      if (fault !== "none" && (await misbehave(response, fault))) return;
+      answer(response, serve(objects, seen));
+    },
+  );
+  await new Promise<void>((done) => server.listen(0, "127.0.0.1", done));
+  const api: ApiServer = {
+    url: `https://127.0.0.1:${(server.address() as AddressInfo).port}`,
+    dir,
+    token: `secret-${crypto.randomUUID()}`,
+    requests: [],
+    misbehave: (...more) => void faults.push(...more),
+    put: (path, object) => void objects.set(path, withMeta(object)),
+    object: (path) => objects.get(path),
+    remove: (path) => void objects.delete(path),
+    kubeconfig: (kind) => writeKubeconfig(api, kind),
+    stop: async () => {
+      server.closeAllConnections();
+      await new Promise<void>((done) => server.close(() => done()));
+    },
+  };
+  writeFileSync(join(dir, "token"), `${api.token}\n`);
+  return api;
+}
+
+/** A CA, a second one that signed nothing, a server and a client: P-256, valid for two days. */
+function makeKeys(dir: string): void {
+  const ca = ["-addext", "keyUsage=critical,keyCertSign"];
+  const signed = ["-CA", "ca.crt", "-CAkey", "ca.key", "-addext"];
+  const names = "subjectAltName=IP:127.0.0.1,DNS:localhost,DNS:kubernetes.default.svc";
+  const rows: [string, string[]][] = [
+    ["ca", ca],
+    ["ca2", ca],
+    ["server", [...signed, names]],
+    ["client", [...signed, "extendedKeyUsage=clientAuth"]],
+  ];
+  for (const [name, more] of rows) {
+    const key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
+    const files = ["-keyout", `${name}.key`, "-out", `${name}.crt`, "-days", "2"];
+    const args = ["req", "-x509", ...key, ...files, "-subj", `/CN=${name}`, ...more];
+    const { exitCode, stderr } = Bun.spawnSync(["openssl", ...args], { cwd: dir });
+    if (exitCode !== 0) throw new Error(`openssl: ${stderr}`);
+  }
+}
+
+async function see(request: IncomingMessage, token: string): Promise<Seen> {
+  const chunks: Buffer[] = [];
+  for await (const chunk of request) chunks.push(Buffer.from(chunk));
+  const { authorization } = request.headers;
+  const isCertified = (request.socket as TLSSocket).authorized;
+  return {
+    method: request.method ?? "",
+    path: request.url ?? "",
+    contentType: request.headers["content-type"] ?? "",
+    body: Buffer.concat(chunks).toString(),
+    user: authorization === `Bearer ${token}` ? "token" : isCertified ? "certificate" : "nobody",
+  };
+}
+
+interface Answer {
+  status: number;
+  body: Json;
+}
+
+function answer(response: ServerResponse, { status, body }: Answer): void {
+  const text = JSON.stringify(body);
+  const length = Buffer.byteLength(text);
+  response.writeHead(status, { "Content-Type": "application/json", "Content-Length": length });
+  response.end(text);
+}
+
+/** A `Status` object, the way the API server says no. */
+function refusal(status: number, reason: string, message: string): Answer {
+  const body = { kind: "Status", apiVersion: "v1", status: "Failure", message, reason };
+  return { status, body: { ...body, code: status } };
+}
+
+function serve(
+  objects: Map<string, Json>,
+  { method, path, body, user, contentType }: Seen,
+): Answer {
+  if (user === "nobody") return refusal(401, "Unauthorized", "Unauthorized");
+  // The status subresource is a part of the object.
+  const key = decodeURI(path).replace(/\/status$/, "");
+  const found = objects.get(key);
+  if (method === "POST") return create(objects, key, JSON.parse(body));
+  if (method === "GET" && !found) {
+    const items = listOf(objects, key);
+    if (items.length > 0) return { status: 200, body: { kind: "List", items } };
+  }
+  if (!found) return refusal(404, "NotFound", `${key} not found`);
+  if (method === "GET") return { status: 200, body: found };
+  if (method !== "PATCH") return refusal(405, "MethodNotAllowed", method);
+  if (contentType !== "application/merge-patch+json") {
+    return refusal(415, "UnsupportedMediaType", contentType);
+  }
+  const patch: Json = JSON.parse(body);
+  const wanted = Object.entries((patch["metadata"] ?? {}) as Json);
+  const current = found["metadata"] as Json;
+  const differs = wanted.some(
+    ([name, value]) => ["uid", "resourceVersion"].includes(name) && value !== current[name],
+  );
+  if (differs) return refusal(409, "Conflict", "the object has been modified");
+  const merged = withMeta(merge(found, patch) as Json, Number(current["resourceVersion"]) + 1);
+  objects.set(key, merged);
+  return { status: 200, body: merged };
+}
+
+function create(objects: Map<string, Json>, collection: string, object: Json): Answer {
+  const { name, generateName } = (object["metadata"] ?? {}) as Record<string, string | undefined>;
+  const chosen = name ?? `${generateName ?? "unnamed-"}${objects.size}`;
+  const path = `${collection}/${chosen}`;
+  if (objects.has(path)) return refusal(409, "AlreadyExists", `${chosen} already exists`);
+  const metadata = { ...(object["metadata"] as Json), name: chosen };
+  const created = withMeta({ ...object, metadata });
+  objects.set(path, created);
+  return { status: 201, body: created };
+}
+
+/** What lies in a collection, of one namespace or (`/api/v1/pods`) of all. */
+function listOf(objects: Map<string, Json>, path: string): Json[] {
+  const [, root = "", type = ""] =
+    /^(\/api\/[^/]+|\/apis\/[^/]+\/[^/]+)\/([^/]+)$/.exec(path) ?? [];
+  const isInside = (key: string): boolean => {
+    const parent = key.slice(0, key.lastIndexOf("/"));
+    if (parent === path) return true;
+    return root !== "" && parent.startsWith(`${root}/namespaces/`) && parent.endsWith(`/${type}`);
+  };
+  return [...objects].filter(([key]) => isInside(key)).map(([, object]) => object);
+}
+
+/** RFC 7396. */
+function merge(target: unknown, patch: unknown): unknown {
+  if (typeof patch !== "object" || patch === null || Array.isArray(patch)) return patch;
+  const isMap = typeof target === "object" && target !== null && !Array.isArray(target);
+  const result: Json = isMap ? { ...target } : {};
+  for (const [key, value] of Object.entries(patch)) {
+    if (value === null) delete result[key];
+    else result[key] = merge(result[key], value);
+  }
+  return result;
+}
+
+function withMeta(object: Json, resourceVersion?: number): Json {
+  const given = (object["metadata"] ?? {}) as Json;
+  const version = String(resourceVersion ?? given["resourceVersion"] ?? 1);
+  const uid = given["uid"] ?? crypto.randomUUID();
+  return { ...object, metadata: { ...given, uid, resourceVersion: version } };
+}
+
+/** Does what the fault says; false when the request is to be served after all. */
+async function misbehave(response: ServerResponse, fault: Fault): Promise<boolean> {
+  const { socket } = response;
+  switch (fault.kind) {
+    case "delay":
+      await Bun.sleep(fault.ms);
+      return false;
+    case "hang":
+      return true;
+    case "reset":
+      socket?.destroy();
+      return true;
+    case "half":
+      response.writeHead(200, { "Content-Length": "1000" });
+      response.write('{"kind":"Pod",', () => socket?.destroy());
+      return true;
+    case "status": {
+      if (fault.retryAfter !== undefined) response.setHeader("Retry-After", fault.retryAfter);
+      answer(response, refusal(fault.status, "Fault", `as the test says: ${fault.status}`));
+      return true;
+    }
+    case "flood": {
+      const block = "x".repeat(1024 * 1024);
+      const blocks = Array.from({ length: fault.bytes / block.length }, () => block);
+      // The client hangs up in the middle: that is the point.
+      await pipeline(Readable.from(blocks), response).catch(() => undefined);
+      return true;
+    }
+    case "redirect":
+      response.writeHead(302, { Location: fault.location }).end();
+      return true;
+    case "garbage":
+      response.end(fault.text);
+      return true;
+  }
+}
+
+/** For a bench in another process; no credentials, as the port is ours alone. */
+function control({ method, path, body }: Seen, api: ApiServer): Answer {
+  if (path === "/-/requests") return { status: 200, body: { requests: api.requests } };
+  if (method !== "POST" || path !== "/-/objects") return refusal(404, "NotFound", path);
+  for (const [key, object] of Object.entries(JSON.parse(body))) api.put(key, object as Json);
+  return { status: 200, body: {} };
+}
+
+function writeKubeconfig({ dir, url, token }: ApiServer, kind: Kind): string {
+  const users: Record<Kind, Json> = {
+    token: { token },
+    wrongCa: { token },
+    tokenFile: { tokenFile: "token" },
+    clientCertificate: { "client-certificate": "client.crt", "client-key": "client.key" },
+    exec: { exec: { apiVersion: "client.authentication.k8s.io/v1", command: "./credential" } },
+  };
+  const credential = { kind: "ExecCredential", status: { token } };
+  const script = `#!/bin/sh\ncat <<'END'\n${JSON.stringify(credential)}\nEND\n`;
+  writeFileSync(join(dir, "credential"), script, { mode: 0o755 });
+  const authority = readFileSync(join(dir, kind === "wrongCa" ? "ca2.crt" : "ca.crt"));
+  const file = join(dir, `kubeconfig-${kind}`);
+  const yaml = `# Written by tests/apiserver.ts
+apiVersion: v1
+kind: Config
+current-context: test
+contexts:
+- name: test
+  context: {cluster: test, user: ${kind}}
+clusters:
+- name: test
+  cluster:
+    server: ${url}
+    certificate-authority-data: ${authority.toString("base64")}
+users:
+- name: ${kind}
+  user: ${JSON.stringify(users[kind])}
+`;
+  writeFileSync(file, yaml, { mode: 0o600 });
+  return file;
+}
+
+if (import.meta.main) {
+  const { values } = parseArgs({
+    options: { dir: { type: "string" }, delay: { type: "string", default: "0" } },
+  });
+  const dir = resolve(values.dir ?? ".");
+  const server = await startApiServer(dir, { delayMs: Number(values.delay) });
+  const file = join(dir, "objects.json");
+  const objects: Record<string, Json> = existsSync(file) ? await Bun.file(file).json() : {};
+  for (const [path, object] of Object.entries(objects)) server.put(path, object);
+  const line = { url: server.url, kubeconfig: server.kubeconfig("token"), dir };
+  process.stdout.write(`${JSON.stringify(line)}\n`);
+}

@@ -1,0 +1,252 @@
+/**
+ * The node the bench runs on: bridges made beforehand, fresh network namespaces, throw-away
+ * folders, the binaries under test and an API server. Whatever is made here goes away with
+ * `closeNode`, also after a failure or an interrupt.
+ */
+import { copyFileSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { basename, join } from "node:path";
+
+const root = join(import.meta.dir, "..", "..");
+/** CNI version of every config: the newest that Debian's plugins speak. */
+export const cniVersion = "1.0.0";
+/** Name and namespace of the pod in every call. */
+export const podName = "bench-pod";
+export const podNamespace = "bench";
+const podUid = "7c8f0c8e-3b0e-4d5b-9d43-0b9a63b1c1a5";
+/** Networks on the node; the largest scenario attaches a pod to all of them. */
+export const networkCount = 5;
+
+/** One container as the runtime knows it. */
+export interface Pod {
+  containerId: string;
+  netnsName: string;
+  /** What to pass as CNI_NETNS. */
+  netns: string;
+  /** CNI_ARGS, as containerd sets them. */
+  args: string;
+  /** What ADD printed, one per call: the runtime hands it back as `prevResult`. */
+  results: object[];
+}
+
+/** Everything a scenario may refer to. */
+export interface BenchNode {
+  /** Short random word in every name, so that two benches never meet. */
+  id: string;
+  /** Folder of all files. */
+  dir: string;
+  /** Folder of the reference plugins. */
+  pluginDir: string;
+  /** Path of genie. */
+  genie: string;
+  /** Path of the compiled `floor.ts`. */
+  floor: string;
+  /** Plugin configs, one per network, as a runtime would hand them to `bridge`. */
+  networks: { name: string; type: string; [key: string]: unknown }[];
+  /** Set once {@link startApi} has run. */
+  kubeconfig: string;
+  api: Bun.Subprocess | undefined;
+  netnsCount: number;
+}
+
+/** Runs a program to its end. @throws Error with what it said */
+export function command(program: string, ...args: string[]): string {
+  const { exitCode, stdout, stderr } = Bun.spawnSync([program, ...args], { cwd: root });
+  if (exitCode === 0) return stdout.toString();
+  const said = stderr.toString().trim() || stdout.toString().trim();
+  throw new Error(`${basename(program)} ${args.join(" ")} failed: ${said}`);
+}
+
+/**
+ * Makes folders, network configs, bridges and the floor binary.
+ *
+ * @param genie the binary to measure; it is copied, so that a build meanwhile changes nothing
+ */
+export function openNode(genie: string, pluginDir: string): BenchNode {
+  const dir = mkdtempSync(join(tmpdir(), "genie-bench-"));
+  const id = basename(dir).slice(-6).toLowerCase();
+  const node: BenchNode = {
+    id,
+    dir,
+    pluginDir,
+    genie: join(dir, "bin", "genie"),
+    floor: join(dir, "bin", "floor"),
+    networks: Array.from({ length: networkCount }, (_, i) => bridgeConfig(id, dir, i)),
+    kubeconfig: "",
+    api: undefined,
+    netnsCount: 0,
+  };
+  try {
+    for (const name of ["bin", "net.d"]) mkdirSync(join(dir, name));
+    copyFileSync(genie, node.genie);
+    command(
+      process.execPath,
+      "build",
+      ...buildFlags(),
+      `--outfile=${node.floor}`,
+      join(import.meta.dir, "floor.ts"),
+    );
+    for (const { name, cniVersion: version, ...plugin } of node.networks) {
+      const list = { cniVersion: version, name, plugins: [plugin] };
+      writeFileSync(join(dir, "net.d", `${name}.conflist`), JSON.stringify(list));
+      command("ip", "link", "add", String(plugin["bridge"]), "type", "bridge");
+      command("ip", "link", "set", String(plugin["bridge"]), "up");
+    }
+  } catch (error) {
+    closeNode(node);
+    throw error;
+  }
+  return node;
+}
+
+/** Addresses are those that RFC 2544 sets aside for benchmarks; only one network has a route. */
+function bridgeConfig(id: string, dir: string, i: number): BenchNode["networks"][number] {
+  return {
+    cniVersion,
+    name: `net${i}`,
+    type: "bridge",
+    bridge: `gb-${id}-${i}`,
+    isGateway: true,
+    ipam: {
+      type: "host-local",
+      ranges: [[{ subnet: `198.18.${16 * i}.0/20` }]],
+      ...(i === 0 && { routes: [{ dst: "0.0.0.0/0" }] }),
+      dataDir: join(dir, "ipam"),
+    },
+  };
+}
+
+/** The flags of tests/build.ts, so that the floor is built as genie is. */
+function buildFlags(): string[] {
+  const text = readFileSync(join(root, "tests", "build.ts"), "utf8");
+  return [...text.matchAll(/^ +"(--[^"]+)",$/gm)]
+    .map(([, flag = ""]) => flag)
+    .filter((flag) => !flag.startsWith("--outfile"));
+}
+
+/**
+ * Writes a plugin table with a state folder of its own.
+ *
+ * @param name of the scenario it belongs to
+ * @param more TOML after the common keys
+ * @returns its path
+ */
+export function writeTable(node: BenchNode, name: string, more = ""): string {
+  const dir = join(node.dir, name.replaceAll(" ", "-"));
+  mkdirSync(dir, { recursive: true });
+  const plugins = node.networks.map(
+    (one) => `[plugins.${one.name}]\nconf = "${one.name}.conflist"`,
+  );
+  const path = tableFile(node, name);
+  writeFileSync(
+    path,
+    `conf_dir = "${join(node.dir, "net.d")}"
+bin_dirs = ["${node.pluginDir}"]
+state_dir = "${join(dir, "state")}"
+${more}
+${plugins.join("\n")}
+`,
+  );
+  return path;
+}
+
+/** Path of what {@link writeTable} wrote for a scenario. */
+export function tableFile(node: BenchNode, name: string): string {
+  return join(node.dir, name.replaceAll(" ", "-"), "plugins.toml");
+}
+
+/** Starts the API server with one pod that asks for the first network. Once per node. */
+export async function startApi(node: BenchNode): Promise<void> {
+  if (node.api) return;
+  const dir = join(node.dir, "api");
+  mkdirSync(dir);
+  const pod = {
+    apiVersion: "v1",
+    kind: "Pod",
+    metadata: {
+      name: podName,
+      namespace: podNamespace,
+      uid: podUid,
+      annotations: { cni: node.networks[0]?.name },
+    },
+    spec: { serviceAccountName: "default" },
+  };
+  const path = `/api/v1/namespaces/${podNamespace}/pods/${podName}`;
+  writeFileSync(join(dir, "objects.json"), JSON.stringify({ [path]: pod }));
+  const server = Bun.spawn([process.execPath, "tests/apiserver.ts", "--dir", dir], {
+    cwd: root,
+    stdin: "ignore",
+    stdout: "pipe",
+    stderr: "inherit",
+  });
+  node.api = server;
+  let text = "";
+  const decoder = new TextDecoder();
+  for await (const chunk of server.stdout) {
+    text += decoder.decode(chunk, { stream: true });
+    if (text.includes("\n")) break;
+  }
+  if (!text.includes("\n")) throw new Error("tests/apiserver.ts ended before it served");
+  node.kubeconfig = (JSON.parse(text) as { kubeconfig: string }).kubeconfig;
+}
+
+/** A new container in a fresh network namespace. */
+export function addPod(node: BenchNode): Pod {
+  const containerId = Buffer.from(crypto.getRandomValues(new Uint8Array(32))).toString("hex");
+  const netnsName = `genie-bench-${node.id}-${node.netnsCount++}`;
+  command("ip", "netns", "add", netnsName);
+  const args = {
+    IgnoreUnknown: "1",
+    K8S_POD_NAMESPACE: podNamespace,
+    K8S_POD_NAME: podName,
+    K8S_POD_INFRA_CONTAINER_ID: containerId,
+    K8S_POD_UID: podUid,
+  };
+  return {
+    containerId,
+    netnsName,
+    netns: `/var/run/netns/${netnsName}`,
+    args: Object.entries(args)
+      .map((pair) => pair.join("="))
+      .join(";"),
+    results: [],
+  };
+}
+
+/** How long the kernel works on after `ip netns del`, in ms; nothing is measured meanwhile. */
+const settleMs = 100;
+
+/** Deletes namespaces and waits until the kernel is done with them. */
+export async function removePods(pods: Pod[]): Promise<void> {
+  for (const { netnsName } of pods) command("ip", "netns", "del", netnsName);
+  await Bun.sleep(settleMs);
+}
+
+/** Removes all that the bench made; goes on after a failure. @returns what could not be removed */
+export function closeNode(node: BenchNode): string[] {
+  const failures: string[] = [];
+  const attempt = (work: () => unknown) => {
+    try {
+      work();
+    } catch (error) {
+      failures.push(String(error));
+    }
+  };
+  attempt(() => node.api?.kill("SIGKILL"));
+  const mine = (name: string, prefix: string) => name.startsWith(`${prefix}-${node.id}-`);
+  attempt(() => {
+    // Each veth goes with the namespace that holds its other end.
+    const lines = command("ip", "netns", "list").split("\n");
+    for (const name of lines.map((line) => line.split(" ")[0] ?? "")) {
+      if (mine(name, "genie-bench")) attempt(() => command("ip", "netns", "del", name));
+    }
+  });
+  attempt(() => {
+    const links = JSON.parse(command("ip", "-json", "link", "show", "type", "bridge"));
+    for (const { ifname: name } of links as { ifname?: string }[]) {
+      if (name && mine(name, "gb")) attempt(() => command("ip", "link", "del", name));
+    }
+  });
+  attempt(() => rmSync(node.dir, { recursive: true, force: true }));
+  return failures;
+}

@@ -1,0 +1,202 @@
+/**
+ * The compiled program as a runtime meets it: a node in a throw-away folder (plugin table, config
+ * lists, fake plugins, a network namespace, the record), and one call of the protocol on it.
+ *
+ * The namespace is an empty file: genie only compares its identity, and the fakes never enter it.
+ */
+import { existsSync, mkdirSync, readdirSync, statSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { isObject } from "../lib/cni.ts";
+import { attachments, closeState, openState } from "../lib/state.ts";
+import { fakePlugin, type GenieRun, makeHost, type Script, tempDir } from "./fakes.ts";
+
+const root = join(import.meta.dir, "..");
+let program: string | undefined;
+
+/** Path of `dist/genie`, built when a source is newer. */
+export function compiledGenie(): string {
+  if (program !== undefined) return program;
+  const binary = join(root, "dist", "genie");
+  const sources = readdirSync(join(root, "lib")).map((name) => join(root, "lib", name));
+  const newestMs = Math.max(
+    ...[...sources, join(root, "genie.ts")].map((path) => statSync(path).mtimeMs),
+  );
+  if ((statSync(binary, { throwIfNoEntry: false })?.mtimeMs ?? 0) < newestMs) {
+    const built = Bun.spawnSync([process.execPath, "tests/build.ts"], { cwd: root });
+    if (built.exitCode !== 0) throw new Error(`Cannot build: ${built.stderr.toString()}`);
+  }
+  program = binary;
+  return binary;
+}
+
+/** What a test puts on its node. */
+export interface NodeOptions {
+  /** Lines of the plugin table besides its folders; top-level keys come first. */
+  table?: string;
+  /** Config lists by file name; a string is the text of the file. */
+  lists?: Record<string, unknown>;
+  /** Fake plugins by name, see tests/fixtures/delegate.ts. */
+  delegates?: Record<string, Script | string>;
+}
+
+/** A node that goes away with its scope. All paths are absolute. */
+export interface Node extends Disposable {
+  dir: string;
+  bin: string;
+  conf: string;
+  state: string;
+  /** For `reserve` of the fakes. */
+  reserved: string;
+  netns: string;
+  tableFile: string;
+}
+
+/** Makes a node. In all its texts `$DIR` and `$NETNS` are replaced, see {@link fill}. */
+export function makeNode({ table = "", lists = {}, delegates = {} }: NodeOptions = {}): Node {
+  const made = tempDir();
+  const dir = made.path;
+  const path = (name: string) => join(dir, name);
+  const node: Node = {
+    dir,
+    bin: path("bin"),
+    conf: path("conf"),
+    state: path("state"),
+    reserved: path("reserved"),
+    netns: path("netns"),
+    tableFile: path("plugins.toml"),
+    [Symbol.dispose]: () => made[Symbol.dispose](),
+  };
+  for (const folder of [node.bin, node.conf, node.reserved]) mkdirSync(folder);
+  writeFileSync(node.netns, "");
+  writeTable(node, table);
+  for (const [name, list] of Object.entries(lists)) {
+    const text = typeof list === "string" ? list : JSON.stringify(list);
+    writeFileSync(join(node.conf, name), fill(node, text));
+  }
+  for (const [name, script] of Object.entries(delegates)) {
+    fakePlugin(node.bin, name, JSON.parse(fill(node, JSON.stringify(script))));
+  }
+  return node;
+}
+
+/** A text with `$NETNS` and `$DIR` replaced by the paths of a node. */
+export function fill(node: Node, text: string): string {
+  return text.replaceAll("$NETNS", node.netns).replaceAll("$DIR", node.dir);
+}
+
+/** Writes the plugin table anew. */
+export function writeTable(node: Node, table: string): void {
+  const folders = { conf_dir: node.conf, state_dir: node.state };
+  const own = Object.entries(folders).map(([key, path]) => `${key} = ${JSON.stringify(path)}\n`);
+  writeFileSync(node.tableFile, `${own.join("")}bin_dirs = []\n${fill(node, table)}`);
+}
+
+/** One call; what is left out is that of a good call. */
+export interface WireCall {
+  command: string;
+  /** Over the usual variables; undefined takes one away. */
+  env?: Record<string, string | undefined>;
+  /** An object goes over the usual config; text and bytes are sent as they are. */
+  stdin?: object | string | Uint8Array;
+  cwd?: string;
+}
+
+/** The environment of a call on this node: container c1, interface eth0. */
+export function wireEnv(node: Node, { command, env = {} }: WireCall): Record<string, string> {
+  const all = {
+    CNI_COMMAND: command,
+    CNI_CONTAINERID: "c1",
+    CNI_IFNAME: "eth0",
+    CNI_NETNS: node.netns,
+    CNI_PATH: node.bin,
+    ...env,
+  };
+  return Object.fromEntries(
+    Object.entries(all).filter((pair): pair is [string, string] => pair[1] !== undefined),
+  );
+}
+
+/** The bytes on stdin of a call on this node. */
+export function wireStdin(node: Node, { stdin = {} }: Pick<WireCall, "stdin">): Uint8Array {
+  if (stdin instanceof Uint8Array) return stdin;
+  if (typeof stdin === "string") return Buffer.from(stdin);
+  const usual = { cniVersion: "1.1.0", name: "genie-net", type: "genie" };
+  return Buffer.from(JSON.stringify({ ...usual, plugins_file: node.tableFile, ...stdin }));
+}
+
+/** Runs the compiled program as a runtime does. */
+export async function wire(node: Node, call: WireCall): Promise<GenieRun> {
+  return spawnGenie([compiledGenie()], wireEnv(node, call), wireStdin(node, call), call.cwd);
+}
+
+/** Runs any command line with exactly this environment and stdin. */
+export async function spawnGenie(
+  command: string[],
+  env: Record<string, string>,
+  stdin: Uint8Array = new Uint8Array(),
+  cwd = "/",
+): Promise<GenieRun> {
+  const child = Bun.spawn(command, { env, cwd, stdin, stdout: "pipe", stderr: "pipe" });
+  const [stdout, stderr] = await Promise.all([
+    child.stdout.text(),
+    child.stderr.text(),
+    child.exited,
+  ]);
+  return { status: child.exitCode ?? -1, stdout, stderr };
+}
+
+/** The annotations of a pod as containerd hands them over. */
+export function annotated(annotations: Record<string, unknown>): object {
+  return { runtimeConfig: { "io.kubernetes.cri.pod-annotations": annotations } };
+}
+
+/** What is left on a node: rows of the record, and reservations of the fakes. */
+export interface Left {
+  rows: string[];
+  reserved: string[];
+}
+
+/** Nothing, as it should be after a DEL and after any failed ADD. */
+export const nothing: Left = { rows: [], reserved: [] };
+
+/** Reads what is left; a row is `<container> <interface> <state>`. */
+export function left(node: Node): Left {
+  return { rows: readRows(node), reserved: readdirSync(node.reserved).sort() };
+}
+
+function readRows(node: Node): string[] {
+  if (!existsSync(join(node.state, "genie.db"))) return [];
+  const host = makeHost();
+  const state = openState(host, node.state);
+  try {
+    return attachments(host, state).map((row) => `${row.containerId} ${row.ifName} ${row.state}`);
+  } finally {
+    closeState(state);
+  }
+}
+
+/** The one document of a failed call. */
+export interface WireError {
+  cniVersion: string;
+  code: number;
+  msg: string;
+  details?: string;
+}
+
+/** Parses stdout as the one error document there may be. @throws Error when it is anything else */
+export function wireError(run: GenieRun): WireError {
+  const value: unknown = JSON.parse(run.stdout);
+  if (run.status !== 1 || !isObject(value) || !run.stdout.endsWith("}\n")) {
+    throw new Error(`Expected an error, got status ${run.status}: ${run.stdout}${run.stderr}`);
+  }
+  const { cniVersion, code, msg, details, ...unknown } = value;
+  if (
+    typeof cniVersion !== "string" ||
+    typeof code !== "number" ||
+    typeof msg !== "string" ||
+    Object.keys(unknown).length > 0
+  ) {
+    throw new Error(`Expected an error document, got ${run.stdout}`);
+  }
+  return { cniVersion, code, msg, ...(typeof details === "string" && { details }) };
+}
