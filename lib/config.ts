@@ -1,9 +1,8 @@
 /**
- * The plugin table `plugins.toml`, and the keys CNI-Genie had in its CNI config: text in, data out.
- * Pure: no I/O. The schema below holds every key, default and limit; units end the field names.
- * Source: design.md §5, TOML 1.0; CNI-Genie's utils/types.go and client/client.go for its keys.
+ * The plugin table `plugins.toml`: text in, data out. Pure: no I/O. The schema below holds every key,
+ * default and limit; units end the field names.
  */
-import { parse, TomlDate, TomlError } from "smol-toml";
+import { parse, TomlError } from "smol-toml";
 import * as v from "valibot";
 import {
   CniError,
@@ -11,19 +10,26 @@ import {
   interfaceNameIssue,
   isNetworkName,
   isObject,
-  type LogLevel,
   logLevels,
   oneLine,
-  parseJson,
-  type StdinConfig,
 } from "./cni.ts";
+import type { MultusNetworks } from "./multus.ts";
+import {
+  depthMax,
+  isTable,
+  lineOf,
+  locate,
+  type Path,
+  statements,
+  toJson,
+  unquote,
+} from "./toml.ts";
 
 /** Where the plugin table is when the CNI config has no `plugins_file`. */
 export const pluginsFileDefault = "/etc/cni/genie/plugins.toml";
 const kubeconfigDefault = "/etc/cni/genie/kubeconfig";
-/** Largest plugin table, in characters, and its deepest nesting. */
+/** Largest plugin table, in characters. */
 const tableLengthMax = 1024 * 1024;
-const depthMax = 64;
 
 const unitsMs = new Map(Object.entries({ ms: 1, s: 1000, m: 60_000, h: 3600_000, d: 86400_000 }));
 
@@ -63,7 +69,8 @@ function list<T extends v.GenericSchema>(item: T, ...initial: v.InferInput<T>[])
   return v.optional(v.array(item, "a list"), () => initial);
 }
 
-const isPath = (value: string) => /^\/[^\p{Cc}]{0,4094}$/u.test(value);
+/** True for an absolute path without control characters. */
+export const isPath = (value: string) => /^\/[^\p{Cc}]{0,4094}$/u.test(value);
 const path = text("an absolute path", isPath);
 const pathOrNone = text('an absolute path, or ""', (value) => value === "" || isPath(value));
 const fileName = text("a file name or an absolute path", (value) =>
@@ -73,7 +80,8 @@ const toggle = v.boolean("true or false");
 const weight = v.pipe(v.number("a number"), v.finite("a number"), v.minValue(0, "0 or more"));
 const count = v.pipe(v.number("a whole number"), v.safeInteger("a whole number"));
 const network = text("the name of a network", isNetworkName);
-const attachment = text('the name of a network, or "name@interface"', (value) => {
+/** Schema of a network's name, or `name@interface`. */
+export const attachment = text('the name of a network, or "name@interface"', (value) => {
   const [name, ifName = "eth0", ...more] = value.split("@");
   return isNetworkName(name) && interfaceNameIssue(ifName) === undefined && more.length === 0;
 });
@@ -233,6 +241,10 @@ export interface Config extends Omit<v.InferOutput<typeof Table>, "plugins" | "k
   kubernetes: KubernetesConfig;
   /** By name, in the order of the table. */
   plugins: ReadonlyMap<string, PluginEntry>;
+  /** Networks of every pod, where the CNI config was written for Multus. */
+  multus?: MultusNetworks;
+  /** A file that must exist before pods are attached; only from a Multus config. */
+  readinessFile?: string;
 }
 
 /**
@@ -303,27 +315,6 @@ function parseToml(text: string, file: string): Record<string, unknown> {
   }
 }
 
-function isTable(value: unknown): value is Record<string, unknown> {
-  return isObject(value) && !(value instanceof TomlDate);
-}
-
-/** A TOML value as JSON data; `fail` hears of what JSON cannot hold. */
-function toJson(value: unknown, path: Path, fail: (path: Path, what: string) => void): unknown {
-  if (path.length > depthMax) fail(path, `is deeper than ${depthMax} levels`);
-  else if (value instanceof TomlDate) fail(path, "is a date, expected a string: JSON has no dates");
-  else if (typeof value === "number" && !Number.isFinite(value)) fail(path, `is ${value}`);
-  else if (typeof value === "bigint")
-    return parseJson(`${value}`, "integer"); // keeps every digit
-  else if (Array.isArray(value)) return value.map((item, i) => toJson(item, [...path, i], fail));
-  else if (isTable(value)) {
-    const entries = Object.entries(value);
-    return Object.fromEntries(entries.map(([k, item]) => [k, toJson(item, [...path, k], fail)]));
-  }
-  return value;
-}
-
-/** Keys from the top of the table down; numbers index a list. */
-type Path = (string | number)[];
 /** One thing wrong in a plugin table. */
 type Problem = { line: number; text: string };
 
@@ -378,34 +369,6 @@ function distance(a: string, b: string): number {
   return row[b.length] ?? 0;
 }
 
-/** Line of each table header and key, by its path without list indexes. */
-type Lines = Map<string, number>;
-
-function locate(text: string): Lines {
-  const lines: Lines = new Map();
-  let header: string[] = [];
-  for (const { keys, line, isHeader } of statements(text)) {
-    if (isHeader) header = keys;
-    const path = isHeader ? keys : [...header, ...keys];
-    for (let n = 1; n < Math.min(path.length, depthMax); n++) {
-      const parent = path.slice(0, n).join("\0");
-      if (!lines.has(parent)) lines.set(parent, line);
-    }
-    if (isHeader || !lines.has(path.join("\0"))) lines.set(path.join("\0"), line);
-  }
-  return lines;
-}
-
-/** Line of the longest part of `path` that stands in the table. */
-function lineOf(lines: Lines, path: Path): number {
-  const names = path.filter((key) => typeof key === "string");
-  for (let n = names.length; n > 0; n--) {
-    const line = lines.get(names.slice(0, n).join("\0"));
-    if (line !== undefined) return line;
-  }
-  return 1;
-}
-
 /** What {@link parseTopLevel} finds: the part of the config that DEL needs. */
 export type TopLevel = Pick<Config, "stateDir" | "logLevel" | "logFile" | "delRetryWindowMs">;
 
@@ -434,202 +397,4 @@ export function parseTopLevel(text: string): Partial<TopLevel> {
     ...(logFile !== undefined && { logFile }),
     ...(delRetryWindowMs !== undefined && { delRetryWindowMs }),
   };
-}
-
-/** One `[header]` or `key = value`; `value` is set when it is a single string, as written. */
-type Statement = { keys: string[]; line: number; isHeader: boolean; value: string | undefined };
-type Token = { text: string; line: number };
-const newline: Token = { text: "\n", line: 0 };
-
-/** The statements of a TOML text. One that does not end is taken for its first line. */
-function statements(text: string): Statement[] {
-  const all = tokens(text);
-  const found: Statement[] = [];
-  for (let at = 0; at < all.length; at++) {
-    const { text: first, line } = all[at] ?? newline;
-    if (first === "\n") continue;
-    const isHeader = first === "[";
-    const keys: string[] = [];
-    let i = at;
-    for (; i < all.length; i++) {
-      const { text } = all[i] ?? newline;
-      if (text === "\n" || text === "=" || text === "]") break;
-      if (text !== "[" && text !== ".") keys.push(unquote(text));
-    }
-    const [equals, next, last] = [all[i] ?? newline, all[i + 1] ?? newline, all[i + 2] ?? newline];
-    const isString = equals.text === "=" && isQuoted(next.text) && last.text === "\n";
-    found.push({ keys, line, isHeader, value: isString ? next.text : undefined });
-    at = statementEnd(all, isHeader ? i + 1 : i);
-  }
-  return found;
-}
-
-/** Index of the newline that ends a statement. */
-function statementEnd(all: Token[], from: number): number {
-  const open: string[] = [];
-  for (let i = from; i < all.length && open.length <= depthMax; i++) {
-    const { text } = all[i] ?? newline;
-    if (text === "\n" && open.length === 0) return i;
-    if (text === "=" && open.at(-1) === "[") break; // the next statement: a "]" is missing
-    if (text === "[" || text === "{") open.push(text);
-    else if (text === "]" || text === "}") open.pop();
-  }
-  let i = from;
-  while (i < all.length && all[i]?.text !== "\n") i++;
-  return i;
-}
-
-/**
- * The tokens of a TOML text, comments left out. Newlines are tokens; a string is one token.
- * Without regular expressions: in a process that parses one table, compiling them is the cost.
- */
-function tokens(text: string): Token[] {
-  const found: Token[] = [];
-  let line = 1;
-  for (let at = 0; at < text.length; ) {
-    const char = text.charAt(at);
-    let end = at + 1;
-    if (char === "#") {
-      end = text.indexOf("\n", at);
-      if (end < 0) break;
-    } else if (!" \t\r\ufeff".includes(char)) {
-      if (isQuoted(char)) end = stringEnd(text, at) ?? end;
-      else if (!delimiters.includes(char)) {
-        while (end < text.length && !delimiters.includes(text.charAt(end))) end++;
-      }
-      const token = text.slice(at, end);
-      found.push({ text: token, line });
-      for (let i = token.indexOf("\n"); i >= 0; i = token.indexOf("\n", i + 1)) line++;
-    }
-    at = end;
-  }
-  return found;
-}
-
-const delimiters = " \t\r\n\"'#[]{}=,.";
-
-function isQuoted(token: string): boolean {
-  return token.startsWith('"') || token.startsWith("'");
-}
-
-/** Index after the string that begins at `start`; undefined when it does not end. */
-function stringEnd(text: string, start: number): number | undefined {
-  const quote = text.charAt(start);
-  const isMultiline = text.startsWith(quote.repeat(3), start);
-  const fence = isMultiline ? quote.repeat(3) : quote;
-  for (let end = start + fence.length; ; end++) {
-    end = text.indexOf(fence, end);
-    if (end < 0) return undefined;
-    let escapes = 0;
-    while (quote === '"' && text[end - 1 - escapes] === "\\") escapes++;
-    if (escapes % 2 === 1) continue;
-    if (!isMultiline) return text.slice(start, end).includes("\n") ? undefined : end + 1;
-    // Up to two quotes before the fence belong to the string.
-    for (let extra = 0; extra < 2 && text[end + 3] === quote; extra++) end++;
-    return end + 3;
-  }
-}
-
-const escapes = new Map(Object.entries({ b: "\b", t: "\t", n: "\n", f: "\f", r: "\r", e: "\x1b" }));
-
-/** The value of a string token; of any other token, its text. */
-function unquote(token: string): string {
-  if (!isQuoted(token)) return token;
-  const isMultiline = token.startsWith('"""') || token.startsWith("'''");
-  const quotes = isMultiline ? 3 : 1;
-  const body = token.slice(quotes, token.length - quotes);
-  const content = isMultiline ? body.replace(/^\r?\n/, "") : body;
-  if (!token.startsWith('"') || !content.includes("\\")) return content;
-  const sequence = /\\(?:[ \t]*\r?\n[ \t\r\n]*|x(..)|u(.{4})|U(.{8})|(.))/g;
-  return content.replace(sequence, (_, byte, short, long, char) => {
-    const hex = byte ?? short ?? long;
-    if (hex === undefined) return char === undefined ? "" : (escapes.get(char) ?? char);
-    const point = Number(`0x${hex}`);
-    return point <= 0x10ffff ? String.fromCodePoint(point) : "\ufffd";
-  });
-}
-
-/** Levels a CNI config may name, CNI-Genie's included, by the one we have. */
-const stdinLevels = new Map<string, LogLevel>([
-  ...logLevels.map((level) => [level, level] as const),
-  ["trace", "debug"],
-  ["notice", "info"],
-  ["warning", "warn"],
-  ["critical", "error"],
-  ["fatal", "error"],
-  ["panic", "error"],
-]);
-
-/**
- * The config with CNI-Genie's own keys of the CNI config put over it; its other keys are ignored.
- * As in CNI-Genie, a key that is "" counts as absent and `kubernetes` wins over `policy`.
- *
- * @throws CniError 7 naming a key that is wrong, never its value: it may be a secret
- */
-export function withStdinConfig(config: Config, stdin: StdinConfig): Config {
-  const read = (name: string) => stdinText(stdin, name, "a string", () => true);
-  const readPath = (name: string) => stdinText(stdin, name, "an absolute path", isPath);
-  const readUrl = (name: string) =>
-    stdinText(stdin, name, 'a URL such as "https://10.96.0.1:443"', isApiRoot);
-  const levelNames = `one of ${[...stdinLevels.keys()].join(", ")}`;
-  const level = stdinText(stdin, "log_level", levelNames, (value) =>
-    stdinLevels.has(value.toLowerCase()),
-  );
-  const names = 'a list of networks such as "weave,calico"';
-  const networks = stdinText(stdin, "default_plugin", names, (value) =>
-    splitNames(value).every((name) => v.is(attachment, name)),
-  );
-  const kubeconfig = readPath("kubernetes.kubeconfig");
-  const policyRoot = readUrl("policy.k8s_api_root");
-  const apiRoot = readUrl("kubernetes.k8s_api_root") || policyRoot;
-  const authToken = read("policy.k8s_auth_token");
-  const clientCertificate = readPath("policy.k8s_client_certificate");
-  const clientKey = readPath("policy.k8s_client_key");
-  const certificateAuthority = readPath("policy.k8s_certificate_authority");
-  return {
-    ...config,
-    logLevel: stdinLevels.get(level.toLowerCase()) ?? config.logLevel,
-    default: { ...config.default, ...(networks && { networks: splitNames(networks) }) },
-    kubernetes: {
-      ...config.kubernetes,
-      ...(kubeconfig && { kubeconfig, kubeconfigIsExplicit: true }),
-      // Early configs of CNI-Genie hold "https://host/api/v1/".
-      ...(apiRoot && { apiRoot: apiRoot.replace(/\/api\/.*$|\/+$/, "") }),
-      ...(authToken && { authToken }),
-      ...(clientCertificate && { clientCertificate }),
-      ...(clientKey && { clientKey }),
-      ...(certificateAuthority && { certificateAuthority }),
-    },
-  };
-}
-
-const splitNames = (value: string) => value.split(",").map((name) => name.trim());
-
-/** True for a URL without user information, which would be printed with the server's name. */
-function isApiRoot(value: string): boolean {
-  return /^https?:\/\/[^/@?#]+(\/[^@?#]*)?$/i.test(value) && URL.canParse(value);
-}
-
-/** A string of the CNI config, "" when absent. @param name "key" or "object.key" */
-function stdinText(
-  stdin: StdinConfig,
-  name: string,
-  expected: string,
-  test: (value: string) => boolean,
-): string {
-  const [first = "", key] = name.split(".");
-  let value = stdin[first] ?? undefined;
-  if (key !== undefined && value !== undefined) {
-    if (!isObject(value)) throw invalidStdin(first, "an object");
-    value = value[key] ?? undefined;
-  }
-  if (value === undefined) return "";
-  if (typeof value !== "string") throw invalidStdin(name, expected);
-  const trimmed = value.trim();
-  if (trimmed !== "" && !test(trimmed)) throw invalidStdin(name, expected);
-  return trimmed;
-}
-
-function invalidStdin(name: string, expected: string): CniError {
-  return new CniError(code.invalidConfig, `Invalid network config: "${name}" is not ${expected}`);
 }

@@ -27,8 +27,8 @@ import {
   parseConfig,
   parseTopLevel,
   pluginsFileDefault,
-  withStdinConfig,
 } from "./config.ts";
+import { withStdinConfig } from "./genie_conf.ts";
 import {
   delegatesToOurself,
   findPlugins,
@@ -290,7 +290,7 @@ export function nameInterfaces<T extends SelectionElement>(
 
 function* ethernetNames(first: string): Generator<string, never> {
   yield first;
-  yield* numbered("eth", 0);
+  return yield* numbered("eth", 0);
 }
 
 function* numbered(prefix: string, from: number): Generator<string, never> {

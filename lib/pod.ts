@@ -84,9 +84,9 @@ export async function lookupPod(host: Host, config: Config, request: Request): P
   if (carried) return carried;
   const identity = podIdentity(request.args);
   if (identity.namespace !== "" && identity.name !== "") {
-    const kube = await import("./kube.ts");
-    if (kube.isConfigured(host, config.kubernetes)) {
-      return fetchPod(host, config, identity, kube);
+    const { isConfigured } = await import("./kubeconfig.ts");
+    if (isConfigured(host, config.kubernetes)) {
+      return fetchPod(host, config, identity, await import("./kube.ts"));
     }
   }
   return { ...identity, serviceAccount: undefined, annotations: new Map(), source: "none" };

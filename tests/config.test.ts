@@ -9,8 +9,8 @@ import {
   parseDuration,
   parseTopLevel,
   pluginsFileDefault,
-  withStdinConfig,
 } from "../lib/config.ts";
+import { withStdinConfig } from "../lib/genie_conf.ts";
 
 const file = pluginsFileDefault;
 

@@ -4,8 +4,9 @@ import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync 
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { CniError, code, type Host } from "../lib/cni.ts";
-import type { Kube, KubeSettings } from "../lib/kube.ts";
-import { connect, isConfigured, isConflict, isNotFound, statusOf } from "../lib/kube.ts";
+import type { Kube } from "../lib/kube.ts";
+import { connect, isConflict, isNotFound, statusOf } from "../lib/kube.ts";
+import { isConfigured, type KubeSettings } from "../lib/kubeconfig.ts";
 import { type ApiServer, type Fault, type Kind, startApiServer } from "./apiserver.ts";
 
 const dir = mkdtempSync(join(tmpdir(), "genie-kube-"));

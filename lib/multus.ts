@@ -1,0 +1,121 @@
+/**
+ * A Multus CNI config with only its `type` changed to `genie` (moving in from Multus): its keys,
+ * read into our configuration. Pure. Source: multus-cni's docs/configuration.md.
+ */
+import * as v from "valibot";
+import { CniError, code, isObject, type LogLevel, oneLine, type StdinConfig } from "./cni.ts";
+import type { Config, PluginEntry } from "./config.ts";
+
+/** Networks that a Multus config names for every pod. */
+export interface MultusNetworks {
+  /** Namespace in which names are looked up as NetworkAttachmentDefinitions first. */
+  namespace: string;
+  /** The default network: an object's name, a CNI name, a folder or a file. */
+  clusterNetwork: string;
+  /** Further networks of every pod outside the system namespaces, named likewise. */
+  defaultNetworks: string[];
+}
+
+const text = v.exactOptional(v.nullable(v.string()));
+const texts = v.exactOptional(v.nullable(v.array(v.string())));
+const MultusConfig = v.looseObject({
+  clusterNetwork: text,
+  defaultNetworks: texts,
+  delegates: v.exactOptional(v.nullable(v.array(v.custom<Record<string, unknown>>(isObject)))),
+  confDir: text,
+  binDir: text,
+  kubeconfig: text,
+  namespaceIsolation: v.exactOptional(v.nullable(v.boolean())),
+  globalNamespaces: text,
+  systemNamespaces: texts,
+  multusNamespace: text,
+  readinessindicatorfile: text,
+  logFile: text,
+  logLevel: text,
+});
+
+/** Multus' levels, and what we call them. */
+const levels: Record<string, LogLevel> = {
+  debug: "debug",
+  verbose: "info",
+  error: "error",
+  panic: "error",
+};
+
+/** True for a CNI config that was written for Multus. */
+export function isMultusConfig(stdin: StdinConfig): boolean {
+  return Boolean(stdin["clusterNetwork"]) || Array.isArray(stdin["delegates"]);
+}
+
+/**
+ * Reads the Multus keys of a CNI config over our configuration. Without them it stays as it is.
+ * `delegates` become table entries of their own: the first is the default network, the others are
+ * attached to every pod.
+ *
+ * @throws CniError 7 for a key of a wrong type, or a delegate without a type
+ */
+export function withMultusConfig(config: Config, stdin: StdinConfig): Config {
+  if (!isMultusConfig(stdin)) return config;
+  const parsed = v.safeParse(MultusConfig, stdin);
+  if (!parsed.success) {
+    const [issue] = parsed.issues;
+    throw new CniError(
+      code.invalidConfig,
+      `Invalid network config: "${v.getDotPath(issue) ?? ""}": ${oneLine(issue.message, 200)}`,
+    );
+  }
+  const own = parsed.output;
+  const delegates = own.clusterNetwork ? [] : inlineDelegates(own.delegates ?? [], stdin.name);
+  const global = (own.globalNamespaces ?? "").split(",").map((name) => name.trim());
+  return {
+    ...config,
+    confDir: own.confDir || "/etc/cni/multus/net.d",
+    binDirs: own.binDir ? [own.binDir, ...config.binDirs] : config.binDirs,
+    logFile: own.logFile || config.logFile,
+    logLevel: levels[own.logLevel ?? ""] ?? config.logLevel,
+    kubernetes: {
+      ...config.kubernetes,
+      ...(own.kubeconfig && { kubeconfig: own.kubeconfig, kubeconfigIsExplicit: true }),
+      namespaceIsolation: own.namespaceIsolation ?? config.kubernetes.namespaceIsolation,
+      // Multus: "default" is always one of them.
+      globalNamespaces: own.globalNamespaces
+        ? [...new Set(["default", ...global.filter((name) => name !== "")])]
+        : config.kubernetes.globalNamespaces,
+    },
+    default: {
+      ...config.default,
+      systemNamespaces: own.systemNamespaces ?? config.default.systemNamespaces,
+      ...(delegates.length > 0 && {
+        networks: delegates.slice(0, 1).map(({ name }) => name),
+        always: delegates.slice(1).map(({ name }) => name),
+      }),
+    },
+    plugins: new Map<string, PluginEntry>([
+      ...config.plugins,
+      ...delegates.map((one) => [one.name, { ...one, line: 0 }] as const),
+    ]),
+    ...(own.clusterNetwork && {
+      multus: {
+        namespace: own.multusNamespace || "kube-system",
+        clusterNetwork: own.clusterNetwork,
+        defaultNetworks: own.defaultNetworks ?? [],
+      },
+    }),
+    ...(own.readinessindicatorfile && { readinessFile: own.readinessindicatorfile }),
+  };
+}
+
+/** Each delegate under its own name; one without a name takes that of the Multus config. */
+function inlineDelegates(
+  delegates: Record<string, unknown>[],
+  configName: string,
+): { name: string; config: Record<string, unknown> }[] {
+  const taken = new Set<string>();
+  return delegates.map((config, index) => {
+    const wanted =
+      typeof config["name"] === "string" && config["name"] ? config["name"] : configName;
+    const name = taken.has(wanted) ? `${wanted}-${index + 1}` : wanted;
+    taken.add(name);
+    return { name, config: { ...config, name: config["name"] || name } };
+  });
+}
