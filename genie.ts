@@ -3,6 +3,7 @@ import { writeSync } from "node:fs";
 import {
   type Host,
   isSupported,
+  printable,
   type Request,
   readCommand,
   readRequest,
@@ -18,7 +19,7 @@ const host: Host = {
   env: process.env,
   stdin: readStdin,
   stdout: (text) => writeAll(1, text),
-  stderr: (text) => writeAll(2, text),
+  stderr: (text) => writeAll(2, printable(text)),
   now: Date.now,
   signal: ended.signal,
   log: { level: "info", file: "" },
@@ -51,13 +52,13 @@ async function operate(request: Request): Promise<object | undefined> {
     case "ADD":
       return (await import("./lib/attach.ts")).add(host, request);
     case "CHECK":
-      return (await import("./lib/attach.ts")).check(host, request);
+      return (await import("./lib/check.ts")).check(host, request);
     case "STATUS":
-      return (await import("./lib/attach.ts")).status(host, request);
+      return (await import("./lib/check.ts")).status(host, request);
     case "DEL":
       return (await import("./lib/detach.ts")).del(host, request);
     case "GC":
-      return (await import("./lib/detach.ts")).gc(host, request);
+      return (await import("./lib/gc.ts")).gc(host, request);
   }
 }
 

@@ -1,6 +1,6 @@
 /**
- * Grammar of the annotations by which a pod selects networks. Pure: text in, data out.
- * Source: CNI-Genie (`cni`, `networks`); NPWG multi-net-spec v1.3 §4 (`k8s.v1.cni.cncf.io/networks`).
+ * Grammar of CNI-Genie's annotations by which a pod selects networks: `cni`, and `networks`. Pure:
+ * text in, data out.
  * Names select networks, they never carry configuration (design D9).
  */
 import { CniError, code, interfaceNameIssue, isNetworkName, oneLine } from "./cni.ts";
@@ -101,4 +101,12 @@ export function formatElements(elements: SelectionElement[]): string {
 
 function malformed(what: string, issue: string): CniError {
   return new CniError(code.invalidConfig, `Invalid annotation "${what}": ${issue}`);
+}
+
+/** Names every network namespace has already, as an interface or as a folder of sysctls. */
+const reservedNames = new Set(["lo", "all", "default"]);
+
+/** Why a pod may not ask for this interface name, or undefined when it may. */
+export function requestedNameIssue(ifName: string): string | undefined {
+  return reservedNames.has(ifName) ? "it is reserved" : interfaceNameIssue(ifName);
 }

@@ -1,57 +1,39 @@
 /**
- * ADD, CHECK and STATUS over all attachments of a container.
- *
- * ADD writes the plan down under the container's lock, attaches one network after the other, and
- * commits the results. Whatever goes wrong in between is undone in reverse, the failed delegate
- * included; what cannot be undone stays in the record for DEL and `genie gc`. A process killed at
- * any instant leaves rows from which the next DEL or ADD of the container can undo everything.
+ * ADD over all attachments of a container. It writes the plan down under the container's lock,
+ * attaches one network after the other, and commits the results. Whatever goes wrong in between is
+ * undone in reverse, the failed delegate included; what cannot be undone stays in the record for DEL
+ * and `genie gc`. A process killed at any instant leaves rows from which the next DEL or ADD of the
+ * container can undo everything.
  * Source: CNI SPEC 1.1 §2-§4; design D4, D6, D7, D8.
  */
-import { statSync } from "node:fs";
+import { existsSync } from "node:fs";
 import { CniError, code, type Host, log, oneLine, type Request, toCniError } from "./cni.ts";
 import type { Config } from "./config.ts";
-import {
-  addChain,
-  type ChainOptions,
-  checkChain,
-  delChain,
-  statusChain,
-  storedResult,
-  undoOptions,
-} from "./delegate.ts";
+import { closeState, openState, type State, write } from "./database.ts";
+import { type ChainOptions, delChain, undoOptions } from "./delegate.ts";
 import { newOperation, type Operation, release, takeLock } from "./lock.ts";
 import { mayAddDefaultRoute } from "./netconf.ts";
-import { findPlugins, resolveNetwork } from "./networks.ts";
-import {
-  candidateNetworks,
-  loadConfig,
-  loadNodeSettings,
-  makePlan,
-  pluginSearch,
-  podLabel,
-} from "./plan.ts";
+import { interfacesIn, netnsId } from "./netns.ts";
+import { attachOne, type Done, refreshHostInterfaces } from "./owner.ts";
+import { makePlan, type Plan, podLabel } from "./plan.ts";
 import { mergeResults, type Result, toVersion, withoutDefaultRoutes } from "./result.ts";
-import {
-  defaultRouteFamilies,
-  type Family,
-  parkDefaultRoutes,
-  restoreDefaultRoutes,
-} from "./routes.ts";
+import { loadConfig } from "./settings.ts";
 import {
   type Attachment,
   attachments,
-  closeState,
+  type CallId,
+  endOf,
   forget,
   insertPlanned,
-  netnsId,
-  openState,
-  type State,
+  putStatus,
+  recorded,
   type StoredAttachment,
   setAttached,
   setEnded,
   setFailing,
-  write,
 } from "./state.ts";
+import { makeStatus, type PodStatus, publishStatus } from "./status.ts";
+import { undo, undoAll } from "./undo.ts";
 
 /**
  * ADD: attaches the pod to every network it asked for, or to none.
@@ -62,11 +44,14 @@ import {
  *   operation of this container does not end in time
  */
 export async function add(host: Host, request: Request): Promise<object> {
+  const startedMs = host.now();
   const config = loadConfig(request.config);
   host.log = { level: config.logLevel, file: config.logFile };
   checkNetns(request.netns);
-  const deadlineMs = host.now() + config.timeoutMs;
-  const { attachments: planned, pod } = await makePlan(host, config, request);
+  const deadlineMs = startedMs + config.timeoutMs;
+  await waitUntilReady(host, config, deadlineMs);
+  const plan = await makePlan(host, config, request);
+  const { attachments: planned, pod } = plan;
   const state = openState(host, config.stateDir);
   try {
     const operation = newOperation(host, request.containerId, "ADD");
@@ -76,20 +61,35 @@ export async function add(host: Host, request: Request): Promise<object> {
       deadlineMs,
       signal: host.signal,
     };
-    await intend(host, state, operation, planned, chain);
-    const done = await attachAll(host, state, operation, planned, config, chain);
+    await intend(host, state, operation, planned, chain, startedMs).catch((error: unknown) => {
+      rememberRefusal(host, state, planned);
+      throw error;
+    });
+    const result = await attachAll(host, state, operation, plan, config, chain);
     log(host, "debug", "attached", { pod: podLabel(pod), container: request.containerId });
-    const wanted = config.result === "primary" ? done.slice(0, 1) : done;
-    const merged = mergeResults(
-      wanted.map(({ attachment, result }) => ({
-        ifName: attachment.ifName,
-        netns: request.netns,
-        result,
-      })),
-    );
-    return toVersion(merged, request.cniVersion);
+    return toVersion(result, request.cniVersion);
   } finally {
     closeState(state);
+  }
+}
+
+/** How long an ADD waits for Multus' readiness file, in ms, and between two looks. */
+const readyWaitMs = 45_000;
+const readyPollMs = 100;
+
+/** A Multus config may name a file that says when the default network is ready. @throws CniError 11 */
+async function waitUntilReady(host: Host, config: Config, deadlineMs: number): Promise<void> {
+  const { readinessFile } = config;
+  if (readinessFile === undefined) return;
+  const untilMs = Math.min(deadlineMs, host.now() + readyWaitMs);
+  while (!existsSync(readinessFile)) {
+    if (host.now() >= untilMs || host.signal.aborted) {
+      throw new CniError(
+        code.tryAgainLater,
+        `Cannot attach yet: the default network is not ready, ${readinessFile} does not exist`,
+      );
+    }
+    await Bun.sleep(readyPollMs);
   }
 }
 
@@ -98,20 +98,12 @@ export async function add(host: Host, request: Request): Promise<object> {
  * @throws CniError 4
  */
 function checkNetns(netns: string): void {
-  const found = statSync(netns, { throwIfNoEntry: false });
-  if (!found) {
-    throw new CniError(
-      code.invalidEnvironment,
-      `Invalid CNI_NETNS "${oneLine(netns, 200)}": it does not exist`,
-    );
-  }
-  const own = statSync("/proc/self/ns/net");
-  if (found.dev === own.dev && found.ino === own.ino) {
-    throw new CniError(
-      code.invalidEnvironment,
-      `Invalid CNI_NETNS "${oneLine(netns, 200)}": it is the network namespace of genie itself`,
-    );
-  }
+  const found = netnsId(netns);
+  const isOwn = found === netnsId("/proc/self/ns/net");
+  if (found !== "" && !isOwn) return;
+  const issue = isOwn ? "it is the network namespace of genie itself" : "it does not exist";
+  const msg = `Invalid CNI_NETNS "${oneLine(netns, 200)}": ${issue}`;
+  throw new CniError(code.invalidEnvironment, msg);
 }
 
 /**
@@ -124,20 +116,72 @@ async function intend(
   operation: Operation,
   planned: Attachment[],
   chain: ChainOptions,
+  startedMs: number,
 ): Promise<void> {
   const stale = await takeLock(host, state, operation, chain, () => {
+    checkNotDeleted(state, planned, startedMs);
     const left = leftovers(host, state, planned);
-    if (left.length === 0) insertPlanned(state, planned, host.now());
+    if (left.length === 0) insertUntaken(state, planned, host.now());
     return left;
   });
   if (stale.length === 0) return;
   try {
     await undoStored(host, state, stale.reverse(), undoOptions(host, chain));
-    write(state, () => insertPlanned(state, planned, host.now()));
+    write(state, () => insertUntaken(state, planned, host.now()));
   } catch (error) {
     release(state, operation, () => undefined);
     throw error;
   }
+}
+
+/** The DEL that follows a refused ADD has nothing to undo: guessing would delete what is not ours. */
+function rememberRefusal(host: Host, state: State, planned: Attachment[]): void {
+  const [first] = planned;
+  if (!first) return;
+  try {
+    write(state, () => {
+      const { readable, damaged } = recorded(host, state, first.containerId);
+      const rows: CallId[] = [...readable, ...damaged];
+      const isKnown = rows.some((row) => row.requestIfName === first.requestIfName);
+      // An end by DEL must stay one: other ADDs may have been overtaken by it as well.
+      if (!isKnown && !endOf(state, first)) setEnded(state, first, "ADD", host.now());
+    });
+  } catch (error) {
+    log(host, "warn", toCniError(error).message, { container: first.containerId });
+  }
+}
+
+/**
+ * Writes the plan down, unless the pod has an interface of a planned name that we did not make: a
+ * delegate would refuse it (SPEC §2 "ADD"), and its DEL would then remove what is not ours.
+ * @throws CniError 105
+ */
+function insertUntaken(state: State, planned: Attachment[], nowMs: number): void {
+  const present = new Set(interfacesIn(planned[0]?.netns ?? ""));
+  const taken = planned.find(({ ifName }) => present.has(ifName));
+  if (taken) {
+    throw new CniError(
+      code.interfaceConflict,
+      `Cannot attach network "${taken.network}": the pod has an interface "${taken.ifName}" ` +
+        "already, and genie did not make it",
+    );
+  }
+  insertPlanned(state, planned, nowMs);
+}
+
+/**
+ * Refuses an ADD that was overtaken by a DEL of the same call, before it had the lock: its runtime
+ * was killed or gave up, so nobody would ever delete what it attaches.
+ * @throws CniError 11
+ */
+function checkNotDeleted(state: State, planned: Attachment[], startedMs: number): void {
+  const [first] = planned;
+  const end = first && endOf(state, first);
+  if (end?.command !== "DEL" || end.atMs <= startedMs) return;
+  throw new CniError(
+    code.tryAgainLater,
+    `Cannot ADD container ${first?.containerId}: it was deleted while this ADD was being prepared`,
+  );
 }
 
 /** Attachments of an earlier attempt that are in the way; a live one in the way is an error. */
@@ -149,7 +193,9 @@ function leftovers(host: Host, state: State, planned: Attachment[]): StoredAttac
     (one) => one.requestIfName === first.requestIfName || names.has(one.ifName),
   );
   const here = netnsId(first.netns);
-  const live = found.find((one) => one.state === "attached" && one.netnsId === here);
+  const live = found.find(
+    (one) => one.state === "attached" && [here, netnsId(one.netns)].includes(one.netnsId),
+  );
   if (!live) return found;
   throw new CniError(
     code.interfaceConflict,
@@ -166,9 +212,7 @@ async function undoStored(
   chain: ChainOptions,
 ): Promise<void> {
   for (const attachment of stale) {
-    // The namespace it was made in may be gone; the same path may now be another one.
-    const netns = attachment.netnsId === netnsId(attachment.netns) ? attachment.netns : "";
-    const errors = await delChain(host, attachment, storedResult(attachment), { ...chain, netns });
+    const errors = await undo(host, attachment, [], { ...chain, netns: attachment.netns });
     if (errors.length > 0) {
       throw new CniError(
         code.tryAgainLater,
@@ -180,85 +224,95 @@ async function undoStored(
   }
 }
 
-interface Done {
-  attachment: Attachment;
-  result: Result;
-}
-
-/** Attaches everything and commits, or undoes everything and throws. */
+/**
+ * Attaches everything and commits, or undoes everything and throws.
+ * @returns the result for the runtime, made before the commit: what fails is undone
+ */
 async function attachAll(
   host: Host,
   state: State,
   operation: Operation,
-  planned: Attachment[],
+  plan: Plan,
   config: Config,
   chain: ChainOptions,
-): Promise<Done[]> {
+): Promise<Result> {
+  const { attachments: planned } = plan;
   const done: Done[] = [];
   const undoErrors = new Map<Attachment, CniError[]>();
   try {
-    const owned = new Set<Family>();
     for (const group of attachGroups(planned, config.parallel)) {
       const results = await Promise.all(
-        group.map((attachment) => attachOne(host, attachment, chain, owned)),
+        group.map((attachment) => attachOne(host, attachment, chain, done)),
       );
       results.forEach((added, i) => {
         const attachment = group[i];
         if (!attachment) return;
-        if (added.kind === "attached") done.push({ attachment, result: added.result });
-        else undoErrors.set(attachment, added.undo);
+        if (added.kind === "failed") undoErrors.set(attachment, added.undo);
+        else {
+          // It took the default route over: from here on the others have none.
+          for (const other of done) other.result = withoutDefaultRoutes(other.result, added.took);
+          done.push({ attachment, result: added.result });
+        }
       });
       for (const added of results) if (added.kind === "failed") throw added.error;
-      for (const { result } of done) for (const f of defaultRouteFamilies(result)) owned.add(f);
     }
     if (host.signal.aborted) throw new CniError(code.tryAgainLater, "Asked to end during ADD");
+    refreshHostInterfaces(done);
+    done.sort((a, b) => planned.indexOf(a.attachment) - planned.indexOf(b.attachment));
+    const result = mergeDone(done, config);
+    const status = await makeStatus(host, config, plan, done);
     release(state, operation, () => {
       for (const { attachment, result } of done) {
         setAttached(state, attachment, toVersion(result, attachment.list.cniVersion));
       }
+      if (status && !status.isInline) putStatus(state, status, host.now());
     });
-    return done;
+    if (status?.isInline) await publishOrPut(host, state, plan, status, chain.deadlineMs);
+    return result;
   } catch (error) {
     await rollBack(host, state, operation, planned, done, undoErrors, undoOptions(host, chain));
     throw error;
   }
 }
 
+/** Publishes the status at once; what cannot be published waits for the agent. */
+async function publishOrPut(
+  host: Host,
+  state: State,
+  plan: Plan,
+  status: PodStatus,
+  deadlineMs: number,
+): Promise<void> {
+  const isPublished = await publishStatus(host, plan.objects.kube, status, deadlineMs);
+  if (isPublished) return;
+  try {
+    write(state, () => putStatus(state, status, host.now()));
+  } catch (error) {
+    log(host, "warn", toCniError(error).message, { pod: podLabel(plan.pod) });
+  }
+}
+
+/** The result for the runtime, from the attachments in the order of the plan. */
+function mergeDone(done: Done[], config: Config): Result {
+  const parts = done.map(({ attachment: { netns, ifName }, result }) => ({
+    ifName,
+    netns,
+    result,
+  }));
+  return mergeResults(config.result === "primary" ? parts.slice(0, 1) : parts);
+}
+
 /**
- * Which attachments run side by side: none (CNI SPEC §3, NPWG §7.3), unless the table says so. The
- * first always runs alone, and one that may bring a default route too.
+ * Which attachments run side by side: none (CNI SPEC §3, NPWG §7.3), unless the table says so.
+ * The first always runs alone, and one that may bring a default route too.
  */
 function attachGroups(planned: Attachment[], parallel: boolean): Attachment[][] {
   if (!parallel) return planned.map((attachment) => [attachment]);
-  const [first, ...others] = planned;
-  const routed = others.filter(({ list }) => mayAddDefaultRoute(list));
-  const free = others.filter(({ list }) => !mayAddDefaultRoute(list));
-  return [first ? [first] : [], ...routed.map((one) => [one]), free].filter(
-    (group) => group.length > 0,
+  const alone = planned.filter(
+    ({ list, defaultRoute }, i) => i === 0 || defaultRoute || mayAddDefaultRoute(list),
   );
-}
-
-/** One attachment, with the default route kept by its owner (design D8). */
-async function attachOne(
-  host: Host,
-  attachment: Attachment,
-  chain: ChainOptions,
-  owned: ReadonlySet<Family>,
-): ReturnType<typeof addChain> {
-  const guarded = owned.size > 0 && mayAddDefaultRoute(attachment.list);
-  if (!guarded) return addChain(host, attachment, chain);
-  const parked = await parkDefaultRoutes(host, chain.netns, [...owned]);
-  const added = await addChain(host, attachment, chain);
-  try {
-    await restoreDefaultRoutes(host, parked);
-  } catch (error) {
-    if (added.kind === "failed") return added;
-    const undo = await delChain(host, attachment, added.result, undoOptions(host, chain));
-    return { kind: "failed", error: toCniError(error), undo };
-  }
-  if (added.kind === "failed") return added;
-  // What the record and the merged result say is what the kernel has.
-  return { kind: "attached", result: withoutDefaultRoutes(added.result, owned) };
+  const free = planned.filter((attachment) => !alone.includes(attachment));
+  return [...alone.map((one) => [one]), ...(free.length > 0 ? [free] : [])];
 }
 
 /** Undoes in reverse what was attached; forgets what is gone, keeps what could not be undone. */
@@ -271,9 +325,13 @@ async function rollBack(
   undoErrors: Map<Attachment, CniError[]>,
   chain: ChainOptions,
 ): Promise<void> {
-  for (const { attachment, result } of done.toReversed()) {
-    undoErrors.set(attachment, await delChain(host, attachment, result, chain));
-  }
+  const results = new Map(done.map(({ attachment, result }) => [attachment, result]));
+  await undoAll(
+    done.toReversed().map(({ attachment }) => attachment),
+    (attachment) => delChain(host, attachment, results.get(attachment), chain),
+    undoErrors,
+  );
+  const nowMs = host.now();
   const kept = planned.filter((attachment) => (undoErrors.get(attachment) ?? []).length > 0);
   for (const attachment of kept) {
     log(host, "error", "Cannot undo a failed ADD: kept for DEL and genie gc", {
@@ -286,106 +344,16 @@ async function rollBack(
   try {
     release(state, operation, () => {
       for (const attachment of planned) {
-        const error = undoErrors.get(attachment)?.[0];
-        if (!error) forget(state, attachment);
-        else
-          setFailing(state, attachment, {
-            state: "failing",
-            error: error.message,
-            nowMs: host.now(),
-          });
+        const error = undoErrors.get(attachment)?.[0]?.message;
+        if (error === undefined) forget(state, attachment);
+        else setFailing(state, attachment, { state: "failing", error, nowMs });
       }
       const [first] = planned;
-      if (first && kept.length === 0) setEnded(state, first, host.now());
+      if (first && kept.length === 0) setEnded(state, first, "ADD", nowMs);
     });
   } catch (error) {
     // The rows stay as planned, and the lock names a process that is about to end: DEL undoes them
     // again, which costs a call and harms nothing.
     log(host, "error", toCniError(error).message, { container: operation.containerId });
   }
-}
-
-/**
- * CHECK: every attachment is still as ADD left it, says each delegate.
- *
- * @throws CniError of the first delegate that says no; 3 when there is no record of the container
- */
-export async function check(host: Host, request: Request): Promise<undefined> {
-  const settings = loadNodeSettings(host, request.config);
-  if (request.config["disableCheck"] === true) return undefined;
-  const state = openState(host, settings.stateDir);
-  try {
-    const found = attachments(host, state, request.containerId).filter(
-      (one) => one.requestIfName === request.ifName,
-    );
-    if (found.length === 0) {
-      throw new CniError(
-        code.unknownContainer,
-        `Cannot check container ${request.containerId}: no attachment for ${request.ifName} is on record`,
-      );
-    }
-    const options: ChainOptions = {
-      netns: request.netns,
-      token: newOperation(host, request.containerId, "CHECK").token,
-      deadlineMs: host.now() + checkTimeoutMs,
-      signal: host.signal,
-    };
-    for (const attachment of found) {
-      if (attachment.state !== "attached") {
-        throw new CniError(
-          code.tryAgainLater,
-          `Cannot check network "${attachment.network}": it is ${attachment.state}`,
-        );
-      }
-      await checkChain(host, attachment, storedResult(attachment), options);
-    }
-    return undefined;
-  } finally {
-    closeState(state);
-  }
-}
-
-const checkTimeoutMs = 60_000;
-/** STATUS is polled every few seconds, so a delegate that hangs must not hold it for long. */
-const statusTimeoutMs = 5_000;
-
-/**
- * STATUS: could an ADD of a pod that asks for nothing work now?
- *
- * @throws CniError 50 when not, or the code of the delegate that says no
- * @see CNI SPEC 1.1 §2 "STATUS"
- */
-export async function status(host: Host, request: Request): Promise<undefined> {
-  try {
-    const config = loadConfig(request.config);
-    host.log = { level: config.logLevel, file: config.logFile };
-    const search = pluginSearch(config, request);
-    const names = config.default.networks.map((text) => text.replace(/@.*/, ""));
-    const needed = names.length > 0 ? names : candidateNetworks(config, search);
-    if (needed.length === 0) throw new CniError(code.unavailable, "No network is configured");
-    for (const name of new Set([...needed, ...config.default.always])) {
-      const network = resolveNetwork(config, name.replace(/@.*/, ""));
-      await statusChain(
-        host,
-        {
-          network: network.name,
-          list: network.list,
-          plugins: findPlugins(network, search),
-          cniPath: search.dirs.join(":"),
-          timeoutMs: statusTimeoutMs,
-        },
-        {
-          netns: "",
-          token: "status",
-          deadlineMs: host.now() + statusTimeoutMs,
-          signal: host.signal,
-        },
-      );
-    }
-  } catch (error) {
-    const { code: number, message, details } = toCniError(error);
-    const known = number === code.unavailable || number === code.unavailableLimited;
-    throw new CniError(known ? number : code.unavailable, message, { details, cause: error });
-  }
-  return undefined;
 }

@@ -22,8 +22,9 @@ import {
 } from "./cni.ts";
 import type { Config } from "./config.ts";
 import { findPlugin, findPlugins, listNetworks, type Network, resolveNetwork } from "./networks.ts";
-import { loadConfig, makePlan, type Plan, pluginSearch, podLabel } from "./plan.ts";
+import { makePlan, type Plan, pluginSearch, podLabel } from "./plan.ts";
 import { annotationsCapability } from "./pod.ts";
+import { loadConfig } from "./settings.ts";
 import { formatTable } from "./table.ts";
 
 /** Used wrongly: exit status 2 and a hint where to read on. */
@@ -48,7 +49,8 @@ const cniConfigHelp = `  --cni-config FILE    the CNI config through which the r
 
 const commandLines: Record<string, CommandLine> = {
   plan: {
-    usage: "--namespace NAME --pod NAME [--annotation KEY=VALUE ...] [--cni-config FILE] [--json]",
+    usage:
+      "--namespace NAME --pod NAME [--annotation KEY=VALUE ...] [--ifname NAME] [--cni-config FILE] [--json]",
     summary: "show what a pod would be attached to, and why; runs nothing",
     help: `  --namespace NAME     namespace of the pod
   --pod NAME           name of the pod

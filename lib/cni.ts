@@ -126,7 +126,8 @@ export function log(host: Host, level: LogLevel, msg: string, fields: LogFields 
   try {
     appendFileSync(host.log.file, `${new Date(host.now()).toISOString()} ${line}`, { mode: 0o600 });
   } catch (error) {
-    host.stderr(`genie: warn: Cannot write log file: ${toCniError(error).message}\n`);
+    const reason = error instanceof Error ? error.message : String(error);
+    host.stderr(`genie: warn: Cannot write log file: ${reason}\n`);
     host.log = { ...host.log, file: "" };
   }
 }
@@ -136,10 +137,15 @@ function quoteField(text: string): string {
   return /^[^\s"=]+$/.test(line) ? line : JSON.stringify(line);
 }
 
+/** Text of many lines without what a terminal would obey: other control characters become spaces. */
+export function printable(text: string): string {
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what must go
+  return text.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u2028\u2029]+/g, " ");
+}
+
 /** Text as one printable line: control characters become spaces, the end is cut. */
 export function oneLine(text: string, lengthMax: number): string {
-  // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what must go
-  const line = text.replace(/[\u0000-\u001f\u007f-\u009f\u2028\u2029]+/g, " ").trim();
+  const line = printable(text.replace(/[\n\r\t]+/g, " ")).trim();
   return line.length <= lengthMax ? line : `${line.slice(0, lengthMax - 1)}…`;
 }
 
@@ -160,7 +166,7 @@ export function parseJson(text: string, what: string): unknown {
     return plain ? JSON.parse(text) : JSON.parse(text, keepNumberText);
   } catch (error) {
     throw new CniError(code.decodingFailure, `Cannot decode ${what}: it is not valid JSON`, {
-      details: toCniError(error).message,
+      details: error instanceof Error ? error.message : String(error),
       cause: error,
     });
   }
@@ -428,7 +434,7 @@ function readConfig(host: Host): StdinConfig {
   if (!isNetworkName(value["name"])) {
     throw new CniError(
       code.invalidConfig,
-      `Invalid network config: "name" is ${value["name"] === undefined ? "missing" : "not valid"}, ` +
+      `Invalid network config: "name" is ${"name" in value ? "not valid" : "missing"}, ` +
         'expected letters, digits, "_", "." and "-", first a letter or digit',
     );
   }
@@ -476,7 +482,7 @@ export function writeResult(host: Host, result: object | undefined): void {
  * @param cniVersion version of the request, where it could be read
  */
 export function writeError(host: Host, error: CniError, cniVersion: string = "1.1.0"): void {
-  const details = error.details.slice(0, detailsLengthMax);
+  const details = printable(error.details).slice(0, detailsLengthMax);
   host.stdout(
     `${JSON.stringify({
       cniVersion,

@@ -85,6 +85,12 @@ export const attachment = text('the name of a network, or "name@interface"', (va
   const [name, ifName = "eth0", ...more] = value.split("@");
   return isNetworkName(name) && interfaceNameIssue(ifName) === undefined && more.length === 0;
 });
+/** Schema of what every pod gets: a network, or a NetworkAttachmentDefinition by namespace/name. */
+const always = text('the name of a network, or "namespace/name" of an object', (value) => {
+  const [first = "", second, ...more] = value.split("/");
+  if (second === undefined) return v.is(attachment, first);
+  return v.is(namespace, first) && v.is(attachment, second) && more.length === 0;
+});
 const namespace = text("the name of a namespace", (value) => /^[a-z0-9.-]{1,253}$/.test(value));
 // A pattern that cannot match any Kubernetes name ("team_*", "[ab]") is a mistake, and in a deny
 // rule it would leave the network open.
@@ -145,7 +151,7 @@ const Weights = table({
 const Default = v.pipe(
   table({
     networks: list(attachment),
-    always: list(attachment),
+    always: list(always),
     system_namespaces: list(namespace, "kube-system"),
   }),
   v.transform(({ system_namespaces: systemNamespaces, ...rest }) => ({
@@ -160,6 +166,7 @@ const Kubernetes = v.pipe(
     namespace_isolation: v.optional(toggle, false),
     global_namespaces: list(namespace, "default"),
     status: v.optional(oneOf("inline", "agent", "off"), "inline"),
+    kubelet_dir: v.optional(path, "/var/lib/kubelet"),
   }),
   v.transform((keys) => ({
     kubeconfig: keys.kubeconfig ?? kubeconfigDefault,
@@ -169,6 +176,8 @@ const Kubernetes = v.pipe(
     namespaceIsolation: keys.namespace_isolation,
     globalNamespaces: keys.global_namespaces,
     status: keys.status,
+    /** Root folder of the kubelet: its pod-resources socket tells a pod's devices. */
+    kubeletDir: keys.kubelet_dir,
   })),
 );
 /** How to reach the Kubernetes API; the optional fields come from the CNI config alone. */

@@ -4,8 +4,7 @@
  * Source: CNI SPEC 1.1 §3 (chains), §4 (delegation); libcni for what the SPEC leaves open.
  */
 import {
-  CniError,
-  code,
+  type CniError,
   compareVersions,
   type Host,
   isObject,
@@ -14,11 +13,12 @@ import {
   parseJson,
   toCniError,
 } from "./cni.ts";
-import { type Ending, type Output, run } from "./exec.ts";
+import { endingError, protocolError } from "./ending.ts";
+import { run } from "./exec.ts";
 import { tokenVariable } from "./lock.ts";
 import { type NetworkConfigList, type PluginConfig, requestConfig } from "./netconf.ts";
 import { normalizeResult, parseResult, type Result, toVersion } from "./result.ts";
-import type { Attachment, StoredAttachment } from "./state.ts";
+import type { Attachment } from "./state.ts";
 
 /** What a chain needs besides the attachment. */
 export interface ChainOptions {
@@ -31,9 +31,6 @@ export interface ChainOptions {
   /** Ends the running delegate when it aborts. */
   signal?: AbortSignal;
 }
-
-/** Longest part of a delegate's stderr that goes into an error, in characters. */
-const stderrTailLength = 4096;
 
 /** How an ADD through a chain ended. */
 export type Added =
@@ -133,16 +130,27 @@ export async function delChain(
   options: ChainOptions,
   last: number = attachment.list.plugins.length - 1,
 ): Promise<CniError[]> {
+  const { list } = attachment;
   const errors: CniError[] = [];
   for (let index = last; index >= 0; index--) {
     try {
       await call(host, attachment, index, "DEL", options, result);
     } catch (error) {
-      errors.push(toCniError(error));
+      const isGone = options.netns === "" && insideOnly.has(list.plugins[index]?.type ?? "");
+      if (!isGone) errors.push(toCniError(error));
     }
+  }
+  if (attachment.deviceInfoFile !== undefined && errors.length === 0) {
+    (await import("./device_info.ts")).removeDeviceInfo(host, attachment.deviceInfoFile);
   }
   return errors;
 }
+
+/**
+ * Plugins that change nothing outside the pod's namespace, and some of which fail without it (sbr):
+ * with the namespace gone, so is all they did.
+ */
+const insideOnly = new Set(["sbr", "tuning", "loopback"]);
 
 /**
  * Runs CHECK through the chain, unless the list turns it off or is older than CHECK.
@@ -295,109 +303,4 @@ function delegateEnv(
   env["CNI_IFNAME"] = attachment.ifName;
   env["CNI_ARGS"] = attachment.cniArgs;
   return env;
-}
-
-/** What an ending means; undefined for a success. */
-function endingError(
-  ending: Ending & Output,
-  attachment: Attachment,
-  plugin: PluginConfig,
-  command: string,
-): CniError | undefined {
-  const tail = ending.stderr.slice(-stderrTailLength);
-  const fail = (number: number, issue: string, details = tail) =>
-    new CniError(number, `${subject(attachment, command)}: plugin "${plugin.type}" ${issue}`, {
-      details,
-    });
-  switch (ending.kind) {
-    case "exit":
-      return ending.status === 0 ? undefined : exitError(ending, fail);
-    case "signal":
-      return fail(code.delegateProtocol, `was killed by ${ending.signal}`);
-    case "timeout":
-      return fail(
-        code.delegateTimeout,
-        `timed out after ${Math.round(ending.durationUs / 1000)} ms, it was killed`,
-      );
-    case "overflow":
-      return fail(code.delegateProtocol, "printed more than 1 MiB, it was killed");
-    case "aborted":
-      return fail(code.tryAgainLater, "was ended because genie was asked to end");
-    case "spawn":
-      if (ending.reason === "ETXTBSY") {
-        return fail(code.tryAgainLater, "is being replaced (text file busy), try again");
-      }
-      return fail(
-        code.delegateNotFound,
-        `cannot be started (${ending.reason}), install it or mend its file`,
-      );
-  }
-}
-
-/** A plugin that exits with a failure says why on stdout (SPEC §5), or breaks the protocol. */
-function exitError(
-  ending: { status: number; stdout: string; stderr: string },
-  fail: (number: number, issue: string, details?: string) => CniError,
-): CniError {
-  let document: unknown;
-  try {
-    document = parseJson(ending.stdout, "its error");
-  } catch (error) {
-    const said = ending.stdout.trim() === "" ? "printed nothing" : "printed no error document";
-    return fail(
-      code.delegateProtocol,
-      `exited with status ${ending.status} and ${said}`,
-      ending.stderr.slice(-stderrTailLength) || toCniError(error).details,
-    );
-  }
-  if (!isObject(document) || typeof document["msg"] !== "string") {
-    return fail(code.delegateProtocol, `exited with status ${ending.status} without a message`);
-  }
-  const own = document["code"];
-  const known = typeof own === "number" && Number.isInteger(own) && own > 0;
-  const details = typeof document["details"] === "string" ? document["details"] : "";
-  return fail(
-    known ? own : code.delegateProtocol,
-    `failed: ${oneLine(document["msg"], 700)}`,
-    [details, ending.stderr.slice(-stderrTailLength)].filter((text) => text !== "").join("\n"),
-  );
-}
-
-function protocolError(
-  attachment: Attachment,
-  plugin: PluginConfig,
-  issue: string,
-  stdout: string,
-): CniError {
-  return new CniError(
-    code.delegateProtocol,
-    `${subject(attachment, "ADD")}: plugin "${plugin.type}" broke the protocol: ${issue}`,
-    { details: stdout.slice(0, 1024) },
-  );
-}
-
-const verbs: Record<string, string> = {
-  ADD: "attach",
-  DEL: "detach",
-  CHECK: "check",
-  GC: "collect garbage of",
-  STATUS: "use",
-};
-
-function subject(attachment: Attachment, command: string): string {
-  const { namespace, name } = attachment.pod;
-  const pod = name === "" ? "" : ` of pod ${namespace === "" ? name : `${namespace}/${name}`}`;
-  const at = attachment.ifName === "" ? "" : ` (${attachment.ifName})`;
-  return `Cannot ${verbs[command]} network "${attachment.network}"${at}${pod}`;
-}
-
-/** The final result of a stored attachment; undefined where it is missing or damaged. */
-export function storedResult({ result, list, network }: StoredAttachment): Result | undefined {
-  if (result === undefined) return undefined;
-  try {
-    return parseResult(result, list.cniVersion, `stored result of network "${network}"`);
-  } catch (error) {
-    if (error instanceof CniError) return undefined;
-    throw error;
-  }
 }

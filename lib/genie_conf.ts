@@ -17,6 +17,11 @@ const stdinLevels = new Map<string, LogLevel>([
   ["panic", "error"],
 ]);
 
+/** Our level for one a CNI config names, whatever its case; undefined for none. */
+export function logLevelOf(name: unknown): LogLevel | undefined {
+  return typeof name === "string" ? stdinLevels.get(name.trim().toLowerCase()) : undefined;
+}
+
 /**
  * The config with CNI-Genie's own keys of the CNI config put over it; its other keys are ignored.
  * As in CNI-Genie, a key that is "" counts as absent and `kubernetes` wins over `policy`.

@@ -94,15 +94,24 @@ export async function connect(host: Host, settings: KubeSettings): Promise<Kube>
     patch: (path, body) => send(session, { method: "PATCH", path, body }),
     post: (path, body) => send(session, { method: "POST", path, body }),
     async getPod(namespace, name) {
-      const call: Call = {
-        method: "GET",
-        path: ["api", "v1", "namespaces", namespace, "pods", name],
-      };
-      const pod = v.safeParse(Pod, await send(session, call));
-      if (pod.success) return pod.output;
-      throw failed(session, call, { reason: `the answer is no pod: ${issueText(pod.issues[0])}` });
+      const path = ["api", "v1", "namespaces", namespace, "pods", name];
+      return parsePod(await send(session, { method: "GET", path }), `${namespace}/${name}`);
     },
   };
+}
+
+/**
+ * A pod from what the API answered.
+ * @param label the pod, for the message
+ * @throws CniError 11 when it is no pod
+ */
+export function parsePod(object: unknown, label: string): Pod {
+  const pod = v.safeParse(Pod, object);
+  if (pod.success) return pod.output;
+  throw new CniError(
+    code.tryAgainLater,
+    `Cannot get pods ${oneLine(label, 200)}: the answer is no pod: ${issueText(pod.issues[0])}`,
+  );
 }
 
 /** Largest answer read, in bytes; an object in etcd has at most 1.5 MiB. */

@@ -76,6 +76,7 @@ function exists(file: string): boolean {
   }
 }
 
+/** Finds the account to use, see {@link isConfigured}. @throws CniError 7 when there is none */
 export function findAccount(host: Host, settings: KubeSettings): Account {
   const { kubeconfig = "", serviceAccountDir: folder = serviceAccountDirDefault } = settings;
   const source = sourceOf(host, settings);
@@ -282,6 +283,7 @@ async function askPlugin(
   };
 }
 
+/** Reads what one request needs, afresh. @throws CniError 5 or 7 for files that do not serve */
 export async function readSecrets({ credential, ...account }: Account): Promise<Secrets> {
   const asked = await account.plugin?.();
   const tls: Secrets["tls"] = account.serverName ? { serverName: account.serverName } : {};

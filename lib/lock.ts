@@ -1,11 +1,12 @@
 /**
  * One operation per container at a time (CNI SPEC 1.1 §3; Mesos and nerdctl break it, design D6),
- * and GC alone. A lock is a row that names its process; the row of a dead process is taken over, and
- * the delegates it left running are ended first, found by the token in their environment.
+ * and GC alone. A lock is a row that names its process; the row of a dead process is taken over
+ * after the delegates it left running are ended, found by the token in their environment.
  */
 import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { CniError, code, type Host } from "./cni.ts";
-import { type State, write } from "./state.ts";
+import { type State, write, writeFirst } from "./database.ts";
+import { bootId } from "./netns.ts";
 
 /** Pause between two looks at a lock that another process holds, in ms. */
 const lockPollMs = 10;
@@ -17,23 +18,25 @@ export interface Operation {
   pid: number;
   /** Start time of the process in clock ticks after boot: a reused pid differs. */
   started: string;
+  /** Boot of the machine in which `pid` and `started` mean anything. */
+  bootId: string;
   /** Identity of the pid namespace in which `pid` means anything. */
   pidNamespace: string;
-  /** Marks the delegates of this operation, see {@link tokenVariable}. */
+  /** Marks the delegates of this operation, see {@link tokenVariable}. Never used twice. */
   token: string;
   atMs: number;
 }
 
 /** This process, as the holder of a lock. */
 export function newOperation(host: Host, containerId: string, command: string): Operation {
-  const started = processStarted(process.pid);
   return {
     containerId,
     command,
     pid: process.pid,
-    started,
-    pidNamespace: readlinkSync("/proc/self/ns/pid"),
-    token: `${process.pid}-${started}`,
+    started: processStarted(process.pid),
+    bootId: bootId(),
+    pidNamespace: ownPidNamespace(),
+    token: crypto.randomUUID(),
     atMs: host.now(),
   };
 }
@@ -53,32 +56,48 @@ export function processStarted(pid: number): string {
   return fields[0] === "Z" ? "" : (fields[19] ?? "");
 }
 
+function ownPidNamespace(): string {
+  return readlinkSync("/proc/self/ns/pid");
+}
+
+/** How long a holder that cannot be seen from here is believed to run, in ms. */
+const unseenMs = 15 * 60_000;
+
 /** Is the holder of a lock still running? One in another pid namespace is believed for a while. */
 export function isRunning(operation: Operation, nowMs: number): boolean {
-  if (operation.pidNamespace !== readlinkSync("/proc/self/ns/pid")) {
-    return nowMs - operation.atMs < 15 * 60_000;
-  }
+  if (operation.bootId !== bootId()) return false;
+  if (operation.pidNamespace !== ownPidNamespace()) return nowMs - operation.atMs < unseenMs;
   return processStarted(operation.pid) === operation.started && operation.started !== "";
 }
 
-/** What {@link acquire} found: the lock is ours and `value` was computed under it, or not. */
+/**
+ * What {@link acquire} found: the lock is ours and `value` was computed under it; or someone holds
+ * it; or dead holders do, whose delegates may still run.
+ */
 export type Acquired<T> =
-  | { kind: "acquired"; value: T; abandoned: Operation[] }
-  | { kind: "busy"; holder: Operation };
+  | { kind: "acquired"; value: T }
+  | { kind: "busy"; holder: Operation }
+  | { kind: "abandoned"; holders: Operation[] };
 
 /** Lock name under which GC excludes ADD and DEL of every container (SPEC 1.1 §3). */
 export const everyContainer = "*";
 
 /**
  * Takes the lock of a container and runs `inside`, in one transaction: either both happened or
- * neither. Does not wait for another holder. A lock whose holder died is taken over and handed
- * back as `abandoned`, because its delegates may still run.
+ * neither. Does not wait for another holder. A dead one is taken over only when its token is among
+ * `finished`: were its row gone before its delegates are, a second death would lose them.
  *
  * @throws what `inside` throws, after rolling back; CniError 106 when the file cannot be written
  */
-export function acquire<T>(state: State, operation: Operation, inside: () => T): Acquired<T> {
-  const { database } = state;
-  return write(state, () => {
+export function acquire<T>(
+  host: Host,
+  state: State,
+  operation: Operation,
+  finished: ReadonlySet<string>,
+  inside: () => T,
+): Acquired<T> {
+  return writeFirst(host, state, () => {
+    const { database } = state;
     const rows = (
       operation.containerId === everyContainer
         ? database.query("SELECT * FROM operations").all()
@@ -89,20 +108,23 @@ export function acquire<T>(state: State, operation: Operation, inside: () => T):
     const held = rows.map(fromOperationRow);
     const holder = held.find((other) => isRunning(other, operation.atMs));
     if (holder) return { kind: "busy", holder } as const;
+    const holders = held.filter(({ token }) => !finished.has(token));
+    if (holders.length > 0) return { kind: "abandoned", holders } as const;
     const remove = database.query("DELETE FROM operations WHERE container_id = ?");
     for (const { containerId } of held) remove.run(containerId);
     database
-      .query("INSERT INTO operations VALUES (?, ?, ?, ?, ?, ?, ?)")
+      .query("INSERT INTO operations VALUES (?, ?, ?, ?, ?, ?, ?, ?)")
       .run(
         operation.containerId,
         operation.command,
         operation.pid,
         operation.started,
+        operation.bootId,
         operation.pidNamespace,
         operation.token,
         operation.atMs,
       );
-    return { kind: "acquired", value: inside(), abandoned: held } as const;
+    return { kind: "acquired", value: inside() } as const;
   });
 }
 
@@ -111,6 +133,7 @@ interface OperationRow {
   command: string;
   pid: number;
   started: string;
+  boot_id: string;
   pid_namespace: string;
   token: string;
   at_ms: number;
@@ -122,6 +145,7 @@ function fromOperationRow(row: OperationRow): Operation {
     command: row.command,
     pid: row.pid,
     started: row.started,
+    bootId: row.boot_id,
     pidNamespace: row.pid_namespace,
     token: row.token,
     atMs: row.at_ms,
@@ -153,11 +177,17 @@ export async function takeLock<T>(
   inside: () => T,
   onBusy: (holder: Operation) => void = () => undefined,
 ): Promise<T> {
+  const finished = new Set<string>();
   for (;;) {
-    const taken: Acquired<T> = acquire(state, { ...operation, atMs: host.now() }, inside);
-    if (taken.kind === "acquired") {
-      for (const { token } of taken.abandoned) await endOrphans(token);
-      return taken.value;
+    const now = { ...operation, atMs: host.now() };
+    const taken: Acquired<T> = acquire(host, state, now, finished, inside);
+    if (taken.kind === "acquired") return taken.value;
+    if (taken.kind === "abandoned") {
+      for (const { token } of taken.holders) {
+        await endOrphans(token);
+        finished.add(token);
+      }
+      continue;
     }
     const { holder } = taken;
     onBusy(holder);
@@ -203,8 +233,15 @@ function environmentOf(pid: number): string[] {
   }
 }
 
-/** Sends a signal; a process that is gone already is no error. */
-export function endProcess(pid: number, signal: "SIGTERM" | "SIGKILL"): void {
+/**
+ * Sends a signal to the holder of a lock. One that is gone already is no error, and one in another
+ * pid namespace is left alone: its number belongs to somebody else here.
+ */
+export function endHolder(holder: Operation, signal: "SIGTERM" | "SIGKILL"): void {
+  if (holder.pidNamespace === ownPidNamespace()) endProcess(holder.pid, signal);
+}
+
+function endProcess(pid: number, signal: "SIGTERM" | "SIGKILL"): void {
   try {
     process.kill(pid, signal);
   } catch (error) {

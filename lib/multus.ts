@@ -42,6 +42,11 @@ const levels: Record<string, LogLevel> = {
   panic: "error",
 };
 
+/** Our level for one of Multus'; undefined for none. */
+export function multusLevelOf(name: unknown): LogLevel | undefined {
+  return typeof name === "string" && Object.hasOwn(levels, name) ? levels[name] : undefined;
+}
+
 /** True for a CNI config that was written for Multus. */
 export function isMultusConfig(stdin: StdinConfig): boolean {
   return Boolean(stdin["clusterNetwork"]) || Array.isArray(stdin["delegates"]);
@@ -72,7 +77,7 @@ export function withMultusConfig(config: Config, stdin: StdinConfig): Config {
     confDir: own.confDir || "/etc/cni/multus/net.d",
     binDirs: own.binDir ? [own.binDir, ...config.binDirs] : config.binDirs,
     logFile: own.logFile || config.logFile,
-    logLevel: levels[own.logLevel ?? ""] ?? config.logLevel,
+    logLevel: multusLevelOf(own.logLevel) ?? config.logLevel,
     kubernetes: {
       ...config.kubernetes,
       ...(own.kubeconfig && { kubeconfig: own.kubeconfig, kubeconfigIsExplicit: true }),

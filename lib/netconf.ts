@@ -31,7 +31,7 @@ export interface NetworkConfigList {
   plugins: PluginConfig[];
 }
 
-/** A config list as read, before plugins from its folder are added (§1 `loadOnlyInlinedPlugins`). */
+/** A config list before plugins from its folder are added (§1 `loadOnlyInlinedPlugins`). */
 export interface ParsedConfigList extends NetworkConfigList {
   /** True when `<folder of the list>/<name>/` may bring further plugins. */
   loadsFolder: boolean;

@@ -66,8 +66,12 @@ function resolveEntry(
     return { list: usable(readListFile(path)), source: path };
   }
   const found = findOnDisk(config, entry.name);
-  if (!found) throw unknownNetwork(config, entry.name);
-  return { list: usable(found), source: found.path };
+  if (found) return { list: usable(found), source: found.path };
+  throw new CniError(
+    code.networkNotFound,
+    `Unknown network "${entry.name}": plugins.${entry.name} at ${config.file}:${entry.line} has ` +
+      `neither conf nor config, and ${config.confDir} has no list of that name`,
+  );
 }
 
 function usable(file: ListFile): NetworkConfigList {
@@ -97,21 +101,42 @@ export function findListOnDisk(
   return found && { list: usable(found), source: found.path };
 }
 
+/**
+ * Reads one config list from a file.
+ * @throws CniError 5 when it cannot be read, 7 when it is not valid
+ */
+export function readList(path: string): NetworkConfigList {
+  return usable(readListFile(path));
+}
+
+/**
+ * The first config list in a folder, in the order runtimes read them.
+ * @throws CniError 101 when there is none, 7 when it is not valid
+ */
+export function firstListIn(dir: string): NetworkConfigList {
+  const [first] = listFiles(dir);
+  if (first) return readList(first);
+  throw new CniError(code.networkNotFound, `Unknown network: ${dir} has no config list`);
+}
+
 /** Names a file answers to: `10-calico.conflist` is `calico` and `10-calico`. */
 function fileNames(path: string): string[] {
   const stem = basename(path).replace(listSuffix, "");
   return [stem.replace(/^\d+-/, ""), stem];
 }
 
+/** Looks at no entry's list: that an entry has none may be the very error. */
 function unknownNetwork(config: Config, name: string): CniError {
-  const known = listNetworks(config);
-  const names = known.networks.map((network) => network.name);
-  const broken = known.problems.map((problem) => problem.message).join("; ");
+  const files = listFiles(config.confDir).map(readListFile);
+  const listed = files.flatMap(({ list }) => (list instanceof CniError ? [] : [list.name]));
+  const names = new Set([...config.plugins.keys(), ...listed]);
+  names.delete(name);
+  const broken = files.flatMap(({ list }) => (list instanceof CniError ? [list.message] : []));
   return new CniError(
     code.networkNotFound,
     `Unknown network "${name}": neither the plugin table nor ${config.confDir} has it, known are ` +
-      (names.length === 0 ? "none" : names.join(", ")),
-    { details: broken },
+      (names.size === 0 ? "none" : [...names].join(", ")),
+    { details: broken.join("; ") },
   );
 }
 
@@ -220,7 +245,7 @@ export interface PluginSearch {
  * Finds the binary of every plugin of a network.
  *
  * @returns absolute paths, in the order of the list's plugins
- * @throws CniError 102 when one is missing, 7 when one is genie itself: it would call itself for ever
+ * @throws CniError 102 when one is missing, 7 when one is genie itself, which would never end
  */
 export function findPlugins(network: Network, search: PluginSearch): string[] {
   return network.list.plugins.map(({ type }) => {

@@ -7,8 +7,8 @@
  */
 import { isIP } from "node:net";
 import * as v from "valibot";
-import { attachmentsMax, type SelectionElement } from "./annotations.ts";
-import { CniError, code, interfaceNameIssue, isNetworkName, oneLine, parseJson } from "./cni.ts";
+import { attachmentsMax, requestedNameIssue, type SelectionElement } from "./annotations.ts";
+import { CniError, code, isNetworkName, oneLine, parseJson } from "./cni.ts";
 import type { Dns, Result } from "./result.ts";
 
 /** Annotation keys of the specification, and Multus' key for a pod's own default network. */
@@ -245,7 +245,7 @@ export const requiredCapabilities = [
 ] as const;
 
 function checkInterface(ifName: string, network: string, key: string): void {
-  const issue = interfaceNameIssue(ifName);
+  const issue = requestedNameIssue(ifName);
   if (issue === undefined) return;
   throw invalid(
     key,

@@ -1,110 +1,37 @@
 /**
  * The plan of one ADD: which networks, on which interfaces, through which binaries, and why.
- * Reads the plugin table, the pod and the config lists; runs nothing and writes nothing, so that
- * `genie plan` shows exactly what ADD would do. Source: design §3, D3, D8.
+ * Reads the pod, the config lists and network objects; runs nothing and writes nothing, so that
+ * `genie plan` shows exactly what ADD would do. Source: design §3, D3, D8, D9.
  */
-import { readFileSync, statSync } from "node:fs";
-import { isAbsolute } from "node:path";
+import { statSync } from "node:fs";
+import { join } from "node:path";
 import { checkAccess } from "./access.ts";
+import { CniError, code, type Host, isObject, type Request, toCniError } from "./cni.ts";
+import type { Config } from "./config.ts";
+import { declaresCapability, type NetworkConfigList } from "./netconf.ts";
 import {
-  attachmentsMax,
-  parseElements,
-  parseSelection,
-  type SelectionElement,
-} from "./annotations.ts";
-import {
-  CniError,
-  code,
-  type Host,
-  logLevels,
-  oneLine,
-  type Request,
-  type StdinConfig,
-} from "./cni.ts";
-import {
-  type Config,
-  defaultConfig,
-  parseConfig,
-  parseTopLevel,
-  pluginsFileDefault,
-} from "./config.ts";
-import { withStdinConfig } from "./genie_conf.ts";
-import {
-  delegatesToOurself,
+  findListOnDisk,
   findPlugins,
-  listNetworks,
+  firstListIn,
   type Network,
   type PluginSearch,
-  readSmallFile,
+  readList,
   resolveNetwork,
 } from "./networks.ts";
-import { delegateArgs, lookupPod, type Pod } from "./pod.ts";
+import { requiredCapabilities } from "./npwg.ts";
+import { type Objects, openObjects, resolveDefinition, resolveLogical } from "./objects.ts";
+import { carriedPod, delegateArgs, lookupPod, type Pod, podIdentity, podPath } from "./pod.ts";
 import type { Attachment } from "./state.ts";
+import { type Decision, nameInterfaces, selectWanted, type Wanted } from "./wanted.ts";
 
 /** What an ADD will do, in the order it will do it: the primary attachment first. */
 export interface Plan {
   pod: Pod;
+  /** What decided the primary set. */
+  decision: Decision;
   attachments: Attachment[];
-}
-
-/** Path of the plugin table, and whether someone named it. @throws CniError 7 for a bad path */
-function tableFile(stdin: StdinConfig): { path: string; explicit: boolean } {
-  const path = stdin["plugins_file"];
-  if (path === undefined) return { path: pluginsFileDefault, explicit: false };
-  if (typeof path === "string" && isAbsolute(path)) return { path, explicit: true };
-  throw new CniError(
-    code.invalidConfig,
-    'Invalid network config: "plugins_file" is not an absolute path',
-  );
-}
-
-/**
- * Loads the configuration: the plugin table where there is one, with the CNI config's own keys
- * over it.
- * @throws CniError 7 for a table that is wrong, or that was named and is missing
- */
-export function loadConfig(stdin: StdinConfig): Config {
-  const { path, explicit } = tableFile(stdin);
-  if (!explicit && !statSync(path, { throwIfNoEntry: false })) {
-    return withStdinConfig(defaultConfig(), stdin);
-  }
-  let text: string;
-  try {
-    text = readSmallFile(path);
-  } catch (error) {
-    if (error instanceof CniError) throw error;
-    const reason = (error as NodeJS.ErrnoException).code;
-    throw new CniError(code.invalidConfig, `Cannot read plugin table ${path}: ${reason}`, {
-      cause: error,
-    });
-  }
-  return withStdinConfig(parseConfig(text, path), stdin);
-}
-
-/** What DEL, CHECK and GC need to know of the node, readable however broken the table is. */
-export interface NodeSettings {
-  stateDir: string;
-  delRetryWindowMs: number;
-}
-
-/**
- * Reads the settings that need no valid table, and puts the log settings into `host`. Never fails:
- * a DEL must work with a table that became wrong after ADD.
- */
-export function loadNodeSettings(host: Host, stdin: StdinConfig): NodeSettings {
-  const defaults = defaultConfig();
-  let text = "";
-  try {
-    text = readFileSync(tableFile(stdin).path, "utf8");
-  } catch (error) {
-    const absent = (error as NodeJS.ErrnoException).code === "ENOENT";
-    if (!absent)
-      host.stderr(`genie: warn: Cannot read plugin table: ${oneLine(String(error), 200)}\n`);
-  }
-  const top = { ...defaults, ...parseTopLevel(text) };
-  const named = logLevels.find((level) => level === stdin["log_level"]);
-  host.log = { level: named ?? top.logLevel, file: top.logFile };
-  return { stateDir: top.stateDir, delRetryWindowMs: top.delRetryWindowMs };
+  /** The API as this call used it, for the status that follows. */
+  objects: Objects;
 }
 
 /** Where this call looks for plugin binaries. */
@@ -112,195 +39,307 @@ export function pluginSearch(config: Config, request: Request): PluginSearch {
   return { dirs: [...request.path, ...config.binDirs], ownType: request.config.type };
 }
 
-/** One network of the plan before its config is resolved. */
-interface Wanted extends SelectionElement {
-  reason: string;
-}
+/** A wanted network with its config: the node's own, or an object's. */
+type Resolved = Network & {
+  /** Names in the plugin table whose rules apply to it. */
+  gates: string[];
+  /** Device plugin resource it takes a device from. */
+  resourceName?: string;
+};
 
 /**
  * Plans an ADD.
  *
- * @throws CniError 7 for malformed annotations or configs, 11 when the pod cannot be looked up,
- *   100 when the pod may not use a network, 101 for an unknown network, 102 for a missing plugin,
- *   105 when interface names clash
+ * @throws CniError 7 for malformed annotations or configs, 11 when the API cannot be asked, 100
+ *   when the pod may not use a network, 101 for an unknown network, 102 for a missing plugin, 105
+ *   when interface names clash
  */
 export async function makePlan(host: Host, config: Config, request: Request): Promise<Plan> {
-  const pod = await lookupPod(host, config, request);
+  const objects = openObjects(host, config);
+  const pod = await lookupPod(host, config, request, objects);
   const search = pluginSearch(config, request);
-  const primarySet = selectPrimarySet(config, pod, search);
-  const always = selectAlways(config, pod, primarySet);
-  const named = nameInterfaces(primarySet, always, request.ifName);
-  const cniArgs = delegateArgs(request.args);
-  const attachments = named.map(({ network: name, ifName, reason }): Attachment => {
-    const network = resolveNetwork(config, name);
-    checkMayUse(config, network, pod);
-    const primary = ifName === request.ifName;
-    return {
-      containerId: request.containerId,
-      requestIfName: request.ifName,
-      requestNetwork: request.config.name,
-      ifName,
-      primary,
-      network: name,
-      reason,
-      list: network.list,
-      plugins: findPlugins(network, search),
-      cniArgs,
-      cniPath: search.dirs.join(":"),
-      // NPWG v1.3 §7.5: what the runtime offers belongs to the primary alone.
-      capabilityArgs: primary ? (request.config.runtimeConfig ?? {}) : {},
-      args: request.config.args ?? {},
-      timeoutMs: network.entry?.timeoutMs ?? config.timeoutMs,
-      netns: request.netns,
-      pod: { namespace: pod.namespace, name: pod.name, uid: pod.uid },
-    };
-  });
-  return { pod, attachments };
+  const { decision, primarySet, further } = selectWanted(config, pod, search);
+  const named = nameInterfaces(primarySet, further, request.ifName);
+  // Objects are asked for side by side; the first that fails decides, in the order of the pod.
+  const settled = await Promise.allSettled(
+    named.map((wanted) => resolveWanted(host, config, objects, wanted, pod)),
+  );
+  const attachments: Attachment[] = [];
+  const resolved: Resolved[] = [];
+  for (const [index, wanted] of named.entries()) {
+    const outcome = settled[index];
+    if (!outcome) continue;
+    if (outcome.status === "rejected") throw outcome.reason;
+    const network = outcome.value;
+    await checkMayUse(host, config, objects, network, pod);
+    checkCapabilities(network, wanted);
+    resolved.push(network);
+    attachments.push(toAttachment(config, request, search, pod, wanted, network));
+  }
+  await assignDevices(host, config.kubernetes.kubeletDir, pod, attachments, resolved);
+  return { pod, decision, attachments, objects };
 }
 
-function checkMayUse(config: Config, network: Network, pod: Pod): void {
-  const verdict = checkAccess(config, network.entry?.name ?? network.name, pod);
-  if (verdict.allowed) return;
+/**
+ * What an ADD of this request would attach, as far as the request and the node's disk tell: for a
+ * DEL that has no record. Asks nobody, and not the gate either, since what was attached must go.
+ *
+ * @returns what is certain, and why the rest is not
+ * @throws CniError 7, 101 or 105 when there is no plan at all
+ */
+export function guessPlan(
+  config: Config,
+  request: Request,
+): { attachments: Attachment[]; problems: CniError[] } {
+  const carried = carriedPod(request);
+  const nobody = {
+    ...podIdentity(request.args),
+    serviceAccount: undefined,
+    source: "none",
+  } as const;
+  const pod: Pod = carried ?? { ...nobody, annotations: new Map() };
+  const search = pluginSearch(config, request);
+  const { primarySet, further } = selectWanted(config, pod, search);
+  const attachments: Attachment[] = [];
+  const problems: CniError[] = [];
+  for (const wanted of nameInterfaces(primarySet, further, request.ifName)) {
+    try {
+      const network = resolveOnNode(config, wanted);
+      const resolved = { ...network, gates: [] };
+      attachments.push(toAttachment(config, request, search, pod, wanted, resolved));
+    } catch (error) {
+      problems.push(toCniError(error));
+    }
+  }
+  return { attachments, problems };
+}
+
+function resolveOnNode(config: Config, { from, network: name }: Wanted): Network {
+  if (from === "node") return resolveNetwork(config, name);
+  const found = findListOnDisk(config, name);
+  if (found) return { name, ...found };
+  throw new CniError(code.networkNotFound, `Unknown network "${name}": it is not on the node`);
+}
+
+function toAttachment(
+  config: Config,
+  request: Request,
+  search: PluginSearch,
+  pod: Pod,
+  wanted: Wanted & { ifName: string },
+  network: Resolved,
+): Attachment {
+  const { ifName, reason, cniArgs, defaultRoute } = wanted;
+  const primary = ifName === request.ifName;
+  return {
+    containerId: request.containerId,
+    requestIfName: request.ifName,
+    requestNetwork: request.config.name,
+    ifName,
+    primary,
+    network: network.name,
+    reason,
+    list: network.list,
+    plugins: findPlugins(network, search),
+    cniArgs: delegateArgs(request.args),
+    cniPath: search.dirs.join(":"),
+    capabilityArgs: {
+      // NPWG v1.3 §7.5: what the runtime offers belongs to the primary alone.
+      ...(primary && request.config.runtimeConfig),
+      ...wanted.capabilityArgs,
+    },
+    args: withCniArgs(request.config.args ?? {}, cniArgs),
+    timeoutMs: network.entry?.timeoutMs ?? config.timeoutMs,
+    netns: request.netns,
+    pod: { namespace: pod.namespace, name: pod.name, uid: pod.uid },
+    ...(defaultRoute && { defaultRoute }),
+  };
+}
+
+/** A pod's `cni-args` go below `args.cni` (CNI CONVENTIONS; NPWG §4.1.2.1.6). */
+function withCniArgs(
+  args: Record<string, unknown>,
+  cniArgs: Record<string, unknown> | undefined,
+): Record<string, unknown> {
+  if (!cniArgs) return args;
+  return { ...args, cni: { ...(isObject(args["cni"]) && args["cni"]), ...cniArgs } };
+}
+
+async function resolveWanted(
+  host: Host,
+  config: Config,
+  objects: Objects,
+  wanted: Wanted,
+  pod: Pod,
+): Promise<Resolved> {
+  switch (wanted.from) {
+    case "node": {
+      const network = resolveNetwork(config, wanted.network);
+      return { ...network, gates: [network.entry?.name ?? network.name] };
+    }
+    case "logical": {
+      const network = await resolveLogical(objects, config, wanted);
+      return { ...network, gates: [network.plugin] };
+    }
+    case "definition": {
+      checkIsolation(config, wanted, pod);
+      const network = await resolveDefinition(objects, config, wanted);
+      return { ...network, gates: gatesOf(config, network) };
+    }
+    case "multus":
+      return resolveMultus(host, config, objects, wanted);
+  }
+}
+
+/** Multus' order: an object in its namespace, a CNI name on disk, a folder's first list, a file. */
+async function resolveMultus(
+  host: Host,
+  config: Config,
+  objects: Objects,
+  wanted: Wanted,
+): Promise<Resolved> {
+  const { network: name } = wanted;
+  if (name.includes("/")) {
+    const list = statSync(name, { throwIfNoEntry: false })?.isDirectory()
+      ? firstListIn(name)
+      : readList(name);
+    return { name: list.name, list, source: name, gates: [list.name] };
+  }
+  const { isConfigured } = await import("./kubeconfig.ts");
+  if (isConfigured(host, config.kubernetes)) {
+    try {
+      return { ...(await resolveDefinition(objects, config, wanted)), gates: [name] };
+    } catch (error) {
+      if (!(error instanceof CniError) || error.code !== code.networkNotFound) throw error;
+    }
+  }
+  const found = findListOnDisk(config, name);
+  if (found) return { name, ...found, gates: [name] };
+  throw new CniError(
+    code.networkNotFound,
+    `Unknown network "${name}" of the Multus config: it is no NetworkAttachmentDefinition in ` +
+      `${wanted.namespace} and no CNI name in ${config.confDir}`,
+  );
+}
+
+/**
+ * A NetworkAttachmentDefinition of another namespace needs that namespace to be global, by whatever
+ * way it was named (Multus forgets the default network's annotation).
+ * @throws CniError 100
+ */
+function checkIsolation(config: Config, { namespace, network }: Wanted, pod: Pod): void {
+  const { namespaceIsolation, globalNamespaces } = config.kubernetes;
+  if (!namespaceIsolation || namespace === pod.namespace) return;
+  if (globalNamespaces.includes(namespace)) return;
   throw new CniError(
     code.accessDenied,
-    `Access to network "${network.name}" denied for pod ${podLabel(pod)}: ${verdict.reason}`,
-    { details: verdict.rule ?? "" },
+    `Access to network "${namespace}/${network}" denied for pod ${podLabel(pod)}: namespaces are ` +
+      `isolated, and kubernetes.global_namespaces has ${globalNamespaces.join(", ") || "none"}`,
   );
+}
+
+/** A definition whose config is the node's own list is under the rules of that list. */
+function gatesOf(config: Config, network: Network & { onDisk: boolean }): string[] {
+  if (!network.onDisk) return [network.name];
+  const entries = [...config.plugins.values()].filter(
+    (entry) =>
+      entry.name === network.list.name ||
+      (entry.conf !== undefined && network.source.endsWith(`/${entry.conf.split("/").at(-1)}`)),
+  );
+  return entries.length > 0 ? entries.map(({ name }) => name) : [network.name];
+}
+
+/** The gate (design D9). @throws CniError 100 */
+async function checkMayUse(
+  host: Host,
+  config: Config,
+  objects: Objects,
+  network: Resolved,
+  pod: Pod,
+): Promise<void> {
+  for (const gate of network.gates) {
+    let verdict = checkAccess(config, gate, pod);
+    if (verdict.needsServiceAccount) {
+      verdict = checkAccess(config, gate, await withServiceAccount(host, config, objects, pod));
+    }
+    if (verdict.allowed) continue;
+    throw new CniError(
+      code.accessDenied,
+      `Access to network "${network.name}" denied for pod ${podLabel(pod)}: ${verdict.reason}`,
+      { details: verdict.rule ?? "" },
+    );
+  }
+}
+
+/** The pod with its service account, from the API; as it is where there is none to ask. */
+async function withServiceAccount(
+  host: Host,
+  config: Config,
+  objects: Objects,
+  pod: Pod,
+): Promise<Pod> {
+  const { isConfigured } = await import("./kubeconfig.ts");
+  if (pod.namespace === "" || pod.name === "" || !isConfigured(host, config.kubernetes)) return pod;
+  const object = await objects.get(podPath(pod));
+  const spec = isObject(object) ? object["spec"] : undefined;
+  const account = isObject(spec) ? spec["serviceAccountName"] : undefined;
+  return { ...pod, serviceAccount: typeof account === "string" ? account : "default" };
+}
+
+/** What a pod asks of a network, a plugin must offer (NPWG §4.1.2.1.3.2 ff). @throws CniError 7 */
+function checkCapabilities(network: Resolved, { capabilityArgs = {} }: Wanted): void {
+  for (const capability of requiredCapabilities) {
+    if (!(capability in capabilityArgs) || declaresCapability(network.list, capability)) continue;
+    throw new CniError(
+      code.invalidConfig,
+      `Cannot attach network "${network.name}": the pod asks for "${capability}", and no plugin ` +
+        `of ${network.source} declares that capability`,
+    );
+  }
+}
+
+/** Gives each attachment whose definition names a resource the device that kubelet allocated. */
+async function assignDevices(
+  host: Host,
+  kubeletDir: string,
+  pod: Pod,
+  attachments: Attachment[],
+  resolved: Resolved[],
+): Promise<void> {
+  if (!resolved.some(({ resourceName }) => resourceName)) return;
+  const { podDevices, takeDevice } = await import("./device.ts");
+  const socket = join(kubeletDir, "pod-resources/kubelet.sock");
+  const devices = await podDevices(host, socket, pod);
+  const taken = new Map<string, number>();
+  for (const [index, { resourceName }] of resolved.entries()) {
+    const attachment = attachments[index];
+    if (!resourceName || !attachment) continue;
+    const nth = taken.get(resourceName) ?? 0;
+    taken.set(resourceName, nth + 1);
+    const deviceId = takeDevice(devices, resourceName, nth, pod);
+    attachment.list = withDevice(attachment.list, deviceId);
+    const { deviceInfoPath } = await import("./device_info.ts");
+    const { list, containerId, ifName } = attachment;
+    const file = deviceInfoPath(list.name, containerId, ifName);
+    attachment.capabilityArgs = {
+      ...attachment.capabilityArgs,
+      deviceID: deviceId,
+      CNIDeviceInfoFile: file,
+    };
+    attachment.device = { resourceName, deviceId };
+    attachment.deviceInfoFile = file;
+  }
+}
+
+/** The first plugin makes the interface, so it takes the device (as under Multus). */
+function withDevice(list: NetworkConfigList, deviceId: string): NetworkConfigList {
+  const [first, ...others] = list.plugins;
+  if (!first) return list;
+  return { ...list, plugins: [{ ...first, deviceID: deviceId, pciBusID: deviceId }, ...others] };
 }
 
 /** Pod as people know it. */
 export function podLabel({ namespace, name }: { namespace: string; name: string }): string {
   if (name === "") return "(unnamed)";
   return namespace === "" ? name : `${namespace}/${name}`;
-}
-
-function selectPrimarySet(config: Config, pod: Pod, search: PluginSearch): Wanted[] {
-  const selection = parseSelection(pod.annotations);
-  switch (selection.kind) {
-    case "networks":
-      return selection.elements.map((element) => ({ ...element, reason: `asked for by cni` }));
-    case "logical":
-      throw new CniError(
-        code.invalidConfig,
-        'Unsupported annotation "networks": logical networks need the Kubernetes API',
-      );
-    case "default":
-      if (config.default.networks.length > 0) {
-        return config.default.networks.flatMap((text) =>
-          parseElements(text, "default.networks").map((element) => ({
-            ...element,
-            reason: "default network",
-          })),
-        );
-      }
-      return [chooseNetwork(config, search)];
-    case "choose":
-      return [chooseNetwork(config, search)];
-  }
-}
-
-/** The choice when it is ours: the only candidate there is. */
-function chooseNetwork(config: Config, search: PluginSearch): Wanted {
-  const candidates = candidateNetworks(config, search);
-  const [only] = candidates;
-  if (only && candidates.length === 1) return { network: only, reason: "the only candidate" };
-  if (!only) {
-    throw new CniError(
-      code.networkNotFound,
-      `Cannot choose a network: neither the plugin table nor ${config.confDir} offers one`,
-    );
-  }
-  throw new CniError(
-    code.invalidConfig,
-    `Cannot choose among ${candidates.join(", ")}: set default.networks in the plugin table, or ` +
-      'annotate the pod with cni: "<name>"',
-  );
-}
-
-/** Names of the networks that may be chosen (`select.candidates`, else the table, else the disk). */
-export function candidateNetworks(config: Config, search: PluginSearch): string[] {
-  if (config.select.candidates) return config.select.candidates;
-  const tableOnly = config.plugins.size > 0;
-  return listNetworks(config)
-    .networks.filter((network) => network.entry || !tableOnly)
-    .filter((network) => !delegatesToOurself(network, search))
-    .map(({ name }) => name);
-}
-
-/** `default.always`: for every pod outside the system namespaces, unless it has them anyway. */
-function selectAlways(config: Config, pod: Pod, primarySet: Wanted[]): Wanted[] {
-  if (config.default.systemNamespaces.includes(pod.namespace)) return [];
-  return config.default.always
-    .flatMap((text) => parseElements(text, "default.always"))
-    .filter(({ network }) => !primarySet.some((wanted) => wanted.network === network))
-    .map((element) => ({ ...element, reason: "attached to every pod" }));
-}
-
-/**
- * Fixes every interface name, before anything runs (design D3). Named ones keep theirs; the first
- * unnamed of the primary set gets CNI_IFNAME when nobody asked for it, the others eth0, eth1 ...;
- * further attachments net1, net2 ... as Multus names them. The one with CNI_IFNAME comes first.
- *
- * @throws CniError 105 when two want one name, 7 when CNI_IFNAME stays unused or there are too many
- */
-export function nameInterfaces<T extends SelectionElement>(
-  primarySet: T[],
-  further: T[],
-  requestIfName: string,
-): (T & { ifName: string })[] {
-  const all = [...primarySet, ...further];
-  if (all.length > attachmentsMax) {
-    throw new CniError(
-      code.invalidConfig,
-      `Cannot attach ${all.length} networks to one pod: at most ${attachmentsMax} are allowed`,
-    );
-  }
-  const taken = new Map<string, string>();
-  for (const { ifName, network } of all) {
-    if (ifName === undefined) continue;
-    const other = taken.get(ifName);
-    if (other !== undefined) throw clash(ifName, other, network);
-    taken.set(ifName, network);
-  }
-  const next = (names: Iterator<string>, network: string): string => {
-    for (;;) {
-      const name: string = names.next().value;
-      if (taken.has(name)) continue;
-      taken.set(name, network);
-      return name;
-    }
-  };
-  const primaryNames = ethernetNames(requestIfName);
-  const furtherNames = numbered("net", 1);
-  const named = [
-    ...primarySet.map((one) => ({ ...one, ifName: one.ifName ?? next(primaryNames, one.network) })),
-    ...further.map((one) => ({ ...one, ifName: one.ifName ?? next(furtherNames, one.network) })),
-  ];
-  if (!named.some(({ ifName }) => ifName === requestIfName)) {
-    throw new CniError(
-      code.invalidConfig,
-      `Cannot attach ${named.map(({ network, ifName }) => `${network}@${ifName}`).join(",")}: one ` +
-        `of them must have interface ${requestIfName}, leave one name out`,
-    );
-  }
-  return named.sort(
-    (a, b) => Number(b.ifName === requestIfName) - Number(a.ifName === requestIfName),
-  );
-}
-
-function* ethernetNames(first: string): Generator<string, never> {
-  yield first;
-  return yield* numbered("eth", 0);
-}
-
-function* numbered(prefix: string, from: number): Generator<string, never> {
-  for (let i = from; ; i++) yield `${prefix}${i}`;
-}
-
-function clash(ifName: string, one: string, other: string): CniError {
-  return new CniError(
-    code.interfaceConflict,
-    `Interface name "${ifName}" is wanted by network "${one}" and by network "${other}": ` +
-      "give one of them another name",
-  );
 }

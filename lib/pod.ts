@@ -4,6 +4,7 @@
  */
 import { CniError, code, type Host, isObject, oneLine, parseJson, type Request } from "./cni.ts";
 import type { Config } from "./config.ts";
+import { type Objects, openObjects } from "./objects.ts";
 import type { PodIdentity } from "./state.ts";
 
 /** Capability under which containerd ≥ 1.5 and CRI-O ≥ 1.29 hand over a pod's annotations. */
@@ -55,7 +56,7 @@ export function podIdentity(args: string): PodIdentity {
   };
 }
 
-/** The sources that need no request: what the call itself carries; undefined when it carries none. */
+/** The sources that need no request: what the call itself carries; undefined where that is none. */
 export function carriedPod(request: Request): Pod | undefined {
   const base = { ...podIdentity(request.args), serviceAccount: undefined };
   const handed = request.config.runtimeConfig?.[annotationsCapability];
@@ -79,28 +80,34 @@ export function carriedPod(request: Request): Pod | undefined {
  * @throws CniError 7 for annotations of a wrong shape; 11 when the API cannot be asked, or the pod
  *   is gone or was made anew under the same name: never an empty success
  */
-export async function lookupPod(host: Host, config: Config, request: Request): Promise<Pod> {
+export async function lookupPod(
+  host: Host,
+  config: Config,
+  request: Request,
+  objects: Objects = openObjects(host, config),
+): Promise<Pod> {
   const carried = carriedPod(request);
   if (carried) return carried;
   const identity = podIdentity(request.args);
   if (identity.namespace !== "" && identity.name !== "") {
     const { isConfigured } = await import("./kubeconfig.ts");
     if (isConfigured(host, config.kubernetes)) {
-      return fetchPod(host, config, identity, await import("./kube.ts"));
+      return fetchPod(objects, identity);
     }
   }
   return { ...identity, serviceAccount: undefined, annotations: new Map(), source: "none" };
 }
 
-async function fetchPod(
-  host: Host,
-  config: Config,
-  identity: PodIdentity,
-  { connect, isNotFound }: typeof import("./kube.ts"),
-): Promise<Pod> {
-  const api = await connect(host, config.kubernetes);
+/** Path of a pod in the API. */
+export function podPath({ namespace, name }: { namespace: string; name: string }): string[] {
+  return ["api", "v1", "namespaces", namespace, "pods", name];
+}
+
+async function fetchPod(objects: Objects, identity: PodIdentity): Promise<Pod> {
+  const { isNotFound, parsePod } = await import("./kube.ts");
+  const api = await objects.kube();
   const label = `${identity.namespace}/${identity.name}`;
-  const pod = await api.getPod(identity.namespace, identity.name).catch((error: unknown) => {
+  const object = await objects.get(podPath(identity)).catch((error: unknown) => {
     if (!isNotFound(error)) throw error;
     throw new CniError(
       code.tryAgainLater,
@@ -108,6 +115,7 @@ async function fetchPod(
       { cause: error },
     );
   });
+  const pod = parsePod(object, label);
   if (identity.uid !== "" && pod.metadata.uid !== identity.uid) {
     throw new CniError(
       code.tryAgainLater,

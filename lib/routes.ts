@@ -5,19 +5,21 @@
  * is removed, and the owner's is put back: connectivity is never lost and order does not matter.
  *
  * Works on the kernel through `ip` (iproute2) inside the pod's network namespace. Nothing here runs
- * for a pod whose networks bring one default route at most.
+ * for a pod of which one network at most may bring a default route.
  */
 import { existsSync } from "node:fs";
 import { CniError, code, type Host } from "./cni.ts";
 import { run } from "./exec.ts";
+import { isForeignNetns } from "./netns.ts";
 import { isDefaultRoute, type Result } from "./result.ts";
 
 /** Address family of a route. */
 export type Family = 4 | 6;
+/** Both, in the order in which they are looked at. */
 export const families: readonly Family[] = [4, 6];
 
-/** Metric of the owner's route while another attachment is made: behind all that plugins set. */
-const parkedMetric = 4_000_000_000;
+/** Lowest metric of the owner's routes while another attachment is made: behind all plugins set. */
+const parkedMetricMin = 4_000_000_000;
 /** Limit for one `ip` call, in ms. */
 const ipTimeoutMs = 10_000;
 
@@ -40,27 +42,37 @@ export function defaultRouteFamilies(result: Result): Family[] {
 /** The owner's default routes, moved aside. */
 export interface ParkedRoutes {
   netns: string;
-  routes: DefaultRoute[];
+  /** `parkedMetric` is where each one is meanwhile. */
+  routes: (DefaultRoute & { parkedMetric: string })[];
+}
+
+/** The families whose default route was found in the kernel. */
+export function parkedFamilies({ routes }: ParkedRoutes): Family[] {
+  return families.filter((family) => routes.some((route) => route.family === family));
 }
 
 /**
- * Moves the present default routes of the given families to a high metric.
- * @throws CniError 102 when `ip` or `nsenter` is missing, 104 when it fails
+ * Moves the present default routes to a high metric. Looks at the kernel, because results need not
+ * tell of them (Calico's do not). Without `ip` that is possible only while nobody claims one.
+ *
+ * @param claimed the families of which an earlier result brought a default route
+ * @throws CniError 102 when `ip` or `nsenter` is missing and a route is claimed, 104 when it fails
  */
 export async function parkDefaultRoutes(
   host: Host,
   netns: string,
-  owned: readonly Family[],
+  claimed: readonly Family[],
 ): Promise<ParkedRoutes> {
-  const routes = (await readDefaultRoutes(host, netns, owned)).filter(
-    // IPv4 prints no metric for 0; IPv6 always has one, 1024 where none was given.
-    ({ family, metric }) => metric === "" || (family === 6 && metric === "1024"),
-  );
+  if (!isForeignNetns(netns)) return { netns, routes: [] };
+  if (claimed.length === 0 && !(tool("nsenter") && tool("ip"))) return { netns, routes: [] };
+  const found = await readDefaultRoutes(host, netns, families);
+  // Each has a metric of its own: the kernel refuses two with the same.
+  const routes = found.map((route, i) => ({ ...route, parkedMetric: String(parkedMetricMin + i) }));
   await change(
     host,
     netns,
     routes.flatMap((route) => [
-      command("add", route, String(parkedMetric)),
+      command("add", route, route.parkedMetric),
       command("del", route, route.metric),
     ]),
   );
@@ -71,25 +83,61 @@ export async function parkDefaultRoutes(
  * Removes the default routes that came meanwhile and puts the owner's back.
  * @throws CniError 104 when `ip` fails
  */
-export async function restoreDefaultRoutes(
-  host: Host,
-  { netns, routes }: ParkedRoutes,
-): Promise<void> {
-  const owned = families.filter((family) => routes.some((route) => route.family === family));
-  const present = await readDefaultRoutes(host, netns, owned);
-  const came = present.filter(({ metric }) => metric !== String(parkedMetric));
+export async function restoreDefaultRoutes(host: Host, parked: ParkedRoutes): Promise<void> {
+  const { netns, routes } = parked;
+  const present = await readDefaultRoutes(host, netns, parkedFamilies(parked));
+  const metrics = new Set(present.map(({ metric }) => metric));
+  const came = present.filter(({ metric }) => Number(metric) < parkedMetricMin);
   await change(host, netns, [
     ...came.map((route) => command("del", route, route.metric)),
     ...routes.flatMap((route) => [
       command("add", route, route.metric),
-      command("del", route, String(parkedMetric)),
+      // What was attached meanwhile may have taken it away.
+      ...(metrics.has(route.parkedMetric) ? [command("del", route, route.parkedMetric)] : []),
     ]),
   ]);
 }
 
+/**
+ * Makes an interface the owner of the default route: every other one of these families goes.
+ *
+ * @param gateways in the order of preference; none: the routes the interface has already stay
+ * @throws CniError 104 when `ip` fails, e.g. for a gateway that is not on the interface's network
+ */
+export async function takeDefaultRoutes(
+  host: Host,
+  netns: string,
+  ifName: string,
+  taken: readonly Family[],
+  gateways: readonly string[],
+): Promise<void> {
+  if (!isForeignNetns(netns)) return;
+  const present = await readDefaultRoutes(host, netns, taken);
+  const gone = present.filter(
+    ({ metric }) => gateways.length > 0 || Number(metric) >= parkedMetricMin,
+  );
+  const added = gateways.map(
+    (gateway, index): DefaultRoute => ({
+      family: gateway.includes(":") ? 6 : 4,
+      spec: ["via", gateway, "dev", ifName],
+      metric: String(index + 1),
+    }),
+  );
+  await change(host, netns, [
+    ...gone.map((route) => command("del", route, route.metric)),
+    ...added.map((route) => command("add", route, isOnly(route, added) ? "" : route.metric)),
+  ]);
+}
+
+/** True for the only route of its family: it needs no metric to come first. */
+function isOnly(route: DefaultRoute, all: DefaultRoute[]): boolean {
+  return all.filter((other) => other.family === route.family).length === 1;
+}
+
 function command(verb: "add" | "del", { family, spec }: DefaultRoute, metric: string): string[] {
-  const suffix = metric === "" ? [] : ["metric", metric];
-  return [`-${family}`, "route", verb, "default", ...spec, ...suffix];
+  // Before the rest: words after `nexthop` belong to it.
+  const first = metric === "" ? [] : ["metric", metric];
+  return [`-${family}`, "route", verb, "default", ...first, ...spec];
 }
 
 async function readDefaultRoutes(
@@ -99,20 +147,28 @@ async function readDefaultRoutes(
 ): Promise<DefaultRoute[]> {
   const found: DefaultRoute[] = [];
   for (const family of owned) {
-    const text = await ip(host, netns, [`-${family}`, "route", "show", "default"], "");
-    for (const line of text.split("\n").filter((line) => line.startsWith("default "))) {
+    const args = [`-${family}`, "-oneline", "route", "show", "default"];
+    const lines = (await ip(host, netns, args, "")).split("\n");
+    for (const line of lines) {
+      // What a router advertises comes and goes by itself, on whatever interface.
+      if (!line.startsWith("default ") || / proto ra /.test(line)) continue;
       found.push(parseRoute(line, family));
     }
   }
   return found;
 }
 
+/** States of a route that `ip` prints among its words, and cannot read. */
+const states = new Set([
+  ...["\\", "linkdown", "dead", "unresolved", "notify", "pervasive"],
+  ...["offload", "offload_failed", "trap", "rt_offload", "rt_offload_failed", "rt_trap"],
+]);
+
 /** Splits `default via 10.1.0.1 dev eth0 metric 5 pref medium`; states like `linkdown` go. */
 function parseRoute(line: string, family: Family): DefaultRoute {
   const words = line.trim().split(/\s+/).slice(1);
   const at = words.indexOf("metric");
   const metric = at < 0 ? "" : (words[at + 1] ?? "");
-  const states = new Set(["linkdown", "dead", "offload", "notify"]);
   const spec = words.filter((word, i) => !states.has(word) && (at < 0 || i < at || i > at + 1));
   return { family, spec, metric };
 }
@@ -131,23 +187,25 @@ async function change(host: Host, netns: string, commands: string[][]): Promise<
 /** Where Linux keeps administrators' tools; a runtime's PATH may be empty. */
 const toolDirs = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
-function nsenter(): string {
-  return (
-    toolDirs.map((dir) => `${dir}/nsenter`).find((path) => existsSync(path)) ?? "/usr/bin/nsenter"
-  );
+function tool(name: string): string | undefined {
+  return toolDirs.map((dir) => `${dir}/${name}`).find((path) => existsSync(path));
 }
 
 async function ip(host: Host, netns: string, args: string[], stdin: string): Promise<string> {
-  const ending = await run(nsenter(), [`--net=${netns}`, "ip", ...args], {
-    env: { PATH: `${toolDirs.join(":")}:${host.env["PATH"] ?? ""}` },
-    stdin,
-    timeoutMs: ipTimeoutMs,
-  });
+  const ending = await run(
+    tool("nsenter") ?? "/usr/bin/nsenter",
+    [`--net=${netns}`, "ip", ...args],
+    {
+      env: { PATH: `${toolDirs.join(":")}:${host.env["PATH"] ?? ""}` },
+      stdin,
+      timeoutMs: ipTimeoutMs,
+    },
+  );
   if (ending.kind === "exit" && ending.status === 0) return ending.stdout;
   if (ending.kind === "spawn" || (ending.kind === "exit" && ending.status === 127)) {
     throw new CniError(
       code.delegateNotFound,
-      "Cannot keep the default route with its owner: install nsenter (util-linux) and ip (iproute2)",
+      "Cannot keep the default route with its owner: install nsenter and ip (util-linux, iproute2)",
       { details: ending.stderr },
     );
   }

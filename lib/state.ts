@@ -1,25 +1,10 @@
-/**
- * The record: what ADD did, written down before it is done, in one SQLite file (design D4, D12).
- * The only owner of `bun:sqlite`. Holds the attachments, the per-container locks, and the ids of
- * containers that ended, so that a repeated DEL costs nothing.
- *
- * WAL, `busy_timeout` set before anything else, every read-then-write `IMMEDIATE`. The file holds
- * delegates' configs, so it is 0600 in a folder of 0700.
- */
-import { Database } from "bun:sqlite";
-import {
-  chmodSync,
-  closeSync,
-  mkdirSync,
-  openSync,
-  readFileSync,
-  renameSync,
-  statSync,
-  unlinkSync,
-} from "node:fs";
-import { join } from "node:path";
-import { CniError, code, type Host, isObject, log, parseJson, toCniError } from "./cni.ts";
+import * as v from "valibot";
+import { CniError, code, type Host, isSupported, log, parseJson, toCniError } from "./cni.ts";
+import { read, type State } from "./database.ts";
 import type { NetworkConfigList } from "./netconf.ts";
+import { netnsId } from "./netns.ts";
+
+export { closeState, openState, type State } from "./database.ts";
 
 /** Who the pod is, as far as the caller said. */
 export interface PodIdentity {
@@ -57,6 +42,12 @@ export interface Attachment {
   timeoutMs: number;
   netns: string;
   pod: PodIdentity;
+  /** Gateways that become the pod's default route; empty: this attachment's own (NPWG §4.1.2.1.9). */
+  defaultRoute?: string[];
+  /** The device of a device plugin that it was given. */
+  device?: { resourceName: string; deviceId: string };
+  /** Where its device information is for others to read (NPWG Device Information Specification). */
+  deviceInfoFile?: string;
 }
 
 /**
@@ -80,197 +71,16 @@ export interface StoredAttachment extends Attachment {
   netnsId: string;
 }
 
-/** An open record. Close it. */
-export interface State {
-  database: Database;
-  /** False when the file could only be read. */
-  writable: boolean;
-}
-
-/** The current layout of the file, `PRAGMA user_version`. */
-const schemaVersion = 1;
-const schema = `
-  CREATE TABLE attachments (
-    container_id TEXT NOT NULL,
-    request_ifname TEXT NOT NULL,
-    ifname TEXT NOT NULL,
-    position INTEGER NOT NULL,
-    network TEXT NOT NULL,
-    request_network TEXT NOT NULL,
-    state TEXT NOT NULL,
-    plan TEXT NOT NULL,
-    result TEXT,
-    netns_id TEXT NOT NULL,
-    created_at_ms INTEGER NOT NULL,
-    failed_at_ms INTEGER NOT NULL DEFAULT 0,
-    error TEXT NOT NULL DEFAULT '',
-    PRIMARY KEY (container_id, ifname)
-  ) STRICT;
-  CREATE TABLE operations (
-    container_id TEXT PRIMARY KEY,
-    command TEXT NOT NULL,
-    pid INTEGER NOT NULL,
-    started TEXT NOT NULL,
-    pid_namespace TEXT NOT NULL,
-    token TEXT NOT NULL,
-    at_ms INTEGER NOT NULL
-  ) STRICT;
-  CREATE TABLE ended (
-    container_id TEXT NOT NULL,
-    request_ifname TEXT NOT NULL,
-    at_ms INTEGER NOT NULL,
-    PRIMARY KEY (container_id, request_ifname)
-  ) STRICT, WITHOUT ROWID;
-  CREATE INDEX ended_at ON ended (at_ms);
-`;
-
-/** How long a writer waits for another one, in ms. */
-const busyTimeoutMs = 10_000;
 /** How long the id of an ended container is remembered, in ms: runtimes repeat DEL for minutes. */
 const endedKeepMs = 24 * 3_600_000;
 
 /**
- * Opens `<dir>/genie.db`, making folder and file when absent. A file that is no database any more
- * is set aside under another name and reported, and a new one begun (D4).
- *
- * @throws CniError 106 when it cannot be opened, or was written by a newer genie
+ * Inserts the plan, one row per attachment, as `planned`. A row in the way that cannot be read is
+ * replaced; all others the caller has undone. Call under the container's lock.
  */
-export function openState(host: Host, dir: string): State {
-  const file = join(dir, "genie.db");
-  try {
-    return openOnce(dir, file);
-  } catch (error) {
-    if (!isUnusable(error)) throw unavailable(file, error);
-    setAside(host, file);
-    try {
-      return openOnce(dir, file);
-    } catch (again) {
-      throw unavailable(file, again);
-    }
-  }
-}
-
-function openOnce(dir: string, file: string): State {
-  makeFolder(dir);
-  makeFile(file);
-  const database = new Database(file, { readwrite: true, create: false, strict: true });
-  try {
-    database.run(`PRAGMA busy_timeout = ${busyTimeoutMs}`);
-    const found = database.query("PRAGMA user_version").get() as { user_version: number };
-    if (found.user_version > schemaVersion) {
-      throw new CniError(
-        code.stateUnavailable,
-        `Cannot use ${file}: its schema version ${found.user_version} is newer than ` +
-          `${schemaVersion}, install the genie that wrote it or a later one`,
-      );
-    }
-    database.run("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL");
-    if (found.user_version < schemaVersion) migrate(database);
-    return { database, writable: true };
-  } catch (error) {
-    database.close();
-    throw error;
-  }
-}
-
-function makeFolder(dir: string): void {
-  if (statSync(dir, { throwIfNoEntry: false })) return;
-  mkdirSync(dir, { recursive: true, mode: 0o700 });
-}
-
-/** SQLite would make the file with the umask's mode; it must never be readable by others. */
-function makeFile(file: string): void {
-  const found = statSync(file, { throwIfNoEntry: false });
-  if (found) {
-    if ((found.mode & 0o077) !== 0) chmodSync(file, 0o600);
-    return;
-  }
-  closeSync(openSync(file, "a", 0o600));
-}
-
-function migrate(database: Database): void {
-  database
-    .transaction(() => {
-      // Another process may have done it while we waited for the lock.
-      const now = database.query("PRAGMA user_version").get() as { user_version: number };
-      if (now.user_version >= schemaVersion) return;
-      database.run(schema);
-      database.run(`PRAGMA user_version = ${schemaVersion}`);
-    })
-    .immediate();
-}
-
-function isUnusable(error: unknown): boolean {
-  if (!(error instanceof Error)) return false;
-  const reason = String((error as { code?: unknown }).code ?? "");
-  return (
-    /^SQLITE_(CORRUPT|NOTADB)/.test(reason) || /no such table|no such column/.test(error.message)
-  );
-}
-
-/**
- * Renames the unusable file and its log. Two processes may find it unusable at once: the one that
- * gets the marker renames, the other finds the new file when it opens again.
- */
-function setAside(host: Host, file: string): void {
-  const marker = `${file}.setting-aside`;
-  const age = host.now() - (statSync(marker, { throwIfNoEntry: false })?.mtimeMs ?? host.now());
-  if (age > 10_000) unlinkSync(marker);
-  try {
-    closeSync(openSync(marker, "wx", 0o600));
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
-    Bun.sleepSync(50);
-    return;
-  }
-  try {
-    const aside = `${file}.unusable-${host.now()}`;
-    for (const suffix of ["-wal", "-shm", ""]) {
-      if (statSync(file + suffix, { throwIfNoEntry: false })) {
-        renameSync(file + suffix, aside + suffix);
-      }
-    }
-    log(host, "error", `Set aside unusable database ${file}: DEL falls back to best effort`, {
-      kept: aside,
-    });
-  } finally {
-    unlinkSync(marker);
-  }
-}
-
-function unavailable(file: string, error: unknown): CniError {
-  if (error instanceof CniError) return error;
-  return new CniError(code.stateUnavailable, `Cannot open ${file}: ${toCniError(error).message}`, {
-    cause: error,
-  });
-}
-
-/** Closes the file. */
-export function closeState(state: State): void {
-  state.database.close();
-}
-
-/**
- * Runs `inside` in one IMMEDIATE transaction.
- * @throws CniError 106 when the file cannot be written; a CniError of `inside` as it is
- */
-export function write<T>(state: State, inside: () => T): T {
-  try {
-    return state.database.transaction(inside).immediate();
-  } catch (error) {
-    if (error instanceof CniError) throw error;
-    throw new CniError(
-      code.stateUnavailable,
-      `Cannot write ${state.database.filename}: ${toCniError(error).message}`,
-      { cause: error },
-    );
-  }
-}
-
-/** Inserts the plan, one row per attachment, as `planned`. Call inside {@link acquire}. */
 export function insertPlanned(state: State, attachments: Attachment[], nowMs: number): void {
   const insert = state.database.query(
-    `INSERT INTO attachments (container_id, request_ifname, ifname, position, network,
+    `INSERT OR REPLACE INTO attachments (container_id, request_ifname, ifname, position, network,
        request_network, state, plan, netns_id, created_at_ms)
      VALUES (?, ?, ?, ?, ?, ?, 'planned', ?, ?, ?)`,
   );
@@ -294,19 +104,28 @@ export function insertPlanned(state: State, attachments: Attachment[], nowMs: nu
     .run(first.containerId, first.requestIfName);
 }
 
-/** Marks one attachment as attached, with the wire form of its final result. */
+/**
+ * Marks one attachment as attached, with the wire form of its final result.
+ * @throws CniError 11 when its row is gone: nobody could ever delete it
+ */
 export function setAttached(state: State, attachment: Attachment, result: object): void {
-  state.database
+  const { changes } = state.database
     .query(
       "UPDATE attachments SET state = 'attached', result = ? WHERE container_id = ? AND ifname = ?",
     )
     .run(JSON.stringify(result), attachment.containerId, attachment.ifName);
+  if (changes === 1) return;
+  throw new CniError(
+    code.tryAgainLater,
+    `Cannot record interface "${attachment.ifName}" of container ${attachment.containerId}: its ` +
+      "plan has vanished from the record",
+  );
 }
 
 /** Keeps an attachment whose DEL failed, since the first failure, with the reason. */
 export function setFailing(
   state: State,
-  attachment: Attachment,
+  attachment: Pick<Attachment, "containerId" | "ifName">,
   failure: { state: "failing" | "leaked"; error: string; nowMs: number },
 ): void {
   state.database
@@ -325,16 +144,27 @@ export function forget(state: State, attachment: Attachment): void {
     .run(attachment.containerId, attachment.ifName);
 }
 
-/** Remembers that nothing is left of a call, so that its repeated DEL need not guess. */
+/** One call of the runtime by what identifies it. */
+export interface CallId {
+  containerId: string;
+  requestIfName: string;
+}
+
+/**
+ * Remembers that a call came to its end: by a DEL, or by an ADD that undid itself. When no row is
+ * left of it either, its repeated DEL need not guess.
+ */
 export function setEnded(
   state: State,
-  call: { containerId: string; requestIfName: string },
+  { containerId, requestIfName }: CallId,
+  command: "ADD" | "DEL",
   nowMs: number,
 ): void {
   const { database } = state;
+  forgetStatus(state, { containerId, requestIfName });
   database
-    .query("INSERT OR REPLACE INTO ended VALUES (?, ?, ?)")
-    .run(call.containerId, call.requestIfName, nowMs);
+    .query("INSERT OR REPLACE INTO ended VALUES (?, ?, ?, ?)")
+    .run(containerId, requestIfName, command, nowMs);
   // A few at a time keeps the table bounded and every DEL short.
   database
     .query(
@@ -344,16 +174,15 @@ export function setEnded(
     .run(nowMs - endedKeepMs);
 }
 
-/** Did this call end with nothing left? */
-export function hasEnded(
+/** How and when a call ended; undefined when it did not, or was made again since. */
+export function endOf(
   state: State,
-  call: { containerId: string; requestIfName: string },
-): boolean {
-  return (
-    state.database
-      .query("SELECT 1 FROM ended WHERE container_id = ? AND request_ifname = ?")
-      .get(call.containerId, call.requestIfName) !== null
-  );
+  { containerId, requestIfName }: CallId,
+): { command: string; atMs: number } | undefined {
+  const row = state.database
+    .query("SELECT command, at_ms FROM ended WHERE container_id = ? AND request_ifname = ?")
+    .get(containerId, requestIfName) as { command: string; at_ms: number } | null;
+  return row ? { command: row.command, atMs: row.at_ms } : undefined;
 }
 
 interface AttachmentRow {
@@ -369,37 +198,80 @@ interface AttachmentRow {
   error: string;
 }
 
+/** A row whose plan cannot be read any more: its interface is known, its plugins are not. */
+export interface DamagedAttachment extends CallId {
+  ifName: string;
+}
+
+/** What is on record; each list in the order it was made. */
+export interface Recorded {
+  readable: StoredAttachment[];
+  damaged: DamagedAttachment[];
+}
+
 /**
- * Reads attachments in the order they were made: of one container, or all.
- * A row that cannot be read is reported and left out: the others must still be usable.
+ * Reads attachments: of one container, or all. A row that cannot be read is reported: the others
+ * must still be usable.
+ * @throws CniError 106 when the file cannot be read
  */
-export function attachments(host: Host, state: State, containerId?: string): StoredAttachment[] {
-  const { database } = state;
-  const rows = (
-    containerId === undefined
-      ? database.query("SELECT * FROM attachments ORDER BY created_at_ms, container_id, position")
-      : database.query(
-          "SELECT * FROM attachments WHERE container_id = ?1 ORDER BY created_at_ms, position",
-        )
-  ).all(...(containerId === undefined ? [] : [containerId])) as AttachmentRow[];
-  return rows.flatMap((row) => {
+export function recorded(host: Host, state: State, containerId?: string): Recorded {
+  const where = containerId === undefined ? "" : "WHERE container_id = ?1";
+  const rows = read(state, () =>
+    state.database
+      .query(`SELECT * FROM attachments ${where} ORDER BY created_at_ms, container_id, position`)
+      .all(...(containerId === undefined ? [] : [containerId])),
+  ) as AttachmentRow[];
+  const found: Recorded = { readable: [], damaged: [] };
+  for (const row of rows) {
     try {
-      return [fromAttachmentRow(row)];
+      found.readable.push(fromAttachmentRow(row));
     } catch (error) {
       log(host, "error", "Cannot read a stored attachment", {
         container: row.container_id,
         interface: row.ifname,
         error: toCniError(error).message,
       });
-      return [];
+      found.damaged.push({
+        containerId: row.container_id,
+        requestIfName: row.request_ifname,
+        ifName: row.ifname,
+      });
     }
-  });
+  }
+  return found;
 }
+
+/** The attachments that can be read, see {@link recorded}. */
+export function attachments(host: Host, state: State, containerId?: string): StoredAttachment[] {
+  return recorded(host, state, containerId).readable;
+}
+
+/** A stored plan, hostile until parsed: half of it would fail DEL somewhere in the middle. */
+const StoredPlan = v.looseObject({
+  requestNetwork: v.string(),
+  primary: v.boolean(),
+  network: v.string(),
+  list: v.looseObject({
+    cniVersion: v.custom(isSupported),
+    name: v.string(),
+    disableCheck: v.boolean(),
+    disableGC: v.boolean(),
+    plugins: v.pipe(v.array(v.looseObject({ type: v.string() })), v.minLength(1)),
+  }),
+  plugins: v.array(v.string()),
+  cniArgs: v.string(),
+  cniPath: v.string(),
+  capabilityArgs: v.looseObject({}),
+  args: v.looseObject({}),
+  timeoutMs: v.number(),
+  netns: v.string(),
+  pod: v.looseObject({ namespace: v.string(), name: v.string(), uid: v.string() }),
+});
 
 function fromAttachmentRow(row: AttachmentRow): StoredAttachment {
   const plan = parseJson(row.plan, "stored plan");
-  if (!isObject(plan) || !isObject(plan["list"]) || !Array.isArray(plan["plugins"])) {
-    throw new CniError(code.stateUnavailable, "Cannot read stored plan: it lacks its list");
+  if (!v.is(StoredPlan, plan) || plan.plugins.length !== plan.list.plugins.length) {
+    throw new CniError(code.stateUnavailable, "Cannot read stored plan: it is incomplete");
   }
   return {
     ...(plan as unknown as Attachment),
@@ -427,13 +299,31 @@ function readStoredResult(text: string | null): unknown {
   }
 }
 
-/**
- * Identity of a network namespace: boot, device and inode of its file. A path that was made anew
- * after a reboot or a restart differs.
- */
-export function netnsId(netns: string): string {
-  const found = netns === "" ? undefined : statSync(netns, { throwIfNoEntry: false });
-  if (!found) return "";
-  const boot = readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim();
-  return `${boot}:${found.dev}:${found.ino}`;
+/** Annotations of a pod that wait to be published. */
+export interface WaitingStatus extends CallId {
+  pod: PodIdentity;
+  annotations: Record<string, string>;
+}
+
+/** Leaves a status for the agent. Call inside a transaction. */
+export function putStatus({ database }: State, status: WaitingStatus, nowMs: number): void {
+  const { containerId, requestIfName, pod, annotations } = status;
+  database
+    .query("INSERT OR REPLACE INTO statuses VALUES (?, ?, ?, ?, ?, ?, ?)")
+    .run(
+      containerId,
+      requestIfName,
+      pod.namespace,
+      pod.name,
+      pod.uid,
+      JSON.stringify(annotations),
+      nowMs,
+    );
+}
+
+/** Forgets the status of a call, published or not. Call inside a transaction. */
+export function forgetStatus({ database }: State, { containerId, requestIfName }: CallId): void {
+  database
+    .query("DELETE FROM statuses WHERE container_id = ? AND request_ifname = ?")
+    .run(containerId, requestIfName);
 }

@@ -49,6 +49,7 @@ const defaults: Config = {
     namespaceIsolation: false,
     globalNamespaces: ["default"],
     status: "inline",
+    kubeletDir: "/var/lib/kubelet",
   },
   access: { default: "allow" },
   audit: { keepMs: 2_592_000_000 },
@@ -151,6 +152,7 @@ describe("parseConfig()", () => {
         namespaceIsolation: true,
         globalNamespaces: ["shared"],
         status: "agent",
+        kubeletDir: "/var/lib/kubelet",
       },
       access: { default: "deny" },
       audit: { keepMs: 604_800_000 },
@@ -266,7 +268,7 @@ describe("parseConfig()", () => {
     [
       "a bad interface name",
       'default.always = ["a@b@c"]',
-      '"default.always[0]" is "a@b@c", expected the name of a network, or "name@interface"',
+      '"default.always[0]" is "a@b@c", expected the name of a network, or "namespace/name" of an object',
     ],
     [
       "an interface for a candidate",

@@ -4,11 +4,15 @@
  *
  * The namespace is an empty file: genie only compares its identity, and the fakes never enter it.
  */
+import { expect, setDefaultTimeout } from "bun:test";
 import { existsSync, mkdirSync, readdirSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { isObject } from "../lib/cni.ts";
+import { code, isObject } from "../lib/cni.ts";
 import { attachments, closeState, openState } from "../lib/state.ts";
 import { fakePlugin, type GenieRun, makeHost, type Script, tempDir } from "./fakes.ts";
+
+// `bun run test` allows two minutes. A plain `bun test` on a busy machine must not fail either.
+setDefaultTimeout(120_000);
 
 const root = join(import.meta.dir, "..");
 let program: string | undefined;
@@ -88,7 +92,9 @@ export function fill(node: Node, text: string): string {
 export function writeTable(node: Node, table: string): void {
   const folders = { conf_dir: node.conf, state_dir: node.state };
   const own = Object.entries(folders).map(([key, path]) => `${key} = ${JSON.stringify(path)}\n`);
-  writeFileSync(node.tableFile, `${own.join("")}bin_dirs = []\n${fill(node, table)}`);
+  // The default folder may hold plugins of the machine that runs the tests.
+  if (!table.includes("bin_dirs")) own.push("bin_dirs = []\n");
+  writeFileSync(node.tableFile, own.join("") + fill(node, table));
 }
 
 /** One call; what is left out is that of a good call. */
@@ -199,4 +205,32 @@ export function wireError(run: GenieRun): WireError {
     throw new Error(`Expected an error document, got ${run.stdout}`);
   }
   return { cniVersion, code, msg, ...(typeof details === "string" && { details }) };
+}
+
+/** The codes genie may answer by itself. */
+const listed = new Set<number>(Object.values(code).filter((number) => number !== code.internal));
+/** Characters that a terminal obeys. */
+// biome-ignore lint/suspicious/noControlCharactersInRegex: they are what must not be there
+export const control = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f]/;
+/** Traces of a stack, which tell a reader nothing and an attacker something. */
+export const stackTrace = /^\s+at |\.ts:\d|\/\$bunfs|Error:/m;
+
+/**
+ * What every failure looks like: one document on one line with a listed code, nothing that a
+ * terminal obeys, no stack trace.
+ * @returns its code
+ */
+export function checkFailure(run: GenieRun): number {
+  expect(run.stdout.trimEnd().split("\n")).toHaveLength(1);
+  const error = wireError(run);
+  expect(error).toEqual({ ...error, cniVersion: expect.stringMatching(/^\d\.\d\.\d$/) });
+  expect(listed).toContain(error.code);
+  expect(error.msg).not.toMatch(control);
+  expect(error.msg).not.toMatch(/[\n\t]/);
+  expect(error.msg.length).toBeLessThanOrEqual(1024);
+  expect(error.details ?? "").not.toMatch(control);
+  expect((error.details ?? "").length).toBeLessThanOrEqual(8192);
+  expect(run.stderr).not.toMatch(control);
+  expect(`${error.msg}\n${error.details ?? ""}\n${run.stderr}`).not.toMatch(stackTrace);
+  return error.code;
 }

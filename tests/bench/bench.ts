@@ -105,7 +105,7 @@ function missing(): string {
 
 /** Where it was measured. */
 function machine(pluginDir: string) {
-  const dpkg = ["dpkg-query", "--show", "--showformat=${Version}", "containernetworking-plugins"];
+  const dpkg = ["dpkg-query", "--show", "containernetworking-plugins"];
   const fileSystems: Record<number, string> = {
     61267: "ext4",
     16914836: "tmpfs",
@@ -121,7 +121,9 @@ function machine(pluginDir: string) {
     memoryMiB: Math.round(totalmem() / 1024 / 1024),
     kernel: release(),
     bun: Bun.version,
-    plugins: Bun.which("dpkg-query") ? Bun.spawnSync(dpkg).stdout.toString() : pluginDir,
+    plugins: Bun.which("dpkg-query")
+      ? Bun.spawnSync(dpkg).stdout.toString().trim().split("\t")[1]
+      : pluginDir,
     files: `${dir} (${fileSystems[type] ?? `file system 0x${type.toString(16)}`})`,
     date: new Date().toISOString(),
   };

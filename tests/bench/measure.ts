@@ -20,6 +20,8 @@ export interface Series {
   cpuMs: number[];
   /** Peak resident memory of the called process itself; the largest where several run. */
   peakBytes: number[];
+  /** Its part that no other process shares: not the program's text, which all copies share. */
+  privateBytes: number[];
 }
 
 /** How much to measure, and when to stop early. */
@@ -42,8 +44,8 @@ export async function measure(
   const series = new Map<string, Series>();
   for (const { name: scenario, verbs } of scenarios) {
     for (const verb of verbs) {
-      const empty = { wallMs: [], cpuMs: [], peakBytes: [] };
-      series.set(`${scenario} ${verb}`, { scenario, verb, ...empty });
+      const lists = { wallMs: [], cpuMs: [], peakBytes: [], privateBytes: [] };
+      series.set(`${scenario} ${verb}`, { scenario, verb, ...lists });
     }
   }
   const total = 1 + rounds + memoryRounds;
@@ -60,7 +62,7 @@ export async function measure(
         signal.throwIfAborted();
         const into = kind === "warm-up" ? undefined : series.get(`${scenario.name} ${verb}`);
         const calls = scenario.calls(node, verb, pod);
-        if (kind === "memory") into?.peakBytes.push(await memoryOf(calls, verb, pod));
+        if (kind === "memory") await readMemory(calls, verb, pod, into);
         else time(calls, verb, pod, into);
       }
     }
@@ -96,24 +98,38 @@ function accept(
   if (verb === "ADD") pod.results.push(JSON.parse(stdout));
 }
 
-async function memoryOf(calls: Call[], verb: Verb, pod: Pod): Promise<number> {
-  let peak = 0;
+async function readMemory(
+  calls: Call[],
+  verb: Verb,
+  pod: Pod,
+  into: Series | undefined,
+): Promise<void> {
+  let [peakBytes, privateBytes] = [0, 0];
   for (const { file, env, stdin } of calls) {
     const child = Bun.spawn([file], { env, cwd: "/", stdin: Buffer.from(stdin), stderr: "ignore" });
-    peak = Math.max(peak, watchPeak(child.pid));
+    const found = watchMemory(child.pid);
+    peakBytes = Math.max(peakBytes, found.peakBytes);
+    privateBytes = Math.max(privateBytes, found.privateBytes);
     const stdout = await child.stdout.text();
     accept(file, verb, pod, { status: await child.exited, stdout });
   }
-  return peak;
+  // It may have ended before the first look.
+  if (peakBytes === 0) return;
+  into?.peakBytes.push(peakBytes);
+  into?.privateBytes.push(privateBytes);
 }
 
-/** Reads the peak resident memory of a process again and again until it has ended, in bytes. */
-function watchPeak(pid: number): number {
-  for (let peak = 0; ; ) {
-    const found = /^VmHWM:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"));
+/** Reads the memory of a process again and again until it has ended. */
+function watchMemory(pid: number): { peakBytes: number; privateBytes: number } {
+  for (let [peakBytes, privateBytes] = [0, 0]; ; ) {
+    const status = readFileSync(`/proc/${pid}/status`, "utf8");
+    const bytes = (key: string) =>
+      Number(new RegExp(`^${key}:\\s+(\\d+) kB$`, "m").exec(status)?.[1] ?? 0) * 1024;
     // A zombie has none; it is not reaped before this function returns.
-    if (!found) return peak;
-    peak = Number(found[1]) * 1024;
+    if (bytes("VmHWM") === 0) return { peakBytes, privateBytes };
+    // The last peak counts: the first ones are those of the bench, before the exec.
+    peakBytes = bytes("VmHWM");
+    privateBytes = Math.max(privateBytes, bytes("RssAnon"));
   }
 }
 

@@ -22,6 +22,7 @@ export interface Summary {
   wallMsP95: number;
   cpuMs: number;
   peakMiB: number;
+  privateMiB: number;
   /** Against the baseline; absent where there is none. */
   over?: { baseline: string; wallMs: number; ratio: number; cpuMs: number; peakMiB: number };
 }
@@ -38,6 +39,7 @@ export function summarize(all: Series[]): Summary[] {
       wallMsP95: quantile(one.wallMs, 0.95),
       cpuMs: median(one.cpuMs),
       peakMiB: median(one.peakBytes) / mib,
+      privateMiB: median(one.privateBytes) / mib,
     }),
   );
   return found.map((one) => {
@@ -58,7 +60,7 @@ export function summarize(all: Series[]): Summary[] {
 
 /** The table of all scenarios, grouped by operation. */
 export function formatSummaries(all: Summary[], width: number): string {
-  const columns = ["ms", "p95", "over base", "ratio", "CPU ms", "over base", "peak MiB"];
+  const columns = ["ms", "p95", "over base", "ratio", "CPU ms", "over base", "peak MiB", "private"];
   const verbs = [...new Set(all.map(({ verb }) => verb))];
   const rows = verbs.flatMap((verb) => all.filter((one) => one.verb === verb));
   return formatTable(
@@ -67,7 +69,7 @@ export function formatSummaries(all: Summary[], width: number): string {
       { title: "contender", shrinks: true },
       ...columns.map((title) => ({ title, align: "right" as const })),
     ],
-    rows.map(({ scenario, verb, wallMs, wallMsP95, cpuMs, peakMiB, over }) => [
+    rows.map(({ scenario, verb, wallMs, wallMsP95, cpuMs, peakMiB, privateMiB, over }) => [
       verb,
       scenario,
       wallMs.toFixed(1),
@@ -77,6 +79,7 @@ export function formatSummaries(all: Summary[], width: number): string {
       cpuMs.toFixed(1),
       over ? signed(over.cpuMs) : "",
       Number.isNaN(peakMiB) ? "" : peakMiB.toFixed(1),
+      Number.isNaN(privateMiB) ? "" : privateMiB.toFixed(1),
     ]),
     width,
   );

@@ -47,6 +47,10 @@ async function main(args: string[]): Promise<number> {
     process.stderr.write("Usage: bun run demo [--fake]\n");
     return 2;
   }
+  if (process.platform !== "linux") {
+    process.stderr.write("The demo needs Linux: CNI plugins work with its network namespaces\n");
+    return 1;
+  }
   // Where `su` gives a root shell without them.
   process.env["PATH"] = `${process.env["PATH"] ?? ""}:/usr/sbin:/sbin`;
   const screen = makeScreen(process.stdout);
@@ -61,6 +65,7 @@ async function main(args: string[]): Promise<number> {
   for (const [name, status] of Object.entries(signals)) {
     process.on(name, () => {
       cleanUp(stage, pods);
+      screen.say(`\nEnded by ${name}: everything the demo made is removed.`);
       process.exit(status);
     });
   }

@@ -17,7 +17,7 @@ export function makeFakeWorld(screen: Screen, dir: string, reason: string): Worl
   let pods = 0;
   writeFakes(pluginDir, ipam, 2);
   return {
-    title: `genie demo with FAKE plugins (${reason}): genie is real, no network is made`,
+    title: `genie demo with FAKE plugins (${reason}): no network is made`,
     pluginDir,
     bridge: "demo0",
     subnets: { blue: "198.18.0.0/24", green: "198.19.0.0/24" },

@@ -168,7 +168,10 @@ async function showInside(screen: Screen, pod: Pod, ipam: string): Promise<void>
     screen.check(ok, `${ifName} is there, with the address that the result names for ${network}`);
   }
   const reserved = reservedAddresses(ipam);
-  screen.check(reserved.length === 2, `host-local has reserved both: ${reserved.join(", ")}`);
+  screen.check(
+    reserved.length === 2,
+    `host-local has reserved both: ${reserved.sort().join(", ")}`,
+  );
   const owners = routes.split("\n").filter((line) => line.startsWith("default "));
   const ok = owners.length === 1 && (owners[0] ?? "").includes("dev eth0");
   screen.check(ok, "both networks bring a default route; the first one owns it");

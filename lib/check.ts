@@ -1,0 +1,121 @@
+/**
+ * CHECK of one container, from the record; STATUS of the node, from the configuration.
+ * Source: CNI SPEC 1.1 §2 "CHECK", "STATUS".
+ */
+import { existsSync } from "node:fs";
+import { CniError, code, type Host, type Request, toCniError } from "./cni.ts";
+import type { Config } from "./config.ts";
+import { type ChainOptions, checkChain, statusChain } from "./delegate.ts";
+import { newOperation } from "./lock.ts";
+import { findListOnDisk, findPlugins, type PluginSearch, resolveNetwork } from "./networks.ts";
+import { pluginSearch } from "./plan.ts";
+import { loadConfig, loadNodeSettings } from "./settings.ts";
+import { attachments, closeState, openState } from "./state.ts";
+import { storedResult } from "./undo.ts";
+import { candidateNetworks } from "./wanted.ts";
+
+/**
+ * CHECK: every attachment is still as ADD left it, says each delegate.
+ *
+ * @throws CniError of the first delegate that says no; 3 when there is no record of the container
+ */
+export async function check(host: Host, request: Request): Promise<undefined> {
+  const settings = loadNodeSettings(host, request.config);
+  if (request.config["disableCheck"] === true) return undefined;
+  const state = openState(host, settings.stateDir);
+  try {
+    const found = attachments(host, state, request.containerId).filter(
+      (one) => one.requestIfName === request.ifName,
+    );
+    if (found.length === 0) {
+      throw new CniError(
+        code.unknownContainer,
+        `Cannot check container ${request.containerId}: nothing for ${request.ifName} is on record`,
+      );
+    }
+    const options: ChainOptions = {
+      netns: request.netns,
+      token: newOperation(host, request.containerId, "CHECK").token,
+      deadlineMs: host.now() + checkTimeoutMs,
+      signal: host.signal,
+    };
+    for (const attachment of found) {
+      if (attachment.state !== "attached") {
+        throw new CniError(
+          code.tryAgainLater,
+          `Cannot check network "${attachment.network}": it is ${attachment.state}`,
+        );
+      }
+      await checkChain(host, attachment, storedResult(attachment), options);
+    }
+    return undefined;
+  } finally {
+    closeState(state);
+  }
+}
+
+const checkTimeoutMs = 60_000;
+/** STATUS is polled every few seconds, so a delegate that hangs must not hold it for long. */
+const statusTimeoutMs = 5_000;
+
+/**
+ * STATUS: could an ADD of a pod that asks for nothing work now?
+ *
+ * @throws CniError 50 when not, or the code of the delegate that says no
+ * @see CNI SPEC 1.1 §2 "STATUS"
+ */
+export async function status(host: Host, request: Request): Promise<undefined> {
+  try {
+    const config = loadConfig(request.config);
+    host.log = { level: config.logLevel, file: config.logFile };
+    if (config.readinessFile !== undefined && !existsSync(config.readinessFile)) {
+      throw new CniError(
+        code.unavailable,
+        `The default network is not ready: ${config.readinessFile} does not exist`,
+      );
+    }
+    const search = pluginSearch(config, request);
+    for (const name of neededNetworks(config, search)) {
+      const network = resolveNetwork(config, name);
+      await statusChain(
+        host,
+        {
+          network: network.name,
+          list: network.list,
+          plugins: findPlugins(network, search),
+          cniPath: search.dirs.join(":"),
+          timeoutMs: statusTimeoutMs,
+        },
+        {
+          netns: "",
+          token: "status",
+          deadlineMs: host.now() + statusTimeoutMs,
+          signal: host.signal,
+        },
+      );
+    }
+  } catch (error) {
+    const { code: number, message, details } = toCniError(error);
+    const known = number === code.unavailable || number === code.unavailableLimited;
+    throw new CniError(known ? number : code.unavailable, message, { details, cause: error });
+  }
+  return undefined;
+}
+
+/**
+ * Networks of the node that every pod needs. Those that are objects of the API are left out: STATUS
+ * is polled, and must not depend on the API server.
+ * @throws CniError 50 when there are none at all
+ */
+function neededNetworks(config: Config, search: PluginSearch): Set<string> {
+  const { multus } = config;
+  if (multus) {
+    const { clusterNetwork } = multus;
+    return new Set(findListOnDisk(config, clusterNetwork) ? [clusterNetwork] : []);
+  }
+  const names = config.default.networks.map((text) => text.replace(/@.*/, ""));
+  const always = config.default.always.filter((text) => !text.includes("/"));
+  const needed = names.length > 0 ? names : candidateNetworks(config, search);
+  if (needed.length === 0) throw new CniError(code.unavailable, "No network is configured");
+  return new Set([...needed, ...always.map((text) => text.replace(/@.*/, ""))]);
+}

@@ -1,0 +1,76 @@
+/**
+ * Network namespaces as files: which one a path leads to, and which interfaces are in it.
+ * `setns` is called through libc, on this thread and for the length of one read.
+ */
+import { dlopen, FFIType } from "bun:ffi";
+import { closeSync, openSync, readFileSync, statfsSync, statSync } from "node:fs";
+
+/**
+ * Identity of a network namespace: boot, device and inode of its file; "" when there is none at
+ * this path. A path that was made anew after a reboot or a restart differs.
+ */
+export function netnsId(netns: string): string {
+  if (netns === "") return "";
+  try {
+    const { dev, ino } = statSync(netns);
+    return `${bootId()}:${dev}:${ino}`;
+  } catch (error) {
+    // Any errno (ENOENT, ENOTDIR, ENAMETOOLONG ...): nothing that a delegate could enter.
+    if ((error as NodeJS.ErrnoException).code === undefined) throw error;
+    return "";
+  }
+}
+
+/** `f_type` of the file system that namespaces are files of. */
+const nsfsType = 0x6e736673;
+
+/** Is this the path of a namespace, and not of the network namespace we are in? */
+export function isForeignNetns(netns: string): boolean {
+  const found = netnsId(netns);
+  if (found === "" || found === netnsId("/proc/self/ns/net")) return false;
+  return statfsSync(netns).type === nsfsType;
+}
+
+/** Differs after every boot of the machine. */
+export function bootId(): string {
+  return readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim();
+}
+
+/** `CLONE_NEWNET`, the kind of namespace that `setns` is to enter. */
+const netKind = 0x40000000;
+
+/**
+ * Names of the interfaces in a network namespace, `lo` among them; undefined where we may not
+ * enter it (no root), or it is none.
+ */
+export function interfacesIn(netns: string): string[] | undefined {
+  if (!isForeignNetns(netns)) return undefined;
+  const setns = openSetns();
+  if (!setns) return undefined;
+  const own = openSync("/proc/self/ns/net", "r");
+  const other = openSync(netns, "r");
+  try {
+    if (setns(other, netKind) !== 0) return undefined;
+    const table = readFileSync("/proc/thread-self/net/dev", "utf8");
+    return table
+      .split("\n")
+      .slice(2)
+      .flatMap((line) => (line.includes(":") ? [line.slice(0, line.lastIndexOf(":")).trim()] : []));
+  } finally {
+    // To stay in a pod's namespace would send everything that follows to the wrong place.
+    if (setns(own, netKind) !== 0) process.abort();
+    closeSync(other);
+    closeSync(own);
+  }
+}
+
+function openSetns(): ((fd: number, kind: number) => number) | undefined {
+  try {
+    return dlopen("libc.so.6", {
+      setns: { args: [FFIType.i32, FFIType.i32], returns: FFIType.i32 },
+    }).symbols.setns;
+  } catch (error) {
+    if (error instanceof Error) return undefined;
+    throw error;
+  }
+}

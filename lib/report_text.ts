@@ -1,0 +1,261 @@
+/** Reports as tables for a terminal, as wide as it. Pure: a report in, text out. */
+import {
+  formatCount,
+  formatDuration,
+  formatRate,
+  formatShare,
+  formatSpan,
+  formatTime,
+} from "./quantity.ts";
+import type {
+  AttachmentReport,
+  ChoiceReport,
+  NetworkReport,
+  PodReport,
+  Report,
+  RequestReport,
+} from "./report.ts";
+import { candidatesOf } from "./report_choice.ts";
+import { type Column, formatTable, printable } from "./table.ts";
+
+/** An ISO time of a report for people; "–" for none. */
+export function shownTime(iso: string | null): string {
+  return formatTime(iso === null ? 0 : Date.parse(iso));
+}
+
+/** A duration of a report for people; "–" where there is none. */
+export function shownDuration(us: number | null): string {
+  return us === null ? "–" : formatDuration(us);
+}
+
+/** `used/total` of a network's addresses, or `used` where the total is not known. */
+export function shownAddresses({ addresses: { used, total } }: NetworkReport): string {
+  return total === null ? formatCount(used) : `${formatCount(used)}/${formatCount(total)}`;
+}
+
+/** `namespace/name` of a pod; "–" when nobody said who it is. */
+export function shownPod(namespace: string, name: string): string {
+  return name === "" ? "–" : `${namespace}/${name}`;
+}
+
+/** How a request ended: `ok`, or what failed and why. */
+export function shownOutcome({ outcome, code, error, rule }: RequestReport): string {
+  if (outcome === "ok") return "ok";
+  const by = rule === "" || error.includes(rule) ? "" : ` (${rule})`;
+  return `${outcome} ${code}: ${error}${by}`;
+}
+
+/** One line: what the requests of a report are limited to; "" when to nothing. */
+export function shownFilter({ filter }: Report): string {
+  const parts = [
+    filter.since && `since ${shownTime(filter.since)}`,
+    filter.network && `network ${filter.network}`,
+    filter.namespace && `namespace ${filter.namespace}`,
+    filter.pod && `pod ${filter.pod}`,
+    filter.command && `command ${filter.command}`,
+    filter.only && `${filter.only} only`,
+  ];
+  return parts.filter((part) => part !== null).join(", ");
+}
+
+/** Formats the default view. @param width columns of the terminal, Infinity for none */
+export function formatReport(report: Report, width: number): string {
+  const { totals, stuck, requests } = report;
+  const filter = shownFilter(report);
+  const span =
+    report.from === null || report.to === null
+      ? "no requests on record"
+      : `${shownTime(report.from)} to ${shownTime(report.to)} UTC`;
+  const denied = totals.denied > 0 ? `, ${formatCount(totals.denied)} of them denied` : "";
+  const sections = [
+    `Requests: ${formatCount(totals.requests)}, failed ${formatCount(totals.failures)} ` +
+      `(${formatShare(totals.failures, totals.requests)})${denied}\n` +
+      `Span: ${span}${filter === "" ? "" : `; ${printable(filter)}`}\n` +
+      `Attachments now: ${formatCount(totals.attachments)}, leaked ` +
+      `${formatCount(totals.leaked)}, failing ${formatCount(totals.failing)}\n`,
+    notices(report.notices),
+    networkTable(report.networks, width),
+    stuckTable(stuck, totals.leaked + totals.failing, width),
+    requestTable(requests, totals.requests, width),
+  ];
+  return sections.filter((section) => section !== "").join("\n");
+}
+
+function notices(texts: string[]): string {
+  return texts.map((text) => `Note: ${printable(text)}\n`).join("");
+}
+
+const right = (title: string): Column => ({ title, align: "right" });
+const shrinking = (title: string): Column => ({ title, shrinks: true });
+
+function networkTable(networks: NetworkReport[], width: number): string {
+  if (networks.length === 0) return "No network has requests or attachments.\n";
+  const table = formatTable(
+    [
+      shrinking("NETWORK"),
+      ...["REQUESTS", "FAILED", "P50", "P95", "P99", "USED", "TRAFFIC", "LIVE"].map(right),
+    ],
+    networks.map((one) => [
+      shownNetwork(one.network),
+      formatCount(one.requests),
+      formatCount(one.failures),
+      shownDuration(one.add.p50Us),
+      shownDuration(one.add.p95Us),
+      shownDuration(one.add.p99Us),
+      shownAddresses(one),
+      one.bytesPerSecond === null ? "–" : formatRate(one.bytesPerSecond),
+      formatCount(one.attachments),
+    ]),
+    width,
+  );
+  return `${table}P50 to P99: successful ADDs; USED: addresses; LIVE: attachments now\n`;
+}
+
+/** The name of a network; a call can fail before it names one. */
+export function shownNetwork(name: string): string {
+  return name === "" ? "(none)" : name;
+}
+
+function stuckTable(stuck: AttachmentReport[], all: number, width: number): string {
+  if (stuck.length === 0) return "";
+  const more = all > stuck.length ? `, ${formatCount(stuck.length)} of ${formatCount(all)}` : "";
+  return (
+    `Leaked (genie gc retries) and failing (the runtime retries)${more}\n` +
+    formatTable(
+      [
+        { title: "STATE" },
+        { title: "SINCE (UTC)" },
+        shrinking("NETWORK"),
+        shrinking("POD"),
+        { title: "INTERFACE" },
+        shrinking("ERROR"),
+      ],
+      stuck.map((one) => [
+        one.state,
+        shownTime(one.failingSince),
+        one.network,
+        shownPod(one.namespace, one.pod),
+        one.interface,
+        one.error,
+      ]),
+      width,
+    )
+  );
+}
+
+function requestTable(requests: RequestReport[], all: number, width: number): string {
+  if (requests.length === 0) return all === 0 ? "No requests in this time.\n" : "";
+  return (
+    `Newest requests, ${formatCount(requests.length)} of ${formatCount(all)}\n` +
+    formatTable(
+      [
+        { title: "TIME (UTC)" },
+        { title: "COMMAND" },
+        shrinking("POD"),
+        shrinking("NETWORK"),
+        right("TOOK"),
+        shrinking("OUTCOME"),
+      ],
+      requests.map((one) => [
+        shownTime(one.at),
+        one.command,
+        shownPod(one.podNamespace, one.podName),
+        shownNetwork(one.network),
+        formatDuration(one.durationUs),
+        shownOutcome(one),
+      ]),
+      width,
+    )
+  );
+}
+
+/** Formats the view of one pod. @param width columns of the terminal, Infinity for none */
+export function formatPodReport(report: PodReport, width: number): string {
+  const { pod, attachments, requests, choices } = report;
+  const name = printable(`${pod.namespace}/${pod.name}`);
+  const sections = [
+    attachments.length === 0
+      ? `Pod ${name} has no attachments.\n`
+      : `Pod ${name} has\n${attachmentTable(attachments, width)}`,
+    notices(report.notices),
+    requests.length === 0
+      ? "No requests in this time.\n"
+      : `Its newest requests\n${podRequestTable(requests, width)}`,
+    ...choices.map((choice) => choiceText(choice, width)),
+  ];
+  return sections.filter((section) => section !== "").join("\n");
+}
+
+function attachmentTable(attachments: AttachmentReport[], width: number): string {
+  return formatTable(
+    [
+      shrinking("NETWORK"),
+      { title: "INTERFACE" },
+      shrinking("ADDRESSES"),
+      { title: "STATE" },
+      { title: "SINCE (UTC)" },
+      shrinking("WHY"),
+    ],
+    attachments.map((one) => [
+      one.network,
+      one.interface,
+      one.addresses.join(", ") || "–",
+      one.state,
+      shownTime(one.failingSince ?? one.createdAt),
+      one.error === "" ? one.reason : `${one.reason}; ${one.error}`,
+    ]),
+    width,
+  );
+}
+
+function podRequestTable(requests: RequestReport[], width: number): string {
+  const plugin = (one: RequestReport) => `  plugin ${one.plugin}`;
+  const what = (one: RequestReport) => {
+    if (one.kind === "plugin") return plugin(one);
+    return one.kind === "call" ? "call" : shownNetwork(one.network);
+  };
+  return formatTable(
+    [
+      { title: "TIME (UTC)" },
+      { title: "COMMAND" },
+      shrinking("NETWORK"),
+      { title: "INTERFACE" },
+      right("TOOK"),
+      { title: "WHY" },
+      shrinking("OUTCOME"),
+    ],
+    requests.map((one) => [
+      shownTime(one.at),
+      one.command,
+      what(one),
+      one.ifName,
+      formatDuration(one.durationUs),
+      one.decidedBy,
+      shownOutcome(one),
+    ]),
+    width,
+  );
+}
+
+function choiceText(choice: ChoiceReport, width: number): string {
+  const title = `Choice of ${shownTime(choice.at)} UTC: ${printable(shownNetwork(choice.network))}\n`;
+  const { columns, rows } = candidatesOf(choice.choice);
+  if (rows.length === 0) return `${title}${printable(JSON.stringify(choice.choice))}\n`;
+  return (
+    title +
+    formatTable(
+      columns.map(({ name, isNumber }) => ({
+        title: name.toUpperCase(),
+        align: isNumber ? "right" : "left",
+        shrinks: !isNumber,
+      })),
+      rows,
+      width,
+    )
+  );
+}
+
+/** The length of one bucket of the timeline, in words. */
+export function shownBucket({ timeline }: Report): string {
+  return formatSpan(timeline.bucketMs);
+}

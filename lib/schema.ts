@@ -1,0 +1,97 @@
+/**
+ * The tables of genie.db, as the steps that make them. Pure data. A step that was released is never
+ * changed: a new one is added, and `PRAGMA user_version` counts how many a file has had.
+ */
+
+/** Attachments, the per-container locks, and the containers that ended. */
+const recordSchema = `
+  CREATE TABLE attachments (
+    container_id TEXT NOT NULL,
+    request_ifname TEXT NOT NULL,
+    ifname TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    network TEXT NOT NULL,
+    request_network TEXT NOT NULL,
+    state TEXT NOT NULL,
+    plan TEXT NOT NULL,
+    result TEXT,
+    netns_id TEXT NOT NULL,
+    created_at_ms INTEGER NOT NULL,
+    failed_at_ms INTEGER NOT NULL DEFAULT 0,
+    error TEXT NOT NULL DEFAULT '',
+    PRIMARY KEY (container_id, ifname)
+  ) STRICT;
+  CREATE TABLE operations (
+    container_id TEXT PRIMARY KEY,
+    command TEXT NOT NULL,
+    pid INTEGER NOT NULL,
+    started TEXT NOT NULL,
+    boot_id TEXT NOT NULL,
+    pid_namespace TEXT NOT NULL,
+    token TEXT NOT NULL,
+    at_ms INTEGER NOT NULL
+  ) STRICT;
+  CREATE TABLE ended (
+    container_id TEXT NOT NULL,
+    request_ifname TEXT NOT NULL,
+    command TEXT NOT NULL,
+    at_ms INTEGER NOT NULL,
+    PRIMARY KEY (container_id, request_ifname)
+  ) STRICT, WITHOUT ROWID;
+  CREATE INDEX ended_at ON ended (at_ms);
+`;
+
+/** Status annotations that wait for the node agent. */
+const statusSchema = `
+  CREATE TABLE statuses (
+    container_id TEXT NOT NULL,
+    request_ifname TEXT NOT NULL,
+    pod_namespace TEXT NOT NULL,
+    pod_name TEXT NOT NULL,
+    pod_uid TEXT NOT NULL,
+    annotations TEXT NOT NULL,
+    at_ms INTEGER NOT NULL,
+    PRIMARY KEY (container_id, request_ifname)
+  ) STRICT, WITHOUT ROWID;
+`;
+
+/** The audit ledger and the counters behind the bandwidth KPI, see `ledger.ts` and `kpi.ts`. */
+export const ledgerSchema = `
+  CREATE TABLE ledger (
+    id INTEGER PRIMARY KEY,
+    at_ms INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    command TEXT NOT NULL,
+    container_id TEXT NOT NULL,
+    pod_namespace TEXT NOT NULL,
+    pod_name TEXT NOT NULL,
+    pod_uid TEXT NOT NULL,
+    network TEXT NOT NULL,
+    plugin TEXT NOT NULL,
+    ifname TEXT NOT NULL,
+    duration_us INTEGER NOT NULL,
+    outcome TEXT NOT NULL,
+    code INTEGER NOT NULL,
+    error TEXT NOT NULL,
+    addresses TEXT NOT NULL,
+    config_hash TEXT NOT NULL,
+    decided_by TEXT NOT NULL,
+    rule TEXT NOT NULL,
+    choice TEXT NOT NULL
+  ) STRICT;
+  CREATE INDEX ledger_network ON ledger (network, id) WHERE kind = 'network' AND command = 'ADD';
+  CREATE INDEX ledger_at ON ledger (at_ms);
+  CREATE TABLE traffic (
+    container_id TEXT NOT NULL,
+    ifname TEXT NOT NULL,
+    network TEXT NOT NULL,
+    host_ifname TEXT NOT NULL,
+    at_ms INTEGER NOT NULL,
+    bytes INTEGER NOT NULL,
+    bytes_per_second REAL NOT NULL,
+    PRIMARY KEY (container_id, ifname)
+  ) STRICT;
+`;
+
+/** Every step, in order. */
+export const migrations: readonly string[] = [recordSchema, statusSchema + ledgerSchema];

@@ -1,0 +1,109 @@
+/**
+ * Publishes what a pod got: one merge-patch of its annotations with a precondition on its uid, so
+ * that a pod made anew under the same name is never told of its predecessor's networks. Never fails
+ * an ADD: what cannot be published waits in the record for the node agent.
+ * Source: NPWG v1.3 §5; CNI-Genie's `multi-ip-preferences`.
+ */
+import { type Host, log, toCniError } from "./cni.ts";
+import type { Config } from "./config.ts";
+import type { Kube } from "./kube.ts";
+import { formatMultiIpPreferences, formatStatus, npwgKeys, type StatusSource } from "./npwg.ts";
+import type { Done } from "./owner.ts";
+import type { Plan } from "./plan.ts";
+import type { WaitingStatus } from "./state.ts";
+
+/** Attempts of one publication, and the pause between two, in ms. */
+const attemptsMax = 3;
+const pauseMs = 100;
+
+/** What is to be published of one call. */
+export interface PodStatus extends WaitingStatus {
+  /** Published by this call; else by the agent. */
+  isInline: boolean;
+}
+
+/**
+ * Makes the annotations of a pod. Published by the call itself only where it talks to the API anyway:
+ * a pod whose networks all live on the node, handed over by its runtime, costs no request.
+ *
+ * @returns undefined where status is off, no pod is known, or there is no API to publish to
+ */
+export async function makeStatus(
+  host: Host,
+  config: Config,
+  { pod, decision, objects }: Plan,
+  done: readonly Done[],
+): Promise<PodStatus | undefined> {
+  const [first] = done;
+  const { status } = config.kubernetes;
+  if (status === "off" || pod.name === "" || pod.namespace === "" || !first) return undefined;
+  if (!objects.used()) {
+    const { isConfigured } = await import("./kubeconfig.ts");
+    if (!isConfigured(host, config.kubernetes)) return undefined;
+  }
+  const sources = await Promise.all(done.map((one) => toSource(host, one)));
+  const { containerId, requestIfName } = first.attachment;
+  return {
+    containerId,
+    requestIfName,
+    pod: { namespace: pod.namespace, name: pod.name, uid: pod.uid },
+    annotations: {
+      [npwgKeys.status]: formatStatus(sources),
+      ...(decision === "cni" &&
+        done.length > 1 && { "multi-ip-preferences": formatMultiIpPreferences(sources) }),
+    },
+    isInline: status === "inline" && objects.used(),
+  };
+}
+
+async function toSource(host: Host, { attachment, result }: Done): Promise<StatusSource> {
+  const { network, ifName, primary, defaultRoute, deviceInfoFile } = attachment;
+  const deviceInfo =
+    deviceInfoFile === undefined
+      ? undefined
+      : (await import("./device_info.ts")).readDeviceInfo(host, deviceInfoFile);
+  return {
+    name: network,
+    ifName,
+    result,
+    isDefault: primary,
+    ...(defaultRoute && { defaultRoute }),
+    ...(deviceInfo && { deviceInfo }),
+  };
+}
+
+/**
+ * Publishes annotations on a pod: to `pods/status`, or to `pods` where the server or our rights do
+ * not allow that. Repeated on conflicts until the deadline.
+ *
+ * @returns false, after a warning, when it could not be published
+ */
+export async function publishStatus(
+  host: Host,
+  kube: () => Promise<Kube>,
+  { pod, annotations }: Pick<PodStatus, "pod" | "annotations">,
+  deadlineMs: number,
+): Promise<boolean> {
+  const { isConflict, isNotFound, statusOf } = await import("./kube.ts");
+  const path = ["api", "v1", "namespaces", pod.namespace, "pods", pod.name];
+  const metadata = { annotations, ...(pod.uid !== "" && { uid: pod.uid }) };
+  let target = [...path, "status"];
+  for (let attempt = 1; ; attempt++) {
+    try {
+      await (await kube()).patch(target, { metadata });
+      return true;
+    } catch (error) {
+      const refused = isNotFound(error) || statusOf(error) === 403 || statusOf(error) === 405;
+      if (refused && target.length > path.length) {
+        target = path;
+        continue;
+      }
+      const again = isConflict(error) && attempt < attemptsMax && host.now() + pauseMs < deadlineMs;
+      if (!again || host.signal.aborted) {
+        log(host, "warn", `Cannot publish network status: ${toCniError(error).message}`);
+        return false;
+      }
+      await Bun.sleep(pauseMs);
+    }
+  }
+}

@@ -1,0 +1,160 @@
+/** What each ending of a delegate means to the runtime. */
+import { describe, expect, test } from "bun:test";
+import { CniError, code } from "../lib/cni.ts";
+import { endingError, isPluginGone, protocolError } from "../lib/ending.ts";
+import type { Ending, Output } from "../lib/exec.ts";
+import type { Attachment } from "../lib/state.ts";
+
+const attachment: Attachment = {
+  containerId: "c1",
+  requestIfName: "eth0",
+  requestNetwork: "genie-net",
+  ifName: "eth1",
+  primary: false,
+  network: "blue",
+  reason: "",
+  list: {
+    cniVersion: "1.0.0",
+    name: "blue",
+    disableCheck: false,
+    disableGC: false,
+    plugins: [{ type: "bridge" }],
+  },
+  plugins: ["/opt/cni/bin/bridge"],
+  cniArgs: "",
+  cniPath: "/opt/cni/bin",
+  capabilityArgs: {},
+  args: {},
+  timeoutMs: 1000,
+  netns: "",
+  pod: { namespace: "ns", name: "pod", uid: "" },
+};
+const output: Output = { stdout: "", stdoutIsText: true, stderr: "", durationUs: 1_234_567 };
+const plugin = { type: "bridge" };
+
+function meaning(ending: Ending, said: Partial<Output> = {}, command = "ADD") {
+  const error = endingError({ ...output, ...said, ...ending }, attachment, plugin, command);
+  return error && { code: error.code, msg: error.message, details: error.details };
+}
+
+const exit = (status: number): Ending => ({ kind: "exit", status });
+const start = 'Cannot attach network "blue" (eth1) of pod ns/pod: plugin "bridge"';
+const document = (value: object) => ({ stdout: JSON.stringify(value) });
+
+const rows: [string, Ending, Partial<Output>, [number, string, string] | undefined][] = [
+  ["a success", exit(0), { stderr: "chatter" }, undefined],
+  [
+    "its own error",
+    exit(1),
+    document({ code: 11, msg: "busy", details: "of address" }),
+    [11, "failed: busy", "of address"],
+  ],
+  [
+    "its own error, and what it said",
+    exit(1),
+    { ...document({ code: 999, msg: "a\nb" }), stderr: "trace\n" },
+    [999, "failed: a b", "trace\n"],
+  ],
+  ["a code of ours", exit(1), document({ code: 102, msg: "x" }), [102, "failed: x", ""]],
+  ["code 0", exit(1), document({ code: 0, msg: "x" }), [104, "failed: x", ""]],
+  ["no code", exit(1), document({ msg: "x" }), [104, "failed: x", ""]],
+  ["a text for a code", exit(1), document({ code: "7", msg: "x" }), [104, "failed: x", ""]],
+  [
+    "no message",
+    exit(1),
+    document({ code: 7 }),
+    [104, "exited with status 1 without a message", ""],
+  ],
+  ["a list", exit(1), document([]), [104, "exited with status 1 without a message", ""]],
+  ["nothing", exit(3), { stderr: "why" }, [104, "exited with status 3 and printed nothing", "why"]],
+  [
+    "garbage",
+    exit(2),
+    { stdout: "oops", stderr: "why" },
+    [104, "exited with status 2 and printed no error document", "why"],
+  ],
+  [
+    "a signal",
+    { kind: "signal", signal: "SIGSEGV" },
+    { stderr: "e" },
+    [104, "was killed by SIGSEGV", "e"],
+  ],
+  ["a timeout", { kind: "timeout" }, {}, [103, "timed out after 1235 ms, it was killed", ""]],
+  ["a flood", { kind: "overflow" }, {}, [104, "printed more than 1 MiB, it was killed", ""]],
+  ["our own end", { kind: "aborted" }, {}, [11, "was ended because genie was asked to end", ""]],
+  ...["ENOENT", "EACCES", "ENOEXEC", "ENOTDIR", "ELOOP", "EISDIR", "EPERM"].map(
+    (reason): (typeof rows)[number] => [
+      `a binary that is unusable: ${reason}`,
+      { kind: "spawn", reason },
+      {},
+      [102, `cannot be started (${reason}), install it or mend its file`, ""],
+    ],
+  ),
+  [
+    "a binary being replaced",
+    { kind: "spawn", reason: "ETXTBSY" },
+    {},
+    [11, "is being replaced (text file busy), try again", ""],
+  ],
+  // A storm of pods must not make DEL believe that a plugin was uninstalled.
+  ...["EAGAIN", "ENOMEM", "EMFILE", "ENFILE"].map((reason): (typeof rows)[number] => [
+    `a node at its limit: ${reason}`,
+    { kind: "spawn", reason },
+    {},
+    [11, `cannot be started now (${reason}), try again`, ""],
+  ]),
+];
+
+describe("endingError()", () => {
+  test.each(rows)("%s", (_name, ending, said, expected) => {
+    const [number, issue, details] = expected ?? [];
+    expect(meaning(ending, said)).toEqual(
+      number === undefined
+        ? undefined
+        : { code: number, msg: `${start} ${issue}`, details: details ?? "" },
+    );
+  });
+
+  test.each([
+    ["DEL", "detach"],
+    ["CHECK", "check"],
+    ["GC", "collect garbage of"],
+    ["STATUS", "use"],
+  ])("names what %s could not do", (command, verb) => {
+    expect(meaning({ kind: "timeout" }, {}, command)?.msg).toStartWith(`Cannot ${verb} network`);
+  });
+
+  test("keeps the tail of a long stderr", () => {
+    const details = meaning(exit(1), { stderr: `${"x".repeat(9000)}end` })?.details ?? "";
+    expect([details.length, details.endsWith("end")]).toEqual([4096, true]);
+  });
+});
+
+describe("isPluginGone()", () => {
+  const ended = (ending: Ending, said = {}) =>
+    endingError({ ...output, ...said, ...ending }, attachment, plugin, "DEL");
+  test.each([
+    ["a missing binary", ended({ kind: "spawn", reason: "ENOENT" }), true],
+    ["a busy one", ended({ kind: "spawn", reason: "ETXTBSY" }), false],
+    ["a node at its limit", ended({ kind: "spawn", reason: "EAGAIN" }), false],
+    ["a plugin whose own code is 102", ended(exit(1), document({ code: 102, msg: "x" })), false],
+    ["our 102 from elsewhere", new CniError(code.delegateNotFound, "x"), false],
+  ])("of %s", (_name, error, expected) => {
+    expect(error && isPluginGone(error)).toBe(expected);
+  });
+});
+
+describe("protocolError()", () => {
+  test("quotes the beginning of the answer in its details alone", () => {
+    const {
+      code: number,
+      message,
+      details,
+    } = protocolError(attachment, plugin, "it printed noise", "n".repeat(5000));
+    expect([number, message, details.length]).toEqual([
+      104,
+      `${start} broke the protocol: it printed noise`,
+      1024,
+    ]);
+  });
+});

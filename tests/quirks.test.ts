@@ -1,0 +1,233 @@
+/**
+ * Calico, Canal, Flannel, Romana and Weave with their own config lists and result shapes: each as
+ * primary, as secondary, alone and mixed, through the compiled program. Real interfaces.
+ */
+import { describe, expect, test } from "bun:test";
+import { rmSync } from "node:fs";
+import {
+  kernelNetwork,
+  linksGone,
+  type Node,
+  noTraces,
+  type Pod,
+  recorded,
+  skipReason,
+  type WireResult,
+  withNode,
+} from "./fixtures/quirks/node.ts";
+import {
+  install,
+  installBridge,
+  type SystemName,
+  subnetFile,
+  systemNames,
+  systems,
+} from "./fixtures/quirks/systems.ts";
+
+if (skipReason) test.skip(`systems of the field: ${skipReason}`, () => undefined);
+
+/** What containerd makes of a result: addresses by interface name, those without index on eth0. */
+function asContainerd({ interfaces = [], ips = [] }: WireResult): Record<string, string[]> {
+  const found: Record<string, string[]> = Object.fromEntries(
+    interfaces.map(({ name }) => [name, []]),
+  );
+  for (const { address, interface: index } of ips) {
+    // An index outside of the list makes containerd panic.
+    expect(index === undefined || (index >= 0 && index < interfaces.length)).toBeTrue();
+    const name = index === undefined ? "eth0" : (interfaces[index]?.name ?? "");
+    found[name] = [...(found[name] ?? []), address];
+  }
+  return found;
+}
+
+/** Every interface of the pod is in the result with exactly the addresses that the kernel has. */
+function expectAddresses(pod: Pod, result: WireResult): void {
+  const { addresses, macs } = kernelNetwork(pod);
+  const seen = asContainerd(result);
+  const names = Object.keys(macs);
+  expect(Object.fromEntries(names.map((name) => [name, seen[name]]))).toEqual(addresses);
+  expect(addresses["eth0"]).toHaveLength(1);
+  const onHost = Object.entries(seen).filter(([name]) => !names.includes(name));
+  expect(onHost.filter(([, list]) => list.length > 0)).toEqual([]);
+  const inPod = result.interfaces?.filter(({ sandbox }) => sandbox === pod.netns);
+  expect(inPod?.map(({ name }) => name).sort()).toEqual(names.sort());
+}
+
+type Chain = [ifName: string, types: string[]];
+
+/** Each plugin's DEL got what its own network's ADD gave: one address, that of its interface. */
+async function expectOwnResults(
+  node: Node,
+  found: Record<string, string[]>,
+  chains: Chain[],
+): Promise<void> {
+  for (const [ifName, types] of chains) {
+    for (const type of types) {
+      const { prevResult, cniVersion = "0.1.0" } = await recorded(node, type, "DEL", ifName);
+      // libcni hands a result to DEL from 0.4.0 on.
+      if (String(cniVersion) < "0.4.0") expect(prevResult).toBeUndefined();
+      else expect(prevResult?.ips?.map(({ address }) => address)).toEqual(found[ifName] ?? []);
+    }
+  }
+}
+
+const single: [SystemName][] = systemNames.map((name) => [name]);
+const shapes = ["0.2.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+
+describe.skipIf(skipReason !== undefined)("a system of the field alone:", () => {
+  test.each(single)("%s answers in every version", async (name) => {
+    await withNode(async (node) => {
+      const { network, type } = install(node, name);
+      for (const cniVersion of shapes) {
+        const pod = node.pod();
+        const result = await pod.add({ cni: network, cniVersion });
+        const [address = ""] = kernelNetwork(pod).addresses["eth0"] ?? [];
+        expect(result.cniVersion).toBe(cniVersion);
+        if (cniVersion === "0.2.0") expect(result.ip4?.ip).toBe(address);
+        else {
+          expectAddresses(pod, result);
+          expect(result.ips?.[0]?.version).toBe(cniVersion < "1.0.0" ? "4" : undefined);
+        }
+        await pod.del();
+        await expectOwnResults(node, { eth0: [address] }, [["eth0", [type]]]);
+        expect(kernelNetwork(pod).macs).toEqual({});
+        expect(node.traces()).toEqual(noTraces);
+      }
+    });
+  });
+
+  test.each(single)("%s: DEL after the namespace is gone", async (name) => {
+    await withNode(async (node) => {
+      const pod = node.pod();
+      await pod.add(install(node, name).network);
+      pod.kill();
+      await pod.del({ netns: "", prevResult: false });
+      await linksGone(node);
+      expect(node.traces()).toEqual(noTraces);
+    });
+  });
+
+  // portmap leaves out addresses on an interface that is not the pod's, whoever calls it.
+  const mapped = single.filter(
+    ([name]) => "plugins" in systems[name].config && !name.includes("pointing"),
+  );
+  test.each(mapped)("%s: its portmap gets the pod's address", async (name) => {
+    await withNode(async (node) => {
+      const { network } = install(node, name);
+      const pod = node.pod();
+      const portMappings = [{ hostPort: 8200, containerPort: 80, protocol: "tcp" }];
+      await pod.add({ cni: network, runtimeConfig: { portMappings } });
+      const [address = ""] = kernelNetwork(pod).addresses["eth0"] ?? [];
+      const to = `--to-destination ${address.replace(/\/.*/, "")}:80`;
+      expect(node.traces().rules.join("\n")).toContain(to);
+      await pod.del();
+      expect(node.traces()).toEqual(noTraces);
+    });
+  });
+});
+
+/** The system before or after a bridge that brings a default route or none. */
+const mixes = systemNames.flatMap((name) => [
+  [name, "first", "with"] as const,
+  [name, "second", "with"] as const,
+  [name, "second", "without"] as const,
+]);
+
+describe.skipIf(skipReason !== undefined)("a system of the field with a bridge:", () => {
+  test.each(mixes)("%s %s, a bridge %s a default route", async (name, place, brings) => {
+    await withNode(async (node) => {
+      const { network, type } = install(node, name);
+      const isDefault = brings === "with";
+      installBridge(node, "plain", isDefault);
+      const pod = node.pod();
+      const isFirst = place === "first";
+      const result = await pod.add(isFirst ? `${network},plain@eth5` : `plain,${network}@eth5`);
+      expectAddresses(pod, result);
+      const { addresses, defaults } = kernelNetwork(pod);
+      const prefix = systems[name].script.subnet.replace(/0\.0\/.*/, "");
+      expect(addresses[isFirst ? "eth0" : "eth5"]?.[0]).toStartWith(prefix);
+      expect(addresses[isFirst ? "eth5" : "eth0"]?.[0]).toStartWith("10.239.");
+      // One owner: the first network that brings one.
+      expect(defaults).toHaveLength(1);
+      const owner = pod.run("ip", "-o", "route", "show", "default");
+      expect(owner).toContain(isFirst || isDefault ? "dev eth0" : "dev eth5");
+      await pod.del();
+      await expectOwnResults(node, addresses, [
+        [isFirst ? "eth0" : "eth5", [type]],
+        [isFirst ? "eth5" : "eth0", ["bridge"]],
+      ]);
+      expect(kernelNetwork(pod).macs).toEqual({});
+      expect(node.traces()).toEqual(noTraces);
+    });
+  });
+});
+
+describe.skipIf(skipReason !== undefined)("systems of the field together:", () => {
+  const all: SystemName[] = ["Calico, the host's end alone", "Flannel", "Romana", "Weave"];
+  test.each(all.map((_, i) => [...all.slice(i), ...all.slice(0, i)]))(
+    "%s, %s, %s, %s",
+    async (...names) => {
+      await withNode(async (node) => {
+        const networks = names.map((name) => install(node, name).network);
+        const pod = node.pod();
+        const result = await pod.add(networks.join(","));
+        expectAddresses(pod, result);
+        const { addresses, defaults } = kernelNetwork(pod);
+        expect(defaults).toHaveLength(1);
+        const prefixes = names.map((name) => systems[name].script.subnet.replace(/0\.0\/.*/, ""));
+        prefixes.forEach((prefix, i) => {
+          expect(addresses[`eth${i}`]?.[0]).toStartWith(prefix);
+        });
+        await pod.del();
+        const chains = names.map((name, i): Chain => [`eth${i}`, [systems[name].type]]);
+        await expectOwnResults(node, addresses, chains);
+        expect(kernelNetwork(pod).macs).toEqual({});
+        expect(node.traces()).toEqual(noTraces);
+      });
+    },
+  );
+
+  test("Calico and Canal of one name in the conf dir: asked by file name", async () => {
+    await withNode(async (node) => {
+      install(node, "Calico, the host's end alone");
+      install(node, "Canal");
+      const pod = node.pod();
+      await pod.add("canal");
+      expect(kernelNetwork(pod).addresses["eth0"]?.[0]).toStartWith("10.232.");
+      await pod.del();
+      expect(node.traces()).toEqual(noTraces);
+    });
+  });
+});
+
+describe.skipIf(skipReason !== undefined)("Flannel without its subnet file:", () => {
+  test.each([100, 999, 11])("code %d is kept, nothing is left, DEL succeeds", async (errorCode) => {
+    await withNode(async (node) => {
+      const { network } = install(node, "Flannel", { errorCode });
+      installBridge(node, "plain", true);
+      rmSync(subnetFile(node));
+      for (const cni of [network, `plain,${network}@eth5`, `${network},plain@eth5`]) {
+        const pod = node.pod();
+        const { status, json } = await pod.call("ADD", { cni });
+        expect(json).toMatchObject({ cniVersion: "1.0.0", code: errorCode });
+        expect(json?.msg).toContain(`network "${network}"`);
+        expect(json?.msg).toContain("loadFlannelSubnetEnv failed");
+        expect(status).toBe(1);
+        expect(kernelNetwork(pod).macs).toEqual({});
+        expect(node.traces()).toEqual(noTraces);
+        await pod.del();
+      }
+    });
+  });
+
+  test("lost after ADD: DEL releases everything all the same", async () => {
+    await withNode(async (node) => {
+      const { network } = install(node, "Flannel");
+      const pod = node.pod();
+      await pod.add(network);
+      rmSync(subnetFile(node));
+      await pod.del();
+      expect(node.traces()).toEqual(noTraces);
+    });
+  });
+});

@@ -1,0 +1,260 @@
+/** README.md says what is true: every snippet in it is run or checked, every table compared. */
+import { describe, expect, test } from "bun:test";
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { code, supportedVersions } from "../lib/cni.ts";
+import { defaultConfig, parseConfig } from "../lib/config.ts";
+import { parseConfigList } from "../lib/netconf.ts";
+import { annotationsCapability } from "../lib/pod.ts";
+import manifest from "../package.json";
+import {
+  canNetns,
+  fakePlugin,
+  genieProgram,
+  realPluginDir,
+  runGenie,
+  type TempDir,
+  tempDir,
+} from "./fakes.ts";
+
+const root = join(import.meta.dir, "..");
+const readme = readFileSync(join(root, "README.md"), "utf8");
+const canReal = canNetns && realPluginDir !== undefined && Bun.which("ping") !== null;
+
+/** The fenced blocks of one language. */
+function blocks(language: string): string[] {
+  const fence = new RegExp(`^\`\`\`${language}\\n(.*?)^\`\`\`$`, "gms");
+  return [...readme.matchAll(fence)].map(([, text = ""]) => text);
+}
+
+/** The rows of the table under a heading, without its head. */
+function rows(heading: string): string[][] {
+  const [, section = ""] = readme.split(`\n## ${heading}\n`);
+  const [text = ""] = section.split("\n## ");
+  const lines = text.split("\n").filter((line) => line.startsWith("|"));
+  return lines.slice(2).map((line) => line.slice(2, -2).split(" | "));
+}
+
+/** Commands of the sh blocks, comments left out. */
+const commands = blocks("sh")
+  .flatMap((block) => block.trimEnd().split("\n"))
+  .map((line) => line.replace(/\s+#.*/, ""));
+
+describe("README", () => {
+  test("has at most 250 lines, and headings that its links name", () => {
+    expect(readme.trimEnd().split("\n").length).toBeLessThanOrEqual(250);
+    const anchors = [...readme.matchAll(/^#+ (.*)$/gm)].map(([, title = ""]) =>
+      title
+        .toLowerCase()
+        .replace(/[^\w -]/g, "")
+        .replaceAll(" ", "-"),
+    );
+    for (const [, link = ""] of readme.matchAll(/\]\(#([^)]*)\)/g)) expect(anchors).toContain(link);
+  });
+
+  test("tags every block, so that none escapes these tests", () => {
+    const tags = [...readme.matchAll(/^```([^\n]*)\n.*?^```$/gms)].map(([, tag]) => tag);
+    const known = ["sh", "toml", "json", "console", "text"];
+    expect(tags.filter((tag) => !known.includes(tag ?? ""))).toEqual([]);
+    expect(blocks("text")).toHaveLength(1); // the diagram
+  });
+
+  test("lists every error code once, by number and name", () => {
+    const listed = rows("Error codes").map(([number, name]) => [name, Number(number)]);
+    expect(listed).toEqual(Object.entries(code));
+    expect(new Set(Object.values(code)).size).toBe(listed.length);
+  });
+
+  test("names every CNI version and dependency, and one version of Bun", () => {
+    const named = [
+      ...supportedVersions,
+      ...Object.keys(manifest.dependencies),
+      ...Object.keys(manifest.devDependencies),
+    ];
+    expect(named.filter((name) => !readme.includes(name))).toEqual([]);
+    const bun = [...readme.matchAll(/bun@([\d.]+)/g)].map(([, version]) => version);
+    expect(new Set(bun)).toEqual(new Set([manifest.engines.bun]));
+  });
+});
+
+describe("README, configs", () => {
+  test.each(blocks("toml").map((text) => [text.split("\n")[0] ?? "", text]))(
+    "the table that begins with %s is valid",
+    (_, text) => {
+      for (const [name, { config }] of parseConfig(text, "README.md").plugins) {
+        if (config) expect(parseConfigList({ name, ...config }, "README.md").name).toBe(name);
+      }
+    },
+  );
+
+  test("the long table shows the defaults", () => {
+    const { plugins, file, ...shown } = parseConfig(blocks("toml")[1] ?? "", "README.md");
+    expect([...plugins.keys()]).toEqual(["storage"]);
+    const { plugins: none, file: noFile, ...defaults } = defaultConfig();
+    expect(shown).toEqual(defaults);
+  });
+
+  test("names every key of the table", () => {
+    const keys = (value: object): string[] =>
+      Object.entries(value).flatMap(([key, one]) =>
+        typeof one === "object" && one !== null && !Array.isArray(one)
+          ? [key, ...keys(one)]
+          : [key],
+      );
+    const { plugins, file, kubernetes, ...config } = defaultConfig();
+    const { kubeconfigIsExplicit, ...ofKubernetes } = kubernetes;
+    const names = keys({ ...config, ofKubernetes, select: {} })
+      .filter((key) => key !== "ofKubernetes")
+      .map((key) =>
+        key.replace(/Ms$/, "").replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`),
+      );
+    const plugin = ["conf", "config", "allow", "deny", "timeout", "capacity", "candidates"];
+    expect(
+      [...names, ...plugin].filter((name) => !new RegExp(`\\b${name}\\b`).test(readme)),
+    ).toEqual([]);
+  });
+
+  test("the CNI config is a config list that calls genie and asks for annotations", () => {
+    const [text = ""] = blocks("json");
+    const { cniVersion, name, plugins } = parseConfigList(JSON.parse(text), "README.md");
+    expect({ cniVersion, name, types: plugins.map(({ type }) => type) }).toEqual({
+      cniVersion: "1.1.0",
+      name: "genie",
+      types: ["genie"],
+    });
+    expect(plugins[0]?.capabilities).toMatchObject({ [annotationsCapability]: true });
+    expect(JSON.parse(text).cniVersion).toBe("1.0.0");
+  });
+});
+
+/** A node with the networks that the README talks of, in a folder; the paths are replaced in texts. */
+function makeNode(dir: TempDir): (text: string) => string {
+  const here = (text: string) =>
+    text.replace(/\/(etc|opt|var)\/(cni|lib\/cni)\b/g, (path) => join(dir.path, path));
+  for (const path of ["/etc/cni/net.d", "/etc/cni/genie", "/opt/cni/bin"]) {
+    mkdirSync(here(path), { recursive: true });
+  }
+  const [smallest = ""] = blocks("toml");
+  const paths = here('conf_dir = "/etc/cni/net.d"\nbin_dirs = ["/opt/cni/bin"]\n');
+  writeFileSync(here("/etc/cni/genie/plugins.toml"), paths + smallest);
+  const [own = ""] = blocks("json");
+  const config = JSON.parse(own);
+  config.plugins[0].plugins_file = here("/etc/cni/genie/plugins.toml");
+  writeFileSync(here("/etc/cni/net.d/00-genie.conflist"), JSON.stringify(config));
+  for (const [name, type] of Object.entries({ calico: "calico", blue: "bridge", green: "ptp" })) {
+    fakePlugin(here("/opt/cni/bin"), type);
+    const list = { cniVersion: "1.0.0", name, plugins: [{ type }] };
+    writeFileSync(here(`/etc/cni/net.d/10-${name}.conflist`), JSON.stringify(list));
+  }
+  return here;
+}
+
+describe("README, the annotation", () => {
+  /** What each row that is no list of networks gives on {@link makeNode}'s node. */
+  const special: Record<string, string> = {
+    "the node chooses": "Cannot choose among ",
+    "`default.networks` of the table": "calico on eth0",
+  };
+
+  test.each(rows("The annotation"))("%s gives %s", async (cell, expected) => {
+    using dir = tempDir();
+    const here = makeNode(dir);
+    const config = here("/etc/cni/net.d/00-genie.conflist");
+    const annotation = cell === "absent" ? "other=" : `cni=${cell.slice(2, -2)}`;
+    const words = ["plan", "--namespace", "demo", "--pod", "web", "--annotation", annotation];
+    const args = [...words, "--cni-config", config, "--json"];
+    const { stdout, stderr } = await runGenie(genieProgram(), {}, "", args);
+    const plan = stdout === "" ? { attachments: [] } : JSON.parse(stdout);
+    const given = plan.attachments.map(
+      (one: { network: string; interface: string }) => `${one.network} on ${one.interface}`,
+    );
+    expect(given.join(", ") || stderr).toContain(special[expected] ?? expected);
+  });
+});
+
+describe("README, commands", () => {
+  const genieCommands = commands.filter((command) => command.startsWith("genie "));
+
+  const shows: Record<string, RegExp> = {
+    plan: /^blue +eth0 .*\ngreen +eth5 /m,
+    validate: /^calico +ok /m,
+    version: /^\{.*"cniVersions"/,
+    help: /^genie plan --namespace/,
+  };
+
+  test.each(genieCommands)("%s does what it says", async (command) => {
+    using dir = tempDir();
+    const here = makeNode(dir);
+    const [, verb = "", ...words] = command.split(" ");
+    const config = here("/etc/cni/net.d/00-genie.conflist");
+    const args = ["plan", "validate"].includes(verb) ? [...words, "--cni-config", config] : words;
+    const { status, stdout, stderr } = await runGenie(genieProgram(), {}, "", [verb, ...args]);
+    expect(stderr).toBe("");
+    expect(stdout).toMatch(shows[verb] ?? /./);
+    expect(stdout).not.toContain("problem");
+    expect(status).toBe(0);
+  });
+
+  test("are all that genie help lists", async () => {
+    const { stdout } = await runGenie(genieProgram(), {}, "", ["help"]);
+    const listed = [...stdout.matchAll(/^ {2}(\w+) {2}/gm)].map(([, one]) => one);
+    expect(genieCommands.map((command) => command.split(" ")[1])).toEqual(listed);
+  });
+
+  test("run scripts of package.json", () => {
+    const scripts = [...readme.matchAll(/npx -y bun@[\d.]+ (\w+)(?: (\S+?))?[\s`]/g)];
+    expect(scripts.length).toBeGreaterThanOrEqual(5);
+    for (const [text, verb, script = ""] of scripts) {
+      if (verb === "install") expect(text).toContain("--frozen-lockfile");
+      else
+        expect([verb, Object.keys(manifest.scripts)]).toEqual([
+          "run",
+          expect.arrayContaining([script]),
+        ]);
+    }
+  });
+
+  test("install the binary", async () => {
+    using dir = tempDir();
+    const here = makeNode(dir);
+    const [command = "", ...others] = commands.filter((one) => /^(?!genie |npx )/.test(one));
+    expect(others).toEqual([]);
+    if (!existsSync(join(root, "dist", "genie"))) {
+      Bun.spawnSync([process.execPath, "tests/build.ts"], { cwd: root });
+    }
+    const child = Bun.spawn(here(command).split(" "), { cwd: root, stderr: "pipe" });
+    expect(await child.stderr.text()).toBe("");
+    expect(existsSync(here("/opt/cni/bin/genie"))).toBe(true);
+    expect(await child.exited).toBe(0);
+  });
+});
+
+/** What differs between two runs of the demo, taken out. */
+function withoutChance(text: string): string {
+  return text
+    .replace(/\bgenie-demo-[0-9a-f]{6}\b/g, "genie-demo-ID")
+    .replace(/@if\d+ +/g, "@ifN ")
+    .replace(/\b198\.1([89])\.\d+\.(\d+)/g, "198.1$1.N.$2")
+    .replace(/time=[\d.]+ ms/g, "time=T");
+}
+
+test.skipIf(!canReal)(
+  "README, transcript is what the demo prints (needs root and containernetworking-plugins)",
+  async () => {
+    using tmp = tempDir();
+    const child = Bun.spawn([process.execPath, join(import.meta.dir, "demo", "demo.ts")], {
+      env: { ...process.env, TMPDIR: tmp.path },
+      stdout: "pipe",
+      stderr: "pipe",
+    });
+    const printed = withoutChance(await child.stdout.text()).split("\n");
+    const [transcript = ""] = blocks("console");
+    // A command may go on in the demo.
+    const missing = withoutChance(transcript)
+      .trimEnd()
+      .split("\n")
+      .filter((line) => !printed.some((one) => one === line || one === `${line} \\`));
+    expect(missing).toEqual([]);
+    expect(await child.exited).toBe(0);
+  },
+);
