@@ -3,16 +3,14 @@ import { writeSync } from "node:fs";
 import {
   type Host,
   isSupported,
-  printable,
   type Request,
-  readCommand,
-  readRequest,
-  readStdin,
   toCniError,
   version,
   writeError,
   writeResult,
 } from "./lib/cni.ts";
+import { readCommand, readRequest, readStdin } from "./lib/request.ts";
+import { printable } from "./lib/text.ts";
 
 const ended = new AbortController();
 const host: Host = {

@@ -3,7 +3,8 @@
  * text in, data out.
  * Names select networks, they never carry configuration (design D9).
  */
-import { CniError, code, interfaceNameIssue, isNetworkName, oneLine } from "./cni.ts";
+import { CniError, code, interfaceNameIssue, isNetworkName } from "./cni.ts";
+import { oneLine } from "./text.ts";
 
 /** Keys read from a pod's annotations, or from what stands for them in other runtimes. */
 export const annotationKeys = {

@@ -7,10 +7,13 @@
  * Source: CNI SPEC 1.1 §2-§4; design D4, D6, D7, D8.
  */
 import { existsSync } from "node:fs";
-import { CniError, code, type Host, log, oneLine, type Request, toCniError } from "./cni.ts";
+import { formatChoice } from "./choose.ts";
+import { CniError, code, type Host, log, type Request, toCniError } from "./cni.ts";
 import type { Config } from "./config.ts";
 import { closeState, openState, type State, write } from "./database.ts";
 import { type ChainOptions, delChain, undoOptions } from "./delegate.ts";
+import { sampleTraffic, type TrafficSource } from "./kpi.ts";
+import { type Journal, openJournal, writeJournal } from "./ledger.ts";
 import { newOperation, type Operation, release, takeLock } from "./lock.ts";
 import { mayAddDefaultRoute } from "./netconf.ts";
 import { interfacesIn, netnsId } from "./netns.ts";
@@ -33,6 +36,7 @@ import {
   setFailing,
 } from "./state.ts";
 import { makeStatus, type PodStatus, publishStatus } from "./status.ts";
+import { oneLine } from "./text.ts";
 import { undo, undoAll } from "./undo.ts";
 
 /**
@@ -45,31 +49,91 @@ import { undo, undoAll } from "./undo.ts";
  */
 export async function add(host: Host, request: Request): Promise<object> {
   const startedMs = host.now();
+  const journal = openJournal(host, request);
   const config = loadConfig(request.config);
   host.log = { level: config.logLevel, file: config.logFile };
   checkNetns(request.netns);
-  const deadlineMs = startedMs + config.timeoutMs;
-  await waitUntilReady(host, config, deadlineMs);
-  const plan = await makePlan(host, config, request);
-  const { attachments: planned, pod } = plan;
   const state = openState(host, config.stateDir);
+  const failed = new Map<string, string>();
   try {
-    const operation = newOperation(host, request.containerId, "ADD");
-    const chain: ChainOptions = {
-      netns: request.netns,
-      token: operation.token,
-      deadlineMs,
-      signal: host.signal,
-    };
-    await intend(host, state, operation, planned, chain, startedMs).catch((error: unknown) => {
-      rememberRefusal(host, state, planned);
-      throw error;
-    });
-    const result = await attachAll(host, state, operation, plan, config, chain);
-    log(host, "debug", "attached", { pod: podLabel(pod), container: request.containerId });
-    return toVersion(result, request.cniVersion);
+    await waitUntilReady(host, config, startedMs + config.timeoutMs);
+    for (;;) {
+      const call = { host, request, config, state, journal, startedMs };
+      const outcome = await attempt(call, failed);
+      if (outcome.kind === "attached") return toVersion(outcome.result, request.cniVersion);
+      // The next best, where the choice was ours and there is one.
+      failed.set(outcome.network, outcome.error.message);
+      if (failed.size >= config.select.attempts || host.signal.aborted) throw outcome.error;
+    }
+  } catch (error) {
+    noteFailure(host, state, journal, error);
+    throw error;
   } finally {
     closeState(state);
+  }
+}
+
+/** One call of ADD, as its parts need it. */
+interface Call {
+  host: Host;
+  request: Request;
+  config: Config;
+  state: State;
+  journal: Journal;
+  startedMs: number;
+}
+
+/**
+ * Plans and attaches once.
+ * @returns `failed` when a network of our own choice did not attach: another one may
+ * @throws CniError for every other failure
+ */
+async function attempt(
+  { host, request, config, state, journal, startedMs }: Call,
+  failed: ReadonlyMap<string, string>,
+): Promise<
+  { kind: "attached"; result: Result } | { kind: "failed"; network: string; error: CniError }
+> {
+  const plan = await makePlan(host, config, request, { state, reserves: true, failed });
+  const { attachments: planned, pod, choice } = plan;
+  journal.base = { ...journal.base, podUid: pod.uid, decidedBy: plan.decision };
+  const operation = newOperation(host, request.containerId, "ADD");
+  const chain: ChainOptions = {
+    netns: request.netns,
+    token: operation.token,
+    deadlineMs: startedMs + config.timeoutMs,
+    signal: host.signal,
+    journal,
+  };
+  await intend(host, state, operation, planned, chain, startedMs).catch((error: unknown) => {
+    rememberRefusal(host, state, planned);
+    throw error;
+  });
+  try {
+    const result = await attachAll(host, state, operation, plan, config, chain);
+    log(host, "debug", "attached", { pod: podLabel(pod), container: request.containerId });
+    return { kind: "attached", result };
+  } catch (error) {
+    if (!choice) throw error;
+    const own = toCniError(error);
+    journal.rows.push({
+      ...journal.base,
+      kind: "call",
+      outcome: "failed",
+      code: own.code,
+      error: own.message,
+      choice: formatChoice(choice),
+    });
+    return { kind: "failed", network: choice.network, error: own };
+  }
+}
+
+/** A failed ADD is told in the ledger too, by a transaction of its own. */
+function noteFailure(host: Host, state: State, journal: Journal, error: unknown): void {
+  try {
+    write(state, () => writeJournal(host, state, journal, { error }));
+  } catch (failure) {
+    log(host, "warn", toCniError(failure).message);
   }
 }
 
@@ -126,7 +190,8 @@ async function intend(
   });
   if (stale.length === 0) return;
   try {
-    await undoStored(host, state, stale.reverse(), undoOptions(host, chain));
+    const path = planned[0]?.cniPath.split(":") ?? [];
+    await undoStored(host, state, stale.reverse(), path, undoOptions(host, chain));
     write(state, () => insertUntaken(state, planned, host.now()));
   } catch (error) {
     release(state, operation, () => undefined);
@@ -209,10 +274,11 @@ async function undoStored(
   host: Host,
   state: State,
   stale: StoredAttachment[],
+  path: string[],
   chain: ChainOptions,
 ): Promise<void> {
   for (const attachment of stale) {
-    const errors = await undo(host, attachment, [], { ...chain, netns: attachment.netns });
+    const errors = await undo(host, attachment, path, { ...chain, netns: attachment.netns });
     if (errors.length > 0) {
       throw new CniError(
         code.tryAgainLater,
@@ -266,6 +332,9 @@ async function attachAll(
         setAttached(state, attachment, toVersion(result, attachment.list.cniVersion));
       }
       if (status && !status.isInline) putStatus(state, status, host.now());
+      sampleTraffic(state, trafficOf(done), host.now());
+      const choice = plan.choice && formatChoice(plan.choice);
+      if (chain.journal) writeJournal(host, state, chain.journal, choice ? { choice } : {});
     });
     if (status?.isInline) await publishOrPut(host, state, plan, status, chain.deadlineMs);
     return result;
@@ -273,6 +342,14 @@ async function attachAll(
     await rollBack(host, state, operation, planned, done, undoErrors, undoOptions(host, chain));
     throw error;
   }
+}
+
+/** The host-side interface of each attachment, where its plugin tells of one: the last it names. */
+function trafficOf(done: Done[]): TrafficSource[] {
+  return done.flatMap(({ attachment: { containerId, ifName, network }, result }) => {
+    const outside = result.interfaces.filter(({ sandbox }) => !sandbox).at(-1);
+    return outside ? [{ containerId, ifName, network, hostIfName: outside.name }] : [];
+  });
 }
 
 /** Publishes the status at once; what cannot be published waits for the agent. */

@@ -3,14 +3,22 @@
  * Source: CNI SPEC 1.1 §2 "CHECK", "STATUS".
  */
 import { existsSync } from "node:fs";
-import { CniError, code, type Host, type Request, toCniError } from "./cni.ts";
+import { CniError, code, type Host, log, type Request, toCniError } from "./cni.ts";
 import type { Config } from "./config.ts";
+import { closeState, openState, type State, write } from "./database.ts";
 import { type ChainOptions, checkChain, statusChain } from "./delegate.ts";
+import { type Journal, openJournal, writeJournal } from "./ledger.ts";
 import { newOperation } from "./lock.ts";
-import { findListOnDisk, findPlugins, type PluginSearch, resolveNetwork } from "./networks.ts";
-import { pluginSearch } from "./plan.ts";
+import {
+  findListOnDisk,
+  findPlugins,
+  type Network,
+  type PluginSearch,
+  resolveNetwork,
+} from "./networks.ts";
+import { networkAt, pluginSearch } from "./plan.ts";
 import { loadConfig, loadNodeSettings } from "./settings.ts";
-import { attachments, closeState, openState } from "./state.ts";
+import { attachments } from "./state.ts";
 import { storedResult } from "./undo.ts";
 import { candidateNetworks } from "./wanted.ts";
 
@@ -22,6 +30,7 @@ import { candidateNetworks } from "./wanted.ts";
 export async function check(host: Host, request: Request): Promise<undefined> {
   const settings = loadNodeSettings(host, request.config);
   if (request.config["disableCheck"] === true) return undefined;
+  const journal = openJournal(host, request);
   const state = openState(host, settings.stateDir);
   try {
     const found = attachments(host, state, request.containerId).filter(
@@ -38,6 +47,7 @@ export async function check(host: Host, request: Request): Promise<undefined> {
       token: newOperation(host, request.containerId, "CHECK").token,
       deadlineMs: host.now() + checkTimeoutMs,
       signal: host.signal,
+      journal,
     };
     for (const attachment of found) {
       if (attachment.state !== "attached") {
@@ -48,9 +58,22 @@ export async function check(host: Host, request: Request): Promise<undefined> {
       }
       await checkChain(host, attachment, storedResult(attachment), options);
     }
+    writeSafely(host, state, journal, undefined);
     return undefined;
+  } catch (error) {
+    writeSafely(host, state, journal, error);
+    throw error;
   } finally {
     closeState(state);
+  }
+}
+
+/** The ledger's rows of a CHECK, in a transaction of their own: nothing else is written. */
+function writeSafely(host: Host, state: State, journal: Journal, error: unknown): void {
+  try {
+    write(state, () => writeJournal(host, state, journal, { error }));
+  } catch (failure) {
+    log(host, "warn", toCniError(failure).message);
   }
 }
 
@@ -75,8 +98,7 @@ export async function status(host: Host, request: Request): Promise<undefined> {
       );
     }
     const search = pluginSearch(config, request);
-    for (const name of neededNetworks(config, search)) {
-      const network = resolveNetwork(config, name);
+    for (const network of neededNetworks(config, search)) {
       await statusChain(
         host,
         {
@@ -107,15 +129,17 @@ export async function status(host: Host, request: Request): Promise<undefined> {
  * is polled, and must not depend on the API server.
  * @throws CniError 50 when there are none at all
  */
-function neededNetworks(config: Config, search: PluginSearch): Set<string> {
-  const { multus } = config;
-  if (multus) {
-    const { clusterNetwork } = multus;
-    return new Set(findListOnDisk(config, clusterNetwork) ? [clusterNetwork] : []);
+function neededNetworks(config: Config, search: PluginSearch): Network[] {
+  const clusterNetwork = config.multus?.clusterNetwork ?? "";
+  if (clusterNetwork.includes("/")) return [networkAt(clusterNetwork)];
+  if (clusterNetwork !== "") {
+    const found = findListOnDisk(config, clusterNetwork);
+    return found ? [{ name: clusterNetwork, ...found }] : [];
   }
   const names = config.default.networks.map((text) => text.replace(/@.*/, ""));
   const always = config.default.always.filter((text) => !text.includes("/"));
   const needed = names.length > 0 ? names : candidateNetworks(config, search);
   if (needed.length === 0) throw new CniError(code.unavailable, "No network is configured");
-  return new Set([...needed, ...always.map((text) => text.replace(/@.*/, ""))]);
+  const all = new Set([...needed, ...always.map((text) => text.replace(/@.*/, ""))]);
+  return [...all].map((name) => resolveNetwork(config, name));
 }

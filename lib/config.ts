@@ -1,19 +1,14 @@
 /**
- * The plugin table `plugins.toml`: text in, data out. Pure: no I/O. The schema below holds every key,
- * default and limit; units end the field names.
+ * The plugin table `plugins.toml`: text in, data out. Pure: no I/O. The schema below holds every
+ * key, default and limit; units end the field names.
  */
 import { parse, TomlError } from "smol-toml";
 import * as v from "valibot";
-import {
-  CniError,
-  code,
-  interfaceNameIssue,
-  isNetworkName,
-  isObject,
-  logLevels,
-  oneLine,
-} from "./cni.ts";
+import { CniError, code, interfaceNameIssue, isNetworkName, logLevels } from "./cni.ts";
+import { isObject } from "./json.ts";
 import type { MultusNetworks } from "./multus.ts";
+import { parseDuration } from "./quantity.ts";
+import { editDistance, oneLine } from "./text.ts";
 import {
   depthMax,
   isTable,
@@ -30,14 +25,6 @@ export const pluginsFileDefault = "/etc/cni/genie/plugins.toml";
 const kubeconfigDefault = "/etc/cni/genie/kubeconfig";
 /** Largest plugin table, in characters. */
 const tableLengthMax = 1024 * 1024;
-
-const unitsMs = new Map(Object.entries({ ms: 1, s: 1000, m: 60_000, h: 3600_000, d: 86400_000 }));
-
-/** Milliseconds of "250ms", "90s", "5m", "1h" or "30d"; undefined for anything else and for 0. */
-export function parseDuration(text: string): number | undefined {
-  const [, count, unit = ""] = /^(\d{1,9})(ms|s|m|h|d)$/.exec(text) ?? [];
-  return Number(count) * (unitsMs.get(unit) ?? 0) || undefined;
-}
 
 // A schema's message is what was expected; describe() makes the sentence around it.
 
@@ -213,6 +200,10 @@ const Table = v.pipe(
         /** Absent: every entry of `plugins`. */
         candidates: v.exactOptional(v.array(network, "a list")),
         weights: v.optional(Weights, {}),
+        attempts: v.optional(
+          v.pipe(count, v.minValue(1, "1 or more"), v.maxValue(8, "at most 8")),
+          2,
+        ),
       }),
       {},
     ),
@@ -358,24 +349,10 @@ function show(value: unknown): string {
 /** What an unknown key was meant to be: the nearest of `known`, or a key of the top of the file. */
 function suggestion(key: string, known: object): string {
   const [near] = Object.keys(known)
-    .map((name) => ({ name, edits: distance(key.slice(0, 40), name) }))
+    .map((name) => ({ name, edits: editDistance(key.slice(0, 40), name) }))
     .sort((a, b) => a.edits - b.edits);
   if (near && near.edits <= Math.max(2, key.length / 3)) return `, did you mean "${near.name}"`;
   return Object.hasOwn(topLevel, key) ? ": it belongs above the first [table]" : "";
-}
-
-/** Levenshtein distance. */
-function distance(a: string, b: string): number {
-  let row = Array.from({ length: b.length + 1 }, (_, j) => j);
-  for (let i = 1; i <= a.length; i++) {
-    const next = [i];
-    for (let j = 1; j <= b.length; j++) {
-      const swap = (row[j - 1] ?? 0) + (a[i - 1] === b[j - 1] ? 0 : 1);
-      next.push(Math.min(swap, (row[j] ?? 0) + 1, (next[j - 1] ?? 0) + 1));
-    }
-    row = next;
-  }
-  return row[b.length] ?? 0;
 }
 
 /** What {@link parseTopLevel} finds: the part of the config that DEL needs. */

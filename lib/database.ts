@@ -106,7 +106,8 @@ function openFile(file: string): Database {
           "the genie that wrote it or a later one",
       );
     }
-    database.run("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL");
+    useWal(database);
+    database.run("PRAGMA synchronous = NORMAL");
     if (found < schemaVersion) migrate(database);
     return database;
   } catch (error) {
@@ -114,6 +115,24 @@ function openFile(file: string): Database {
     throw error;
   }
 }
+
+/**
+ * Turns on the write-ahead log, which stays on for the life of the file. Of several processes that
+ * find a new file SQLite sends all but one away at once, `busy_timeout` or not.
+ */
+function useWal(database: Database): void {
+  for (let waitedMs = 0; ; waitedMs += walPollMs) {
+    try {
+      database.run("PRAGMA journal_mode = WAL");
+      return;
+    } catch (error) {
+      if (!/^SQLITE_BUSY/.test(sqliteCode(error)) || waitedMs >= busyTimeoutMs) throw error;
+      Bun.sleepSync(walPollMs);
+    }
+  }
+}
+
+const walPollMs = 5;
 
 /** SQLite would make the file with the umask's mode; it must never be readable by others. */
 function makeFile(file: string): void {

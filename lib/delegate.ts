@@ -3,22 +3,16 @@
  * each delegate gets, runs it, and turns every ending into a result or a CniError.
  * Source: CNI SPEC 1.1 §3 (chains), §4 (delegation); libcni for what the SPEC leaves open.
  */
-import {
-  type CniError,
-  compareVersions,
-  type Host,
-  isObject,
-  log,
-  oneLine,
-  parseJson,
-  toCniError,
-} from "./cni.ts";
+import { type CniError, compareVersions, type Host, log, toCniError } from "./cni.ts";
 import { endingError, protocolError } from "./ending.ts";
 import { run } from "./exec.ts";
+import { isObject, parseJson } from "./json.ts";
+import { type Journal, noteNetwork, notePlugin } from "./ledger.ts";
 import { tokenVariable } from "./lock.ts";
 import { type NetworkConfigList, type PluginConfig, requestConfig } from "./netconf.ts";
 import { normalizeResult, parseResult, type Result, toVersion } from "./result.ts";
 import type { Attachment } from "./state.ts";
+import { oneLine } from "./text.ts";
 
 /** What a chain needs besides the attachment. */
 export interface ChainOptions {
@@ -30,6 +24,8 @@ export interface ChainOptions {
   deadlineMs: number;
   /** Ends the running delegate when it aborts. */
   signal?: AbortSignal;
+  /** Takes a row for every request to a plugin, and for every network. */
+  journal?: Journal;
 }
 
 /** How an ADD through a chain ended. */
@@ -51,17 +47,30 @@ export async function addChain(
   options: ChainOptions,
 ): Promise<Added> {
   const { list, ifName } = attachment;
+  const note = noter(attachment, "ADD", options);
   let result: Result | undefined;
   for (const index of list.plugins.keys()) {
     try {
       result = await addOne(host, attachment, index, options, result);
     } catch (error) {
+      note(error);
       const undo = await delChain(host, attachment, result, undoOptions(host, options), index);
       return { kind: "failed", error: toCniError(error), undo };
     }
   }
   if (!result) throw new Error(`network ${attachment.network} has no plugins`);
+  note(undefined, result);
   return { kind: "attached", result: normalizeResult(result, { ifName, netns: options.netns }) };
+}
+
+/** Notes a whole chain in the journal, with the time since this was called. */
+function noter(attachment: Attachment, command: string, { journal }: ChainOptions) {
+  const startedNs = Bun.nanoseconds();
+  return (error: unknown, result?: Result): void => {
+    const durationUs = (Bun.nanoseconds() - startedNs) / 1000;
+    const addresses = result?.ips.map(({ address }) => address) ?? [];
+    noteNetwork(journal, { ...attachment, command, durationUs, error }, addresses);
+  };
 }
 
 /** Limit for undoing one attachment, in ms. */
@@ -73,6 +82,7 @@ export function undoOptions(host: Host, options: ChainOptions): ChainOptions {
     netns: options.netns,
     token: options.token,
     deadlineMs: host.now() + undoTimeoutMs,
+    ...(options.journal && { journal: options.journal }),
   };
 }
 
@@ -131,6 +141,7 @@ export async function delChain(
   last: number = attachment.list.plugins.length - 1,
 ): Promise<CniError[]> {
   const { list } = attachment;
+  const note = noter(attachment, "DEL", options);
   const errors: CniError[] = [];
   for (let index = last; index >= 0; index--) {
     try {
@@ -140,6 +151,7 @@ export async function delChain(
       if (!isGone) errors.push(toCniError(error));
     }
   }
+  note(errors[0]);
   if (attachment.deviceInfoFile !== undefined && errors.length === 0) {
     (await import("./device_info.ts")).removeDeviceInfo(host, attachment.deviceInfoFile);
   }
@@ -164,9 +176,16 @@ export async function checkChain(
 ): Promise<void> {
   const { list } = attachment;
   if (list.disableCheck || compareVersions(list.cniVersion, "0.4.0") < 0) return;
-  for (const index of list.plugins.keys()) {
-    await call(host, attachment, index, "CHECK", options, result);
+  const note = noter(attachment, "CHECK", options);
+  try {
+    for (const index of list.plugins.keys()) {
+      await call(host, attachment, index, "CHECK", options, result);
+    }
+  } catch (error) {
+    note(error);
+    throw error;
   }
+  note(undefined);
 }
 
 /** A network as STATUS and GC see it: no container, no interface. */
@@ -272,12 +291,16 @@ async function call(
   // SPEC §4: what a delegate says on stderr belongs to our own.
   if (ending.stderr !== "") host.stderr(ending.stderr);
   const error = endingError(ending, attachment, plugin, command);
+  const { durationUs } = ending;
+  if (command !== "STATUS") {
+    notePlugin(options.journal, plugin.type, { ...attachment, command, durationUs, error });
+  }
   if (error) throw error;
   log(host, "debug", `${command} done`, {
     network: attachment.network,
     plugin: plugin.type,
     interface: attachment.ifName,
-    us: Math.round(ending.durationUs),
+    us: Math.round(durationUs),
   });
   return { stdout: ending.stdout, plugin };
 }

@@ -8,9 +8,11 @@
  * replaced by what the request itself carries.
  * Source: CNI SPEC 1.1 §2 DEL; design D4, D5; pitfalls 9-11.
  */
-import { CniError, code, type Host, isObject, log, type Request, toCniError } from "./cni.ts";
+import { CniError, code, type Host, log, type Request, toCniError } from "./cni.ts";
 import { closeState, openCopy, openState, type State } from "./database.ts";
 import { type ChainOptions, delChain } from "./delegate.ts";
+import { isObject } from "./json.ts";
+import { type Journal, openJournal, pruneLedger, writeJournal } from "./ledger.ts";
 import { endHolder, newOperation, type Operation, release, takeLock } from "./lock.ts";
 import { isForeignNetns } from "./netns.ts";
 import { guessPlan } from "./plan.ts";
@@ -47,6 +49,7 @@ export async function del(host: Host, request: Request): Promise<undefined> {
     token: operation.token,
     deadlineMs: host.now() + delTimeoutMs,
     signal: host.signal,
+    journal: openJournal(host, request),
   };
   const state = openOrReport(host, settings);
   if (!state) {
@@ -110,7 +113,8 @@ async function deleteRecorded(
       errors: failures,
       fate: fateOf(attachment, failures, settings.delRetryWindowMs, nowMs),
     }));
-    settle(host, state, operation, { call, outcomes, damaged: found.damaged }, nowMs);
+    const settled = { call, outcomes, damaged: found.damaged };
+    settle(host, state, operation, settled, settings, chain.journal, nowMs);
   }
   failIfRetryWanted(host, outcomes);
 }
@@ -175,6 +179,8 @@ function settle(
   state: State,
   operation: Operation,
   found: { call: CallId; outcomes: Outcome[]; damaged: DamagedAttachment[] },
+  { auditKeepMs }: NodeSettings,
+  journal: Journal | undefined,
   nowMs: number,
 ): void {
   if (state.copyDir !== "") return;
@@ -192,6 +198,12 @@ function settle(
       }
       // Whatever is left: an ADD that began before this moment must not attach any more.
       setEnded(state, found.call, "DEL", nowMs);
+      const error = found.outcomes.flatMap(({ errors }) => errors)[0];
+      // A DEL with nothing to do, of which runtimes send three per pod, is no news.
+      if (journal && journal.rows.length > 0) {
+        writeJournal(host, state, journal, { error });
+        pruneLedger(state, nowMs, auditKeepMs);
+      }
     });
   } catch (error) {
     // The rows stay: a later DEL, ADD or gc calls the delegates again, which is harmless.

@@ -10,7 +10,8 @@
  */
 import { type ClientHttp2Session, connect, constants, type IncomingHttpHeaders } from "node:http2";
 import { createConnection, type Socket } from "node:net";
-import { CniError, code, type Host, oneLine, toCniError } from "./cni.ts";
+import { CniError, code, type Host, toCniError } from "./cni.ts";
+import { oneLine } from "./text.ts";
 
 /** Where the kubelet of a node listens unless its root folder was moved. */
 export const podResourcesSocket = "/var/lib/kubelet/pod-resources/kubelet.sock";

@@ -10,7 +10,9 @@
 import { createHash } from "node:crypto";
 import { lstatSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
-import { type Host, isObject, log, oneLine, parseJson, toCniError } from "./cni.ts";
+import { type Host, log, toCniError } from "./cni.ts";
+import { isObject, parseJson } from "./json.ts";
+import { oneLine } from "./text.ts";
 
 /** Where device information files live: `dp` is the device plugins', `cni` ours. */
 export const deviceInfoDir = "/var/run/k8s.cni.cncf.io/devinfo";

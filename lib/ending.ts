@@ -2,10 +2,12 @@
  * What the ending of a delegate means: its own error, or ours when it broke the protocol.
  * Pure. Source: CNI SPEC 1.1 §5 "Error", §4.
  */
-import { CniError, code, isObject, oneLine, parseJson, toCniError } from "./cni.ts";
+import { CniError, code, toCniError } from "./cni.ts";
 import type { Ending, Output } from "./exec.ts";
+import { isObject, parseJson } from "./json.ts";
 import type { PluginConfig } from "./netconf.ts";
 import type { Attachment } from "./state.ts";
+import { oneLine } from "./text.ts";
 
 /** Longest part of a delegate's stderr that goes into an error, in characters. */
 const stderrTailLength = 4096;

@@ -52,7 +52,7 @@ const stdoutBytesMax = 1024 * 1024;
 const stderrBytesMax = 64 * 1024;
 /** Between SIGTERM and SIGKILL. */
 const killAfterMs = 2000;
-/** A killed process is waited for this long: it may be stuck in the kernel, or init slow to reap. */
+/** A killed process is waited for this long: the kernel may be stuck, or init slow to reap. */
 const reapTickMs = 5;
 const reapTicksMax = 40;
 /** A pipe still open after exit is let go when it was quiet this often, or after the maximum. */

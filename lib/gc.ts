@@ -1,9 +1,11 @@
 /**
  * GC, from the runtime's list and the record. Source: CNI SPEC 1.1 §2 GC; pitfalls 19-21.
  */
-import { CniError, code, type Host, isObject, log, type Request, toCniError } from "./cni.ts";
+import { CniError, code, type Host, log, type Request, toCniError } from "./cni.ts";
 import { closeState, openState, type State, write } from "./database.ts";
 import { type ChainOptions, gcChain, type ValidAttachment } from "./delegate.ts";
+import { isObject } from "./json.ts";
+import { openJournal, writeJournal } from "./ledger.ts";
 import { everyContainer, newOperation, release, takeLock } from "./lock.ts";
 import { delegatesToOurself, findPlugin, listNetworks } from "./networks.ts";
 import { pluginSearch } from "./plan.ts";
@@ -32,6 +34,7 @@ export async function gc(host: Host, request: Request): Promise<undefined> {
   const settings = loadNodeSettings(host, request.config);
   const valid = validCalls(request);
   if (!valid || request.config["disableGC"] === true) return undefined;
+  const journal = openJournal(host, request);
   const state = openState(host, settings.stateDir);
   try {
     const operation = newOperation(host, everyContainer, "GC");
@@ -40,6 +43,7 @@ export async function gc(host: Host, request: Request): Promise<undefined> {
       token: operation.token,
       deadlineMs: host.now() + gcTimeoutMs,
       signal: host.signal,
+      journal,
     };
     const found = await takeLock(host, state, operation, chain, () => recorded(host, state));
     const errors: CniError[] = [];
@@ -55,7 +59,7 @@ export async function gc(host: Host, request: Request): Promise<undefined> {
       errors.push(toCniError(error));
     }
     try {
-      release(state, operation, () => undefined);
+      release(state, operation, () => writeJournal(host, state, journal, { error: errors[0] }));
     } catch (error) {
       errors.push(toCniError(error));
     }

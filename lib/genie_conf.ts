@@ -1,10 +1,11 @@
 /**
- * The CNI config through which the runtime calls genie, as CNI-Genie wrote it (`genie.conf`): its own
- * keys, put over the plugin table. Pure. Source: CNI-Genie's utils/types.go and client/client.go.
+ * The CNI config through which the runtime calls genie, as CNI-Genie wrote it (`genie.conf`): its
+ * own keys, put over the plugin table. Pure. Source: CNI-Genie's utils/types.go, client/client.go.
  */
 import * as v from "valibot";
-import { CniError, code, isObject, type LogLevel, logLevels, type StdinConfig } from "./cni.ts";
+import { CniError, code, type LogLevel, logLevels, type StdinConfig } from "./cni.ts";
 import { attachment, type Config, isPath } from "./config.ts";
+import { isObject } from "./json.ts";
 
 /** Levels a CNI config may name, CNI-Genie's included, by the one we have. */
 const stdinLevels = new Map<string, LogLevel>([

@@ -5,7 +5,8 @@
  * again.
  */
 import * as v from "valibot";
-import { CniError, code, type Host, isObject, oneLine } from "./cni.ts";
+import { CniError, code, type Host } from "./cni.ts";
+import { isObject } from "./json.ts";
 import {
   type Account,
   findAccount,
@@ -15,6 +16,7 @@ import {
   readSecrets,
   type Secrets,
 } from "./kubeconfig.ts";
+import { oneLine } from "./text.ts";
 
 const string = v.optional(v.string());
 const strings = v.nullish(v.record(v.string(), v.string()));
@@ -95,24 +97,24 @@ export async function connect(host: Host, settings: KubeSettings): Promise<Kube>
     post: (path, body) => send(session, { method: "POST", path, body }),
     async getPod(namespace, name) {
       const path = ["api", "v1", "namespaces", namespace, "pods", name];
-      return parsePod(await send(session, { method: "GET", path }), `${namespace}/${name}`);
+      return parsePod(await send(session, { method: "GET", path }), path, account);
     },
   };
 }
 
 /**
- * A pod from what the API answered.
- * @param label the pod, for the message
+ * A pod from what a server answered to a GET.
  * @throws CniError 11 when it is no pod
  */
-export function parsePod(object: unknown, label: string): Pod {
+export function parsePod(object: unknown, path: readonly string[], from: Origin): Pod {
   const pod = v.safeParse(Pod, object);
   if (pod.success) return pod.output;
-  throw new CniError(
-    code.tryAgainLater,
-    `Cannot get pods ${oneLine(label, 200)}: the answer is no pod: ${issueText(pod.issues[0])}`,
-  );
+  const reason = `the answer is no pod: ${issueText(pod.issues[0])}`;
+  throw failed(from, { method: "GET", path }, { reason });
 }
+
+/** What an error names: the server, and the files with the right to ask it. */
+type Origin = Pick<Kube, "server" | "credential">;
 
 /** Largest answer read, in bytes; an object in etcd has at most 1.5 MiB. */
 const answerBytesMax = 8 * 1024 * 1024;
@@ -152,7 +154,7 @@ async function send(session: Session, call: Call): Promise<unknown> {
     answer = await attempt(session, call, url, signal);
   }
   if ("value" in answer) return answer.value;
-  throw failed(session, call, answer);
+  throw failed(account, call, answer);
 }
 
 /** Resolves when the signal aborts. */
@@ -285,11 +287,15 @@ function connectionFailure({ host, timeoutMs }: Session, call: Call, error: unkn
   };
 }
 
-function failed({ account }: Session, call: Call, { reason, status, details }: Failure): CniError {
+function failed(
+  { server, credential }: Origin,
+  call: Call,
+  { reason, status, details }: Failure,
+): CniError {
   const { verb, target } = describe(call);
   return new CniError(
     code.tryAgainLater,
-    `Cannot ${verb} ${target} at ${account.server}: ${reason} (credentials: ${account.credential})`,
+    `Cannot ${verb} ${target} at ${server}: ${reason} (credentials: ${credential})`,
     { ...(details && { details }), ...(status && { cause: { status } }) },
   );
 }

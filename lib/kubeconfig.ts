@@ -1,14 +1,16 @@
 /**
- * Kubernetes credentials: a kubeconfig file, the API root in a network config, or the service account
- * of the pod we run in; CNI-Genie's `k8s_*` keys override parts of them. Files are read again for
- * each request: tokens and certificates rotate (Multus #852, #1263, #1414). client-node takes 20 ms
- * to load, so only `exec` and `auth-provider` users load it.
+ * Kubernetes credentials: a kubeconfig file, the API root in a network config, or the service
+ * account of the pod we run in; CNI-Genie's `k8s_*` keys override parts of them. Files are read
+ * again for each request: tokens and certificates rotate (Multus #852, #1263, #1414). client-node
+ * takes 20 ms to load, so only `exec` and `auth-provider` users load it.
  * Source: https://kubernetes.io/docs/reference/config-api/kubeconfig.v1/
  */
 import { readFileSync, statSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 import * as v from "valibot";
-import { CniError, code, type Host, isObject, oneLine } from "./cni.ts";
+import { CniError, code, type Host } from "./cni.ts";
+import { isObject } from "./json.ts";
+import { oneLine } from "./text.ts";
 
 /** Where credentials may come from. The optional strings may be "", which is the same as absent. */
 export interface KubeSettings {

@@ -3,14 +3,16 @@
  * read into our configuration. Pure. Source: multus-cni's docs/configuration.md.
  */
 import * as v from "valibot";
-import { CniError, code, isObject, type LogLevel, oneLine, type StdinConfig } from "./cni.ts";
+import { CniError, code, type LogLevel, type StdinConfig } from "./cni.ts";
 import type { Config, PluginEntry } from "./config.ts";
+import { isObject } from "./json.ts";
+import { oneLine } from "./text.ts";
 
 /** Networks that a Multus config names for every pod. */
 export interface MultusNetworks {
   /** Namespace in which names are looked up as NetworkAttachmentDefinitions first. */
   namespace: string;
-  /** The default network: an object's name, a CNI name, a folder or a file. */
+  /** The default network: an object's name, a CNI name, a folder or a file; "" for `delegates`. */
   clusterNetwork: string;
   /** Further networks of every pod outside the system namespaces, named likewise. */
   defaultNetworks: string[];
@@ -49,7 +51,7 @@ export function multusLevelOf(name: unknown): LogLevel | undefined {
 
 /** True for a CNI config that was written for Multus. */
 export function isMultusConfig(stdin: StdinConfig): boolean {
-  return Boolean(stdin["clusterNetwork"]) || Array.isArray(stdin["delegates"]);
+  return Boolean(stdin["clusterNetwork"]) || (stdin["delegates"] ?? undefined) !== undefined;
 }
 
 /**
@@ -70,7 +72,7 @@ export function withMultusConfig(config: Config, stdin: StdinConfig): Config {
     );
   }
   const own = parsed.output;
-  const delegates = own.clusterNetwork ? [] : inlineDelegates(own.delegates ?? [], stdin.name);
+  const delegates = own.clusterNetwork ? [] : inlineDelegates(own.delegates ?? [], stdin);
   const global = (own.globalNamespaces ?? "").split(",").map((name) => name.trim());
   return {
     ...config,
@@ -82,9 +84,9 @@ export function withMultusConfig(config: Config, stdin: StdinConfig): Config {
       ...config.kubernetes,
       ...(own.kubeconfig && { kubeconfig: own.kubeconfig, kubeconfigIsExplicit: true }),
       namespaceIsolation: own.namespaceIsolation ?? config.kubernetes.namespaceIsolation,
-      // Multus: "default" is always one of them.
+      // Multus: "default" is one of them only while the key is absent.
       globalNamespaces: own.globalNamespaces
-        ? [...new Set(["default", ...global.filter((name) => name !== "")])]
+        ? global.filter((name) => name !== "")
         : config.kubernetes.globalNamespaces,
     },
     default: {
@@ -97,23 +99,30 @@ export function withMultusConfig(config: Config, stdin: StdinConfig): Config {
     },
     plugins: new Map<string, PluginEntry>([
       ...config.plugins,
-      ...delegates.map((one) => [one.name, { ...one, line: 0 }] as const),
+      ...delegates.map((one) => [one.name, withRules(one, config.plugins.get(one.name))] as const),
     ]),
-    ...(own.clusterNetwork && {
-      multus: {
-        namespace: own.multusNamespace || "kube-system",
-        clusterNetwork: own.clusterNetwork,
-        defaultNetworks: own.defaultNetworks ?? [],
-      },
-    }),
+    multus: {
+      namespace: own.multusNamespace || "kube-system",
+      clusterNetwork: own.clusterNetwork || "",
+      defaultNetworks: (own.clusterNetwork && own.defaultNetworks) || [],
+    },
     ...(own.readinessindicatorfile && { readinessFile: own.readinessindicatorfile }),
   };
 }
 
-/** Each delegate under its own name; one without a name takes that of the Multus config. */
+/** The table's entry of that name, if any, keeps its rules and limits. */
+function withRules(
+  { name, config }: { name: string; config: Record<string, unknown> },
+  entry: PluginEntry = { name, line: 0 },
+): PluginEntry {
+  const { conf: _conf, ...rest } = entry;
+  return { ...rest, config };
+}
+
+/** Each delegate under its own name; what it leaves out of name and version, Multus' config has. */
 function inlineDelegates(
   delegates: Record<string, unknown>[],
-  configName: string,
+  { name: configName, cniVersion }: StdinConfig,
 ): { name: string; config: Record<string, unknown> }[] {
   const taken = new Set<string>();
   return delegates.map((config, index) => {
@@ -121,6 +130,8 @@ function inlineDelegates(
       typeof config["name"] === "string" && config["name"] ? config["name"] : configName;
     const name = taken.has(wanted) ? `${wanted}-${index + 1}` : wanted;
     taken.add(name);
-    return { name, config: { ...config, name: config["name"] || name } };
+    const version = config["cniVersion"] || cniVersion;
+    const versioned = version === undefined ? config : { ...config, cniVersion: version };
+    return { name, config: { ...versioned, name: config["name"] || name } };
   });
 }

@@ -8,11 +8,11 @@ import {
   code,
   compareVersions,
   isNetworkName,
-  isObject,
   isSupported,
-  oneLine,
   supportedVersions,
 } from "./cni.ts";
+import { isObject } from "./json.ts";
+import { oneLine } from "./text.ts";
 
 /** One entry of a list's `plugins`. Kept whole: keys we do not know pass through (§1). */
 export type PluginConfig = {

@@ -2,11 +2,21 @@
  * From the name of a network to its config list: the plugin table, then the config lists on disk by
  * CNI name, then by file name. Reads files, asks no one. Source: design D3; libcni for the folder.
  */
-import { accessSync, constants, readdirSync, readFileSync, realpathSync, statSync } from "node:fs";
+import {
+  accessSync,
+  constants,
+  existsSync,
+  readdirSync,
+  readFileSync,
+  realpathSync,
+  statSync,
+} from "node:fs";
 import { basename, isAbsolute, join } from "node:path";
-import { CniError, code, isNetworkName, oneLine, parseJson, toCniError } from "./cni.ts";
+import { CniError, code, isNetworkName, toCniError } from "./cni.ts";
 import type { Config, PluginEntry } from "./config.ts";
+import { parseJson } from "./json.ts";
 import { type NetworkConfigList, parseConfigList, parsePluginConfig } from "./netconf.ts";
+import { oneLine } from "./text.ts";
 
 /** A network a pod can be attached to. */
 export interface Network {
@@ -62,7 +72,7 @@ function resolveEntry(
     return { list: finishList(list, config.confDir, source), source };
   }
   if (entry.conf !== undefined) {
-    const path = isAbsolute(entry.conf) ? entry.conf : join(config.confDir, entry.conf);
+    const path = listPath(config, entry.conf);
     return { list: usable(readListFile(path)), source: path };
   }
   const found = findOnDisk(config, entry.name);
@@ -99,6 +109,32 @@ export function findListOnDisk(
   const named = files.filter(({ list }) => !(list instanceof CniError) && list.name === name);
   const found = named.find(({ path }) => path.endsWith(".conflist")) ?? named[0];
   return found && { list: usable(found), source: found.path };
+}
+
+/**
+ * Names of the table entries whose list is this one: by CNI name, or by the file it stands in.
+ * Without this a pod would pass their rules by asking for the list under its other names.
+ */
+export function entriesOf(
+  config: Config,
+  { list, source }: { list: NetworkConfigList; source: string },
+): string[] {
+  const isSame = ({ name, conf, config: inline }: PluginEntry): boolean => {
+    if (name === list.name) return true;
+    if (inline !== undefined) return false;
+    const path = conf === undefined ? findOnDisk(config, name)?.path : listPath(config, conf);
+    return path !== undefined && realPath(path) === realPath(source);
+  };
+  return [...config.plugins.values()].filter(isSame).map(({ name }) => name);
+}
+
+/** Where `conf` of a table entry is. */
+function listPath({ confDir }: Config, conf: string): string {
+  return isAbsolute(conf) ? conf : join(confDir, conf);
+}
+
+function realPath(path: string): string {
+  return existsSync(path) ? realpathSync(path) : path;
 }
 
 /**

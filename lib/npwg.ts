@@ -8,8 +8,10 @@
 import { isIP } from "node:net";
 import * as v from "valibot";
 import { attachmentsMax, requestedNameIssue, type SelectionElement } from "./annotations.ts";
-import { CniError, code, isNetworkName, oneLine, parseJson } from "./cni.ts";
+import { CniError, code, isNetworkName } from "./cni.ts";
+import { parseJson } from "./json.ts";
 import type { Dns, Result } from "./result.ts";
+import { oneLine } from "./text.ts";
 
 /** Annotation keys of the specification, and Multus' key for a pod's own default network. */
 export const npwgKeys = {
@@ -63,12 +65,15 @@ const Element = v.looseObject({
     ),
   ),
   bandwidth: v.exactOptional(
-    v.strictObject({
-      ingressRate: v.exactOptional(rate),
-      ingressBurst: v.exactOptional(rate),
-      egressRate: v.exactOptional(rate),
-      egressBurst: v.exactOptional(rate),
-    }),
+    v.pipe(
+      v.strictObject({
+        ingressRate: v.exactOptional(rate),
+        ingressBurst: v.exactOptional(rate),
+        egressRate: v.exactOptional(rate),
+        egressBurst: v.exactOptional(rate),
+      }),
+      v.minEntries(1),
+    ),
   ),
   "default-route": v.exactOptional(
     v.array(
@@ -128,8 +133,10 @@ function parseList(text: string, podNamespace: string, key: string): NetworkElem
 
 /** `[namespace/]name[@interface]` (§4.1.1, with Multus' interface suffix). */
 export function parseReference(text: string, podNamespace: string, key: string): NetworkElement {
-  const [, namespace = podNamespace, network = "", ifName] =
-    /^(?:([^/@]+)\/)?([^/@]*)(?:@(.*))?$/.exec(text) ?? [];
+  // As in Multus, white space around a part means nothing.
+  const [namespace = podNamespace, network = "", ifName] = (
+    /^(?:([^/@]+)\/)?([^/@]*)(?:@(.*))?$/.exec(text)?.slice(1) ?? []
+  ).map((part: string | undefined) => part?.trim());
   if (!isObjectName(network) || (namespace !== "" && !isObjectName(namespace))) {
     throw invalid(key, `"${oneLine(text, 80)}" is not [namespace/]name[@interface]`);
   }

@@ -5,12 +5,14 @@
  */
 import { BlockList, isIP } from "node:net";
 import * as v from "valibot";
-import { CniError, code, type Host, isObject, oneLine, parseJson } from "./cni.ts";
+import { CniError, code, type Host } from "./cni.ts";
 import type { Config } from "./config.ts";
+import { isObject, parseJson } from "./json.ts";
 import type { Kube } from "./kube.ts";
 import { type NetworkConfigList, type PluginConfig, parseConfigList } from "./netconf.ts";
 import { findListOnDisk, type Network, resolveNetwork } from "./networks.ts";
 import { npwgKeys } from "./npwg.ts";
+import { oneLine } from "./text.ts";
 
 /** The API as one call uses it: connected when first needed, each object read once. */
 export interface Objects {
@@ -95,7 +97,8 @@ export async function resolveDefinition(
   if (!found) {
     throw new CniError(
       code.networkNotFound,
-      `Cannot resolve ${what}: it has no spec.config, and ${config.confDir} has no list named "${name}"`,
+      `Cannot resolve ${what}: it has no spec.config, and ${config.confDir} has no list named ` +
+        `"${name}"`,
     );
   }
   return { name: label, ...found, onDisk: true, ...device };
@@ -133,14 +136,11 @@ const LogicalNetwork = v.looseObject({
   spec: v.looseObject({ physicalNet: text, sub_subnet: text, plugin: text }),
 });
 type LogicalSpec = v.InferOutput<typeof LogicalNetwork>["spec"];
-const LogicalNetworkList = v.looseObject({
-  items: v.array(
-    v.looseObject({
-      metadata: v.looseObject({ name: v.string(), namespace: v.string() }),
-      spec: v.looseObject({ physicalNet: text, sub_subnet: text, plugin: text }),
-    }),
-  ),
+const LogicalNetworkItem = v.looseObject({
+  metadata: v.looseObject({ name: v.string(), namespace: v.string() }),
+  spec: LogicalNetwork.entries.spec,
 });
+const LogicalNetworkList = v.looseObject({ items: v.array(v.unknown()) });
 const PhysicalNetwork = v.looseObject({
   spec: v.looseObject({
     refer_nic: text,
@@ -152,9 +152,9 @@ const PhysicalNetwork = v.looseObject({
 
 const logicalGroup = ["apis", "alpha.network.k8s.io", "v1"];
 
-/** A network from a Logicalnetwork; `plugin` is the node's network behind it, for the gate. */
+/** A network from a Logicalnetwork, and the node's network behind it, for the gate. */
 export interface LogicalResolved extends Network {
-  plugin: string;
+  behind: Network;
 }
 
 /**
@@ -189,7 +189,7 @@ export async function resolveLogical(
     if (physical && physical.subnet !== "" && !contains(physical.subnet, subnet)) {
       throw broken(what, `sub_subnet ${subnet} is not inside ${physical.subnet}`);
     }
-    await checkOverlap(objects, { namespace, name }, spec, what);
+    await checkOverlap(objects, { namespace, name, plugin, subnet }, what);
   }
   const network = resolveNetwork(config, plugin);
   const effective = subnet || (physical?.dedicatedNet ? physical.subnet : "");
@@ -197,7 +197,13 @@ export async function resolveLogical(
     effective === "" ? network.list : withSubnet(network.list, effective, what),
     physical?.referNic ?? "",
   );
-  return { ...network, name, list, source: `${what} on ${network.source}`, plugin };
+  return {
+    ...network,
+    name: `${namespace}/${name}`,
+    list,
+    source: `${what} on ${network.source}`,
+    behind: network,
+  };
 }
 
 async function getPhysical(
@@ -218,32 +224,43 @@ async function getPhysical(
   return { referNic: spec.refer_nic, plugin, subnet, dedicatedNet };
 }
 
+/** Another tenant's network that is malformed, or has no plugin, is in nobody's way. */
 async function checkOverlap(
   objects: Objects,
-  self: { namespace: string; name: string },
-  spec: LogicalSpec,
+  self: { namespace: string; name: string; plugin: string; subnet: string },
   what: string,
 ): Promise<void> {
   const answer = await objects.get([...logicalGroup, "logicalnetworks"]);
   const { items } = parseObject(LogicalNetworkList, answer, "list of Logicalnetworks");
-  for (const { metadata, spec: other } of items) {
+  for (const item of items) {
+    const parsed = v.safeParse(LogicalNetworkItem, item);
+    if (!parsed.success) continue;
+    const { metadata, spec } = parsed.output;
     if (metadata.namespace === self.namespace && metadata.name === self.name) continue;
-    const samePlugin =
-      (spec.plugin !== "" && other.plugin === spec.plugin) ||
-      (spec.physicalNet !== "" &&
-        other.physicalNet === spec.physicalNet &&
-        metadata.namespace === self.namespace);
-    if (!samePlugin || !parseSubnet(other.sub_subnet)) continue;
-    if (
-      contains(other.sub_subnet, spec.sub_subnet) ||
-      contains(spec.sub_subnet, other.sub_subnet)
-    ) {
-      throw broken(
-        what,
-        `sub_subnet ${spec.sub_subnet} overlaps ${other.sub_subnet} of ` +
-          `${metadata.namespace}/${metadata.name} on the same plugin`,
-      );
-    }
+    const { sub_subnet: other } = spec;
+    if (!contains(other, self.subnet) && !contains(self.subnet, other)) continue;
+    if ((await pluginOf(objects, metadata.namespace, spec)) !== self.plugin) continue;
+    throw broken(
+      what,
+      `sub_subnet ${self.subnet} overlaps ${other} of ${metadata.namespace}/${metadata.name} ` +
+        "on the same plugin",
+    );
+  }
+}
+
+/** The plugin another logical network ends up with; undefined where it is broken. */
+async function pluginOf(
+  objects: Objects,
+  namespace: string,
+  spec: LogicalSpec,
+): Promise<string | undefined> {
+  if (spec.physicalNet === "") return spec.plugin;
+  try {
+    const physical = await getPhysical(objects, namespace, spec, "another Logicalnetwork");
+    return physical?.dedicatedNet ? physical.plugin : spec.plugin;
+  } catch (error) {
+    if (error instanceof CniError && error.code !== code.tryAgainLater) return undefined;
+    throw error;
   }
 }
 
@@ -255,7 +272,7 @@ function broken(what: string, issue: string): CniError {
 function parseSubnet(
   text: string,
 ): { address: string; prefix: number; family: "ipv4" | "ipv6" } | undefined {
-  const [, address = "", digits = ""] = /^([^/]+)\/(\d{1,3})$/.exec(text) ?? [];
+  const [, address = "", digits = ""] = /^([0-9a-fA-F:.]+)\/(\d{1,3})$/.exec(text) ?? [];
   const version = isIP(address);
   const prefix = Number(digits);
   if (version === 0 || prefix > (version === 4 ? 32 : 128)) return undefined;
@@ -289,7 +306,7 @@ function replaceSubnet(ipam: Record<string, unknown>, subnet: string): Record<st
   if (ipam["type"] === "calico-ipam")
     return { ...ipam, [is6 ? "ipv6_pools" : "ipv4_pools"]: [subnet] };
   if (ipam["type"] === "whereabouts") return { ...ipam, range: subnet };
-  const { rangeStart: _s, rangeEnd: _e, gateway: _g, ranges, subnet: old, ...rest } = ipam;
+  const { rangeStart: _s, rangeEnd: _e, gateway: _g, ranges, subnet: _old, ...rest } = ipam;
   if (!Array.isArray(ranges)) return { ...rest, subnet };
   // Range sets of the other family stay: a logical network narrows one of them.
   const others = ranges.filter(
@@ -297,7 +314,7 @@ function replaceSubnet(ipam: Record<string, unknown>, subnet: string): Record<st
       Array.isArray(set) &&
       set.every((range) => isObject(range) && String(range["subnet"]).includes(":") !== is6),
   );
-  return { ...rest, ...(old !== undefined && {}), ranges: [[{ subnet }], ...others] };
+  return { ...rest, ranges: [[{ subnet }], ...others] };
 }
 
 /** Keys under which plugins take their parent device. */

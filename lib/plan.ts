@@ -6,10 +6,13 @@
 import { statSync } from "node:fs";
 import { join } from "node:path";
 import { checkAccess } from "./access.ts";
-import { CniError, code, type Host, isObject, type Request, toCniError } from "./cni.ts";
+import { type Choice, type Chooser, chooseNetwork } from "./choose.ts";
+import { CniError, code, type Host, type Request, toCniError } from "./cni.ts";
 import type { Config } from "./config.ts";
+import { isObject } from "./json.ts";
 import { declaresCapability, type NetworkConfigList } from "./netconf.ts";
 import {
+  entriesOf,
   findListOnDisk,
   findPlugins,
   firstListIn,
@@ -22,7 +25,14 @@ import { requiredCapabilities } from "./npwg.ts";
 import { type Objects, openObjects, resolveDefinition, resolveLogical } from "./objects.ts";
 import { carriedPod, delegateArgs, lookupPod, type Pod, podIdentity, podPath } from "./pod.ts";
 import type { Attachment } from "./state.ts";
-import { type Decision, nameInterfaces, selectWanted, type Wanted } from "./wanted.ts";
+import {
+  candidateNetworks,
+  type Decision,
+  nameInterfaces,
+  onNode,
+  selectWanted,
+  type Wanted,
+} from "./wanted.ts";
 
 /** What an ADD will do, in the order it will do it: the primary attachment first. */
 export interface Plan {
@@ -30,12 +40,17 @@ export interface Plan {
   /** What decided the primary set. */
   decision: Decision;
   attachments: Attachment[];
+  /** The numbers behind it, where the choice was ours. */
+  choice?: Choice;
   /** The API as this call used it, for the status that follows. */
   objects: Objects;
 }
 
 /** Where this call looks for plugin binaries. */
-export function pluginSearch(config: Config, request: Request): PluginSearch {
+export function pluginSearch(
+  config: Config,
+  request: Pick<Request, "path" | "config">,
+): PluginSearch {
   return { dirs: [...request.path, ...config.binDirs], ownType: request.config.type };
 }
 
@@ -54,11 +69,21 @@ type Resolved = Network & {
  *   when the pod may not use a network, 101 for an unknown network, 102 for a missing plugin, 105
  *   when interface names clash
  */
-export async function makePlan(host: Host, config: Config, request: Request): Promise<Plan> {
+export async function makePlan(
+  host: Host,
+  config: Config,
+  request: Request,
+  chooser: Chooser = { state: undefined, reserves: false, failed: new Map() },
+): Promise<Plan> {
   const objects = openObjects(host, config);
   const pod = await lookupPod(host, config, request, objects);
   const search = pluginSearch(config, request);
-  const { decision, primarySet, further } = selectWanted(config, pod, search);
+  const { decision, primarySet, further } = selectWanted(config, pod);
+  const choice =
+    decision === "choice"
+      ? await chooseNetwork(host, config, search, pod, request.containerId, chooser)
+      : undefined;
+  if (choice) primarySet.push(onNode({ network: choice.network }, reasonOf(choice)));
   const named = nameInterfaces(primarySet, further, request.ifName);
   // Objects are asked for side by side; the first that fails decides, in the order of the pod.
   const settled = await Promise.allSettled(
@@ -77,7 +102,7 @@ export async function makePlan(host: Host, config: Config, request: Request): Pr
     attachments.push(toAttachment(config, request, search, pod, wanted, network));
   }
   await assignDevices(host, config.kubernetes.kubeletDir, pod, attachments, resolved);
-  return { pod, decision, attachments, objects };
+  return { pod, decision, attachments, objects, ...(choice && { choice }) };
 }
 
 /**
@@ -99,10 +124,18 @@ export function guessPlan(
   } as const;
   const pod: Pod = carried ?? { ...nobody, annotations: new Map() };
   const search = pluginSearch(config, request);
-  const { primarySet, further } = selectWanted(config, pod, search);
+  const { decision, primarySet, further } = selectWanted(config, pod);
   const attachments: Attachment[] = [];
   const problems: CniError[] = [];
-  for (const wanted of nameInterfaces(primarySet, further, request.ifName)) {
+  // Whichever was chosen is not known any more: DEL on a network that was not harms nothing.
+  const named =
+    decision === "choice"
+      ? candidateNetworks(config, search).map((network) => ({
+          ...onNode({ network }, "a candidate"),
+          ifName: request.ifName,
+        }))
+      : nameInterfaces(primarySet, further, request.ifName);
+  for (const wanted of named) {
     try {
       const network = resolveOnNode(config, wanted);
       const resolved = { ...network, gates: [] };
@@ -116,9 +149,16 @@ export function guessPlan(
 
 function resolveOnNode(config: Config, { from, network: name }: Wanted): Network {
   if (from === "node") return resolveNetwork(config, name);
+  if (from === "multus" && name.includes("/")) return networkAt(name);
   const found = findListOnDisk(config, name);
   if (found) return { name, ...found };
   throw new CniError(code.networkNotFound, `Unknown network "${name}": it is not on the node`);
+}
+
+/** Why the chosen network was, for people. */
+function reasonOf({ ranking, rejected }: Choice): string {
+  const all = ranking.length + rejected.length;
+  return all === 1 ? "the only candidate" : `best of ${all} candidates by KPIs`;
 }
 
 function toAttachment(
@@ -175,20 +215,27 @@ async function resolveWanted(
   switch (wanted.from) {
     case "node": {
       const network = resolveNetwork(config, wanted.network);
-      return { ...network, gates: [network.entry?.name ?? network.name] };
+      return { ...network, gates: gatesOf(config, network) };
     }
     case "logical": {
-      const network = await resolveLogical(objects, config, wanted);
-      return { ...network, gates: [network.plugin] };
+      const { behind, ...network } = await resolveLogical(objects, config, wanted);
+      return { ...network, gates: gatesOf(config, behind) };
     }
     case "definition": {
       checkIsolation(config, wanted, pod);
       const network = await resolveDefinition(objects, config, wanted);
-      return { ...network, gates: gatesOf(config, network) };
+      return { ...network, gates: network.onDisk ? gatesOf(config, network) : [network.name] };
     }
     case "multus":
       return resolveMultus(host, config, objects, wanted);
   }
+}
+
+/** A folder's first list, or the list of a file. @throws CniError 5, 7 or 101 */
+export function networkAt(path: string): Network {
+  const isFolder = statSync(path, { throwIfNoEntry: false })?.isDirectory() ?? false;
+  const list = isFolder ? firstListIn(path) : readList(path);
+  return { name: list.name, list, source: path };
 }
 
 /** Multus' order: an object in its namespace, a CNI name on disk, a folder's first list, a file. */
@@ -200,10 +247,8 @@ async function resolveMultus(
 ): Promise<Resolved> {
   const { network: name } = wanted;
   if (name.includes("/")) {
-    const list = statSync(name, { throwIfNoEntry: false })?.isDirectory()
-      ? firstListIn(name)
-      : readList(name);
-    return { name: list.name, list, source: name, gates: [list.name] };
+    const network = networkAt(name);
+    return { ...network, gates: gatesOf(config, network) };
   }
   const { isConfigured } = await import("./kubeconfig.ts");
   if (isConfigured(host, config.kubernetes)) {
@@ -214,7 +259,7 @@ async function resolveMultus(
     }
   }
   const found = findListOnDisk(config, name);
-  if (found) return { name, ...found, gates: [name] };
+  if (found) return { name, ...found, gates: gatesOf(config, { name, ...found }) };
   throw new CniError(
     code.networkNotFound,
     `Unknown network "${name}" of the Multus config: it is no NetworkAttachmentDefinition in ` +
@@ -238,15 +283,14 @@ function checkIsolation(config: Config, { namespace, network }: Wanted, pod: Pod
   );
 }
 
-/** A definition whose config is the node's own list is under the rules of that list. */
-function gatesOf(config: Config, network: Network & { onDisk: boolean }): string[] {
-  if (!network.onDisk) return [network.name];
-  const entries = [...config.plugins.values()].filter(
-    (entry) =>
-      entry.name === network.list.name ||
-      (entry.conf !== undefined && network.source.endsWith(`/${entry.conf.split("/").at(-1)}`)),
-  );
-  return entries.length > 0 ? entries.map(({ name }) => name) : [network.name];
+/**
+ * Whose rules a network of the node is under: its table entry's; found on disk, those of every entry
+ * with that list, whatever name the pod found it by.
+ */
+function gatesOf(config: Config, { name, list, source, entry }: Network): string[] {
+  if (entry) return [entry.name];
+  const names = entriesOf(config, { list, source });
+  return names.length > 0 ? names : [name];
 }
 
 /** The gate (design D9). @throws CniError 100 */
@@ -331,11 +375,10 @@ async function assignDevices(
   }
 }
 
-/** The first plugin makes the interface, so it takes the device (as under Multus). */
+/** Every plugin of the chain learns the device, as under Multus: rdma needs it behind sriov. */
 function withDevice(list: NetworkConfigList, deviceId: string): NetworkConfigList {
-  const [first, ...others] = list.plugins;
-  if (!first) return list;
-  return { ...list, plugins: [{ ...first, deviceID: deviceId, pciBusID: deviceId }, ...others] };
+  const device = { deviceID: deviceId, pciBusID: deviceId };
+  return { ...list, plugins: list.plugins.map((plugin) => ({ ...plugin, ...device })) };
 }
 
 /** Pod as people know it. */

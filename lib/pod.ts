@@ -2,10 +2,12 @@
  * Who is the pod, and what do its annotations say. Five sources, first hit wins (design D2):
  * the runtime's hand-over, Mesos labels, CNI_ARGS, the Kubernetes API, none.
  */
-import { CniError, code, type Host, isObject, oneLine, parseJson, type Request } from "./cni.ts";
+import { CniError, code, type Host, type Request } from "./cni.ts";
 import type { Config } from "./config.ts";
+import { isObject, parseJson } from "./json.ts";
 import { type Objects, openObjects } from "./objects.ts";
 import type { PodIdentity } from "./state.ts";
+import { oneLine } from "./text.ts";
 
 /** Capability under which containerd ≥ 1.5 and CRI-O ≥ 1.29 hand over a pod's annotations. */
 export const annotationsCapability = "io.kubernetes.cri.pod-annotations";
@@ -115,7 +117,7 @@ async function fetchPod(objects: Objects, identity: PodIdentity): Promise<Pod> {
       { cause: error },
     );
   });
-  const pod = parsePod(object, label);
+  const pod = parsePod(object, podPath(identity), api);
   if (identity.uid !== "" && pod.metadata.uid !== identity.uid) {
     throw new CniError(
       code.tryAgainLater,

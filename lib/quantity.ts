@@ -1,4 +1,4 @@
-/** Numbers as people read them: counts, durations, rates, times. Pure: numbers in, text out. */
+/** Numbers as people read and write them: counts, durations, rates, times. Pure. */
 
 const grouped = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
 
@@ -67,4 +67,12 @@ export function formatSpan(ms: number): string {
   const [name, size] = units.find(([, one]) => ms >= one && ms % one === 0) ?? ["ms", 1];
   const count = ms / size;
   return name === "ms" ? `${count} ms` : `${formatCount(count)} ${name}${count === 1 ? "" : "s"}`;
+}
+
+const unitsMs = new Map(Object.entries({ ms: 1, s: 1000, m: 60_000, h: 3600_000, d: 86400_000 }));
+
+/** Milliseconds of "250ms", "90s", "5m", "1h" or "30d"; undefined for anything else and for 0. */
+export function parseDuration(text: string): number | undefined {
+  const [, count, unit = ""] = /^(\d{1,9})(ms|s|m|h|d)$/.exec(text) ?? [];
+  return Number(count) * (unitsMs.get(unit) ?? 0) || undefined;
 }

@@ -1,8 +1,6 @@
-/**
- * `genie report`: what the record says of requests, networks and attachments, as plain data. The
- * shapes are stable, `version` counts their breaking changes; keys may be added. Only reads.
- */
-import { code, type Host } from "./cni.ts";
+/** `genie report`: what the record says of requests, networks and attachments. Only reads. */
+import { CniError, code, type Host } from "./cni.ts";
+import { parseJson } from "./json.ts";
 import { isoTime } from "./quantity.ts";
 import {
   type RecordReader,
@@ -26,146 +24,23 @@ import {
   requests,
   rowsById,
 } from "./report_rows.ts";
-import { type Latency, latencyEdgesUs, type Tally, tally } from "./report_tally.ts";
-
-/** One request, or one row of a pod's: texts are "" and numbers 0 where there is nothing to say. */
-export interface RequestReport extends Omit<NumberedRow, "atMs" | "choice"> {
-  /** When it began, ISO 8601 in UTC. */
-  at: string;
-}
-
-/** One network. */
-export interface NetworkReport {
-  network: string;
-  requests: number;
-  /** All that did not succeed, denied ones too. */
-  failures: number;
-  denied: number;
-  /** How long the ADDs that succeeded took; its `histogram` is along `latencyEdgesUs`. */
-  add: Latency;
-  addresses: AddressReport;
-  /** Both directions; null where it was not measured. */
-  bytesPerSecond: number | null;
-  /** Attachments that exist now, whatever their state. */
-  attachments: number;
-}
-
-/** Addresses of the attachments that exist now. */
-export interface AddressReport {
-  ipv4: number;
-  ipv6: number;
-  /** The larger of the two: what counts against `total`. */
-  used: number;
-  /** How many the network has; null where nobody said. */
-  total: number | null;
-}
-
-/** An attachment that exists now. */
-export interface AttachmentReport
-  extends Omit<LiveAttachment, "createdAtMs" | "failedAtMs" | "ifName"> {
-  interface: string;
-  createdAt: string | null;
-  /** When its first DEL failed; null when none did. */
-  failingSince: string | null;
-}
-
-/** Failures of one code. */
-export interface CauseReport {
-  /** CNI error code: of the specification, genie's own, or the plugin's. */
-  code: number;
-  /** In words, as in `delegate timeout`. */
-  cause: string;
-  denied: boolean;
-  requests: number;
-  /** At most 16 networks, the one with the most failures first. */
-  networks: { network: string; requests: number }[];
-  /** Message and rule of the newest one. */
-  error: string;
-  rule: string;
-}
-
-/** One automatic choice. */
-export interface ChoiceReport {
-  at: string;
-  namespace: string;
-  pod: string;
-  /** The network that was chosen. */
-  network: string;
-  outcome: string;
-  /** Its numbers as they were recorded, see `select.ts`; a text where they cannot be read. */
-  choice: unknown;
-}
-
-/** What every report begins with. */
-export interface ReportHead {
-  version: 1;
-  generatedAt: string;
-  /** Path of the record. */
-  record: string;
-  /** What whoever reads this should know: the record is absent, old, was set aside ... */
-  notices: string[];
-  /** Records that could not be used and were set aside, newest first. */
-  setAside: { file: string; at: string | null }[];
-}
-
-/** The default view: `genie report --json`. All times are ISO 8601 in UTC. */
-export interface Report extends ReportHead {
-  /** What was asked for; null does not limit. It limits the requests; attachments are of now. */
-  filter: {
-    since: string | null;
-    network: string | null;
-    namespace: string | null;
-    pod: string | null;
-    command: string | null;
-    only: "failed" | "denied" | null;
-  };
-  /** The span of `timeline`; null when the ledger is empty. */
-  from: string | null;
-  to: string | null;
-  totals: {
-    requests: number;
-    failures: number;
-    denied: number;
-    add: Latency;
-    attachments: number;
-    failing: number;
-    leaked: number;
-  };
-  /** Those with requests or attachments, by name. */
-  networks: NetworkReport[];
-  /** Attachments whose DEL failed: `failing` is retried by the runtime, `leaked` by `genie gc`. */
-  stuck: AttachmentReport[];
-  timeline: {
-    bucketMs: number;
-    /** `failed` is without `denied`. */
-    buckets: { at: string; ok: number; failed: number; denied: number }[];
-  };
-  /** Edges of every `histogram`: spans are 0 to the first, ..., the last to infinity. */
-  latencyEdgesUs: readonly number[];
-  causes: CauseReport[];
-  /** Who decided that an ADD uses a network: annotation, default, choice ... */
-  decisions: { network: string; decidedBy: string; requests: number }[];
-  /** The newest automatic choices, at most `--limit`. */
-  choices: ChoiceReport[];
-  /** The newest requests, at most `--limit`. */
-  requests: RequestReport[];
-}
-
-/** One pod: `genie report pod NAMESPACE/NAME --json`. */
-export interface PodReport extends ReportHead {
-  pod: { namespace: string; name: string };
-  /** What it has now. */
-  attachments: AttachmentReport[];
-  /** The newest rows of every kind, at most `--limit`: calls, networks and requests to plugins. */
-  requests: RequestReport[];
-  choices: ChoiceReport[];
-}
+import type {
+  AttachmentReport,
+  CauseReport,
+  ChoiceReport,
+  NetworkReport,
+  PodReport,
+  Report,
+  ReportHead,
+  RequestReport,
+} from "./report_shape.ts";
+import { latencyEdgesUs, type Tally, tally } from "./report_tally.ts";
 
 /** Where the record is, and what the configuration adds to it. */
 export interface ReportSource {
   stateDir: string;
-  /** How many addresses a network has, by name. */
-  capacities: ReadonlyMap<string, number>;
+  /** How many addresses of each family a network has, by name; absent where nobody tells. */
+  totals: ReadonlyMap<string, { ipv4?: number; ipv6?: number }>;
   /** Notices of the caller. */
   notices: string[];
 }
@@ -326,7 +201,7 @@ function readLive(record: RecordReader, filter: LedgerFilter): Live {
 function networksOf(
   counted: Tally,
   loads: Map<string, NetworkLoad>,
-  { capacities }: ReportSource,
+  { totals }: ReportSource,
   bytesPerSecond: Map<string, number> = new Map(),
 ): NetworkReport[] {
   const none = tally([], { fromMs: 0, toMs: 0, limit: 0 });
@@ -336,7 +211,10 @@ function networksOf(
     const { attachments, ipv4, ipv6 } = loads.get(network) ?? { attachments: 0, ipv4: 0, ipv6: 0 };
     return {
       ...{ network, requests, failures, denied, add },
-      addresses: { ipv4, ipv6, used: Math.max(ipv4, ipv6), total: capacities.get(network) ?? null },
+      addresses: {
+        ipv4: { used: ipv4, total: totals.get(network)?.ipv4 ?? null },
+        ipv6: { used: ipv6, total: totals.get(network)?.ipv6 ?? null },
+      },
       bytesPerSecond: bytesPerSecond.get(network) ?? null,
       attachments,
     };
@@ -386,9 +264,9 @@ function choiceReport(row: NumberedRow): ChoiceReport {
   const { podNamespace: namespace, podName: pod, network, outcome } = row;
   let choice: unknown = row.choice;
   try {
-    choice = JSON.parse(row.choice);
+    choice = parseJson(row.choice, "recorded choice");
   } catch (error) {
-    if (!(error instanceof SyntaxError)) throw error;
+    if (!(error instanceof CniError)) throw error;
   }
   return { at: iso(row.atMs), namespace, pod, network, outcome, choice };
 }

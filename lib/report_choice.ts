@@ -1,53 +1,59 @@
 /**
- * The numbers of an automatic choice as a table: one row for each candidate. Reads them without
- * knowing the KPIs, so that a report can show what an older or a newer genie wrote. Pure.
+ * The numbers of an automatic choice as a table: one row for each candidate, best first, then those
+ * that were out of the question. KPIs that are not known here are shown as they are, so that a
+ * report can tell what an older or a newer genie wrote. Pure.
  */
-import { isObject } from "./cni.ts";
+import { isObject } from "./json.ts";
+import { formatDuration, formatRate, formatShare } from "./quantity.ts";
 
-/** Candidates in the order they were recorded. */
+/** Columns in the order of their first mention. */
 export interface Candidates {
-  columns: { name: string; isNumber: boolean }[];
+  columns: { title: string; isNumber: boolean }[];
   rows: string[][];
 }
 
 const candidatesMax = 64;
-const columnsMax = 16;
+const columnsMax = 12;
+
+/** KPIs of `select.ts` by their key in the ledger. */
+const known = new Map<string, { title: string; show: (value: number) => string }>(
+  Object.entries({
+    occupancy: { title: "occupancy", show: (share) => formatShare(share, 1) },
+    responseTimeUs: { title: "response", show: formatDuration },
+    failures: { title: "failures", show: (share) => formatShare(share, 1) },
+    bandwidth: { title: "traffic", show: formatRate },
+    recent: { title: "recent", show: String },
+    reason: { title: "why not", show: String },
+  }),
+);
 
 /**
- * Finds the candidates of a choice: a list, or the list `candidates` of an object. Objects within a
- * candidate give a column for each of their keys, or one for their `value`.
+ * Finds the candidates of a choice: `candidates` and `rejected` of an object, or a list.
  *
  * @returns no rows when there is nothing of the kind
  */
 export function candidatesOf(choice: unknown): Candidates {
-  const list = isObject(choice) ? choice["candidates"] : choice;
-  if (!Array.isArray(list)) return { columns: [], rows: [] };
-  const flat = list.filter(isObject).slice(0, candidatesMax).map(flatten);
-  const names = [...new Set(flat.flatMap((one) => [...one.keys()]))].slice(0, columnsMax);
+  const parts = isObject(choice) ? [choice["candidates"], choice["rejected"]] : [choice];
+  const list = parts
+    .flatMap((part) => (Array.isArray(part) ? part : []))
+    .filter(isObject)
+    .slice(0, candidatesMax);
+  const isPlain = (value: unknown) => typeof value !== "object" || value === null;
+  const keys = list.flatMap((one) => Object.keys(one).filter((key) => isPlain(one[key])));
+  const all = [...new Set(["network", "score", ...keys])]
+    .filter((key) => list.some((one) => Object.hasOwn(one, key)))
+    .slice(0, columnsMax);
   return {
-    columns: names.map((name) => ({
-      name,
-      isNumber: flat.every((one) => typeof (one.get(name) ?? 0) === "number"),
+    columns: all.map((key) => ({
+      title: known.get(key)?.title ?? key,
+      isNumber: list.every((one) => typeof (one[key] ?? 0) === "number"),
     })),
-    rows: flat.map((one) => names.map((name) => show(one.get(name)))),
+    rows: list.map((one) => all.map((key) => show(key, one[key]))),
   };
 }
 
-function flatten(candidate: object): Map<string, unknown> {
-  const flat = new Map<string, unknown>();
-  for (const [key, value] of Object.entries(candidate)) {
-    if (!isObject(value)) flat.set(key, value);
-    else {
-      for (const [inner, one] of Object.entries(value)) {
-        flat.set(inner, isObject(one) && "value" in one ? one["value"] : one);
-      }
-    }
-  }
-  return flat;
-}
-
-function show(value: unknown): string {
+function show(key: string, value: unknown): string {
   if (value === undefined || value === null) return "–";
-  if (typeof value === "number") return String(Math.round(value * 1000) / 1000);
-  return typeof value === "string" ? value : JSON.stringify(value);
+  if (typeof value !== "number") return String(value);
+  return known.get(key)?.show(value) ?? String(Math.round(value * 1000) / 1000);
 }

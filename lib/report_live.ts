@@ -1,5 +1,6 @@
 /** What reports read of the attachments that exist now: who holds what, and which are stuck. */
-import { CniError, isObject, parseJson } from "./cni.ts";
+import { CniError } from "./cni.ts";
+import { isObject, parseJson } from "./json.ts";
 import type { RecordReader } from "./report_file.ts";
 import { family, parseResult } from "./result.ts";
 

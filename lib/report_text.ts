@@ -1,12 +1,6 @@
 /** Reports as tables for a terminal, as wide as it. Pure: a report in, text out. */
-import {
-  formatCount,
-  formatDuration,
-  formatRate,
-  formatShare,
-  formatSpan,
-  formatTime,
-} from "./quantity.ts";
+import { formatCount, formatDuration, formatRate, formatShare } from "./quantity.ts";
+import { candidatesOf } from "./report_choice.ts";
 import type {
   AttachmentReport,
   ChoiceReport,
@@ -14,49 +8,17 @@ import type {
   PodReport,
   Report,
   RequestReport,
-} from "./report.ts";
-import { candidatesOf } from "./report_choice.ts";
+} from "./report_shape.ts";
+import {
+  shownAddresses,
+  shownDuration,
+  shownFilter,
+  shownNetwork,
+  shownOutcome,
+  shownPod,
+  shownTime,
+} from "./report_words.ts";
 import { type Column, formatTable, printable } from "./table.ts";
-
-/** An ISO time of a report for people; "–" for none. */
-export function shownTime(iso: string | null): string {
-  return formatTime(iso === null ? 0 : Date.parse(iso));
-}
-
-/** A duration of a report for people; "–" where there is none. */
-export function shownDuration(us: number | null): string {
-  return us === null ? "–" : formatDuration(us);
-}
-
-/** `used/total` of a network's addresses, or `used` where the total is not known. */
-export function shownAddresses({ addresses: { used, total } }: NetworkReport): string {
-  return total === null ? formatCount(used) : `${formatCount(used)}/${formatCount(total)}`;
-}
-
-/** `namespace/name` of a pod; "–" when nobody said who it is. */
-export function shownPod(namespace: string, name: string): string {
-  return name === "" ? "–" : `${namespace}/${name}`;
-}
-
-/** How a request ended: `ok`, or what failed and why. */
-export function shownOutcome({ outcome, code, error, rule }: RequestReport): string {
-  if (outcome === "ok") return "ok";
-  const by = rule === "" || error.includes(rule) ? "" : ` (${rule})`;
-  return `${outcome} ${code}: ${error}${by}`;
-}
-
-/** One line: what the requests of a report are limited to; "" when to nothing. */
-export function shownFilter({ filter }: Report): string {
-  const parts = [
-    filter.since && `since ${shownTime(filter.since)}`,
-    filter.network && `network ${filter.network}`,
-    filter.namespace && `namespace ${filter.namespace}`,
-    filter.pod && `pod ${filter.pod}`,
-    filter.command && `command ${filter.command}`,
-    filter.only && `${filter.only} only`,
-  ];
-  return parts.filter((part) => part !== null).join(", ");
-}
 
 /** Formats the default view. @param width columns of the terminal, Infinity for none */
 export function formatReport(report: Report, width: number): string {
@@ -109,11 +71,6 @@ function networkTable(networks: NetworkReport[], width: number): string {
     width,
   );
   return `${table}P50 to P99: successful ADDs; USED: addresses; LIVE: attachments now\n`;
-}
-
-/** The name of a network; a call can fail before it names one. */
-export function shownNetwork(name: string): string {
-  return name === "" ? "(none)" : name;
 }
 
 function stuckTable(stuck: AttachmentReport[], all: number, width: number): string {
@@ -244,8 +201,8 @@ function choiceText(choice: ChoiceReport, width: number): string {
   return (
     title +
     formatTable(
-      columns.map(({ name, isNumber }) => ({
-        title: name.toUpperCase(),
+      columns.map(({ title, isNumber }) => ({
+        title: printable(title.toUpperCase()),
         align: isNumber ? "right" : "left",
         shrinks: !isNumber,
       })),
@@ -253,9 +210,4 @@ function choiceText(choice: ChoiceReport, width: number): string {
       width,
     )
   );
-}
-
-/** The length of one bucket of the timeline, in words. */
-export function shownBucket({ timeline }: Report): string {
-  return formatSpan(timeline.bucketMs);
 }

@@ -14,11 +14,11 @@ import {
   type CniVersion,
   code,
   compareVersions,
-  isObject,
   isSupported,
-  oneLine,
   supportedVersions,
 } from "./cni.ts";
+import { isObject } from "./json.ts";
+import { oneLine } from "./text.ts";
 
 /** A network interface an attachment made, in the pod or on the host. */
 export interface Interface {

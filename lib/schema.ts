@@ -93,5 +93,25 @@ export const ledgerSchema = `
   ) STRICT;
 `;
 
+/** What automatic choice remembers for seconds: who chose what, and which networks said no. */
+const choiceSchema = `
+  CREATE TABLE choices (
+    container_id TEXT PRIMARY KEY,
+    network TEXT NOT NULL,
+    at_ms INTEGER NOT NULL
+  ) STRICT, WITHOUT ROWID;
+  CREATE TABLE health (
+    network TEXT PRIMARY KEY,
+    config_hash TEXT NOT NULL,
+    error TEXT NOT NULL,
+    at_ms INTEGER NOT NULL
+  ) STRICT, WITHOUT ROWID;
+  CREATE INDEX attachments_network ON attachments (network, state);
+  CREATE INDEX traffic_network ON traffic (network, at_ms, bytes_per_second);
+`;
+
 /** Every step, in order. */
-export const migrations: readonly string[] = [recordSchema, statusSchema + ledgerSchema];
+export const migrations: readonly string[] = [
+  recordSchema,
+  statusSchema + ledgerSchema + choiceSchema,
+];

@@ -4,7 +4,7 @@
  */
 import { statSync } from "node:fs";
 import { isAbsolute } from "node:path";
-import { CniError, code, type Host, oneLine, type StdinConfig } from "./cni.ts";
+import { CniError, code, type Host, type StdinConfig } from "./cni.ts";
 import {
   type Config,
   defaultConfig,
@@ -15,6 +15,8 @@ import {
 import { logLevelOf, withStdinConfig } from "./genie_conf.ts";
 import { multusLevelOf, withMultusConfig } from "./multus.ts";
 import { readSmallFile } from "./networks.ts";
+import { parseDuration } from "./quantity.ts";
+import { oneLine } from "./text.ts";
 
 /** Path of the plugin table, and whether someone named it. @throws CniError 7 for a bad path */
 function tableFile(stdin: StdinConfig): { path: string; explicit: boolean } {
@@ -59,6 +61,8 @@ function withOwnKeys(config: Config, stdin: StdinConfig): Config {
 export interface NodeSettings {
   stateDir: string;
   delRetryWindowMs: number;
+  /** How long ledger rows are kept. */
+  auditKeepMs: number;
 }
 
 /**
@@ -79,5 +83,15 @@ export function loadNodeSettings(host: Host, stdin: StdinConfig): NodeSettings {
   const file = typeof stdin["logFile"] === "string" ? stdin["logFile"] : top.logFile;
   const level = logLevelOf(stdin["log_level"]) ?? multusLevelOf(stdin["logLevel"]);
   host.log = { level: level ?? top.logLevel, file };
-  return { stateDir: top.stateDir, delRetryWindowMs: top.delRetryWindowMs };
+  return {
+    stateDir: top.stateDir,
+    delRetryWindowMs: top.delRetryWindowMs,
+    auditKeepMs: keepOf(text) ?? defaults.audit.keepMs,
+  };
+}
+
+/** `audit.keep` of a table that may be invalid elsewhere, in ms. */
+function keepOf(text: string): number | undefined {
+  const [, keep = ""] = /^\[audit\][^[]*?^\s*keep\s*=\s*"([^"\n]*)"/m.exec(text) ?? [];
+  return parseDuration(keep);
 }

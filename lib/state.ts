@@ -1,10 +1,14 @@
+/**
+ * What is on record: attachments from their plan to their end, the calls that ended, annotations
+ * that wait to be published. What writes is called inside a transaction of `database.ts`. Rows are
+ * hostile until parsed: one that cannot be read must not cost the others (design D4).
+ */
 import * as v from "valibot";
-import { CniError, code, type Host, isSupported, log, parseJson, toCniError } from "./cni.ts";
+import { CniError, code, type Host, isSupported, log, toCniError } from "./cni.ts";
 import { read, type State } from "./database.ts";
+import { parseJson } from "./json.ts";
 import type { NetworkConfigList } from "./netconf.ts";
 import { netnsId } from "./netns.ts";
-
-export { closeState, openState, type State } from "./database.ts";
 
 /** Who the pod is, as far as the caller said. */
 export interface PodIdentity {
@@ -42,7 +46,10 @@ export interface Attachment {
   timeoutMs: number;
   netns: string;
   pod: PodIdentity;
-  /** Gateways that become the pod's default route; empty: this attachment's own (NPWG §4.1.2.1.9). */
+  /**
+   * Gateways that become the pod's default route; empty: this attachment's own
+   * (NPWG v1.3 §4.1.2.1.9).
+   */
   defaultRoute?: string[];
   /** The device of a device plugin that it was given. */
   device?: { resourceName: string; deviceId: string };
@@ -141,6 +148,9 @@ export function setFailing(
 export function forget(state: State, attachment: Attachment): void {
   state.database
     .query("DELETE FROM attachments WHERE container_id = ? AND ifname = ?")
+    .run(attachment.containerId, attachment.ifName);
+  state.database
+    .query("DELETE FROM traffic WHERE container_id = ? AND ifname = ?")
     .run(attachment.containerId, attachment.ifName);
 }
 

@@ -23,8 +23,8 @@ export interface PodStatus extends WaitingStatus {
 }
 
 /**
- * Makes the annotations of a pod. Published by the call itself only where it talks to the API anyway:
- * a pod whose networks all live on the node, handed over by its runtime, costs no request.
+ * Makes the annotations of a pod. Published by the call itself only where it talks to the API
+ * anyway: a pod whose networks all live on the node, handed over by its runtime, costs no request.
  *
  * @returns undefined where status is off, no pod is known, or there is no API to publish to
  */

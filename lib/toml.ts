@@ -1,11 +1,10 @@
 /**
- * Where things stand in a TOML text: the line of each header and key, for messages that name it, and
- * its statements, for reading a few keys of a table that is invalid elsewhere. Pure. A parser gives
- * the values (smol-toml); it does not tell lines of what it accepted. Source: TOML 1.0.
+ * Where things stand in a TOML text: the line of each header and key, for messages that name it,
+ * and its statements, for reading a few keys of a table that is invalid elsewhere. Pure. A parser
+ * gives the values (smol-toml); it does not tell lines of what it accepted. Source: TOML 1.0.
  */
-
 import { TomlDate } from "smol-toml";
-import { isObject, parseJson } from "./cni.ts";
+import { isObject, parseJson } from "./json.ts";
 
 /** Deepest nesting followed. */
 export const depthMax = 64;

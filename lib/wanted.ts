@@ -35,12 +35,14 @@ export interface Wanted extends SelectionElement {
   capabilityArgs?: Record<string, unknown>;
   cniArgs?: Record<string, unknown>;
   defaultRoute?: string[];
+  /** Not of the primary set. */
+  isFurther?: true;
 }
 
-/** What decided the primary set; `cni` alone leads to CNI-Genie's own status annotation. */
+/** What decided the primary set; `cni` and `logical` lead to CNI-Genie's own status annotation. */
 export type Decision = "default-network" | "cni" | "logical" | "choice" | "default";
 
-/** Everything a pod is to have, in order. */
+/** Everything a pod is to have, in order. Of a choice the primary set is still empty. */
 export interface WantedSet {
   decision: Decision;
   primarySet: Wanted[];
@@ -53,8 +55,8 @@ export interface WantedSet {
  * @throws CniError 7 for malformed annotations, or when there is nothing to choose by; 101 when
  *   there is no network at all
  */
-export function selectWanted(config: Config, pod: Pod, search: PluginSearch): WantedSet {
-  const { decision, primarySet } = selectPrimarySet(config, pod, search);
+export function selectWanted(config: Config, pod: Pod): WantedSet {
+  const { decision, primarySet } = selectPrimarySet(config, pod);
   const networks = pod.annotations.get(npwgKeys.networks) ?? "";
   const asked = parseNetworkSelection(networks, pod.namespace).map(
     (element): Wanted => ({
@@ -63,17 +65,15 @@ export function selectWanted(config: Config, pod: Pod, search: PluginSearch): Wa
       reason: `asked for by ${npwgKeys.networks}`,
     }),
   );
-  return { decision, primarySet, further: [...selectAlways(config, pod, primarySet), ...asked] };
+  const further = [...selectAlways(config, pod, primarySet), ...asked];
+  return { decision, primarySet, further: further.map((one) => ({ ...one, isFurther: true })) };
 }
 
-function selectPrimarySet(
-  config: Config,
-  pod: Pod,
-  search: PluginSearch,
-): { decision: Decision; primarySet: Wanted[] } {
+function selectPrimarySet(config: Config, pod: Pod): { decision: Decision; primarySet: Wanted[] } {
   const own = pod.annotations.get(npwgKeys.defaultNetwork);
   if (own !== undefined && own.trim() !== "") {
-    const element = parseDefaultNetwork(own, pod.namespace);
+    // Multus looks for it in its own namespace.
+    const element = parseDefaultNetwork(own, config.multus?.namespace ?? pod.namespace);
     const reason = `asked for by ${npwgKeys.defaultNetwork}`;
     return {
       decision: "default-network",
@@ -98,28 +98,25 @@ function selectPrimarySet(
         })),
       };
     case "choose":
-      return { decision: "choice", primarySet: [chooseNetwork(config, search)] };
+      return { decision: "choice", primarySet: [] };
     case "default":
-      return selectDefault(config, search);
+      return selectDefault(config);
   }
 }
 
-function onNode(element: SelectionElement, reason: string): Wanted {
+/** A network of the node. */
+export function onNode(element: SelectionElement, reason: string): Wanted {
   return { ...element, from: "node", namespace: "", reason };
 }
 
-function selectDefault(
-  config: Config,
-  search: PluginSearch,
-): { decision: Decision; primarySet: Wanted[] } {
-  const { multus } = config;
-  if (multus) {
-    const { clusterNetwork: network, namespace } = multus;
+function selectDefault(config: Config): { decision: Decision; primarySet: Wanted[] } {
+  const { clusterNetwork: network = "", namespace = "" } = config.multus ?? {};
+  if (network !== "") {
     const reason = "default network (clusterNetwork)";
     return { decision: "default", primarySet: [{ network, namespace, from: "multus", reason }] };
   }
   if (config.default.networks.length === 0) {
-    return { decision: "choice", primarySet: [chooseNetwork(config, search)] };
+    return { decision: "choice", primarySet: [] };
   }
   const elements = config.default.networks.flatMap((text) =>
     parseElements(text, "default.networks"),
@@ -128,24 +125,6 @@ function selectDefault(
     decision: "default",
     primarySet: elements.map((one) => onNode(one, "default network")),
   };
-}
-
-/** The choice when it is ours: the only candidate there is. */
-function chooseNetwork(config: Config, search: PluginSearch): Wanted {
-  const candidates = candidateNetworks(config, search);
-  const [only] = candidates;
-  if (only && candidates.length === 1) return onNode({ network: only }, "the only candidate");
-  if (!only) {
-    throw new CniError(
-      code.networkNotFound,
-      `Cannot choose a network: neither the plugin table nor ${config.confDir} offers one`,
-    );
-  }
-  throw new CniError(
-    code.invalidConfig,
-    `Cannot choose among ${candidates.join(", ")}: set default.networks in the plugin table, or ` +
-      'annotate the pod with cni: "<name>"',
-  );
 }
 
 /** Names of the networks that may be chosen: `select.candidates`, else the table, else the disk. */

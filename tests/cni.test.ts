@@ -8,21 +8,19 @@ import {
   compareVersions,
   interfaceNameIssue,
   isNetworkName,
-  isObject,
   isSupported,
   type LogLevel,
   log,
-  oneLine,
-  parseJson,
   type Request,
-  readCommand,
-  readRequest,
   supportedVersions,
   toCniError,
   version,
   writeError,
   writeResult,
 } from "../lib/cni.ts";
+import { isObject, parseJson } from "../lib/json.ts";
+import { readCommand, readRequest } from "../lib/request.ts";
+import { oneLine } from "../lib/text.ts";
 import { genieProgram, makeHost, tempDir } from "./fakes.ts";
 
 /** What a call throws, as the runtime sees it. */

@@ -1,16 +1,17 @@
 /** The plugin table: what is read, what is refused and where; CNI-Genie's keys over it. */
 import { describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
-import { CniError, parseJson } from "../lib/cni.ts";
+import { CniError } from "../lib/cni.ts";
 import {
   type Config,
   defaultConfig,
   parseConfig,
-  parseDuration,
   parseTopLevel,
   pluginsFileDefault,
 } from "../lib/config.ts";
 import { withStdinConfig } from "../lib/genie_conf.ts";
+import { parseJson } from "../lib/json.ts";
+import { parseDuration } from "../lib/quantity.ts";
 
 const file = pluginsFileDefault;
 
@@ -41,6 +42,7 @@ const defaults: Config = {
   default: { networks: [], always: [], systemNamespaces: ["kube-system"] },
   select: {
     weights: { occupancy: 4, response_time: 3, failures: 2, bandwidth: 1, subnets: 0 },
+    attempts: 2,
   },
   kubernetes: {
     kubeconfig: "/etc/cni/genie/kubeconfig",
@@ -144,6 +146,7 @@ describe("parseConfig()", () => {
       select: {
         candidates: ["flannel"],
         weights: { occupancy: 4, response_time: 3, failures: 2, bandwidth: 1, subnets: 0.5 },
+        attempts: 2,
       },
       kubernetes: {
         kubeconfig: "/k",
@@ -268,7 +271,8 @@ describe("parseConfig()", () => {
     [
       "a bad interface name",
       'default.always = ["a@b@c"]',
-      '"default.always[0]" is "a@b@c", expected the name of a network, or "namespace/name" of an object',
+      '"default.always[0]" is "a@b@c", expected the name of a network, or "namespace/name" of an ' +
+        "object",
     ],
     [
       "an interface for a candidate",

@@ -1,6 +1,6 @@
 import { describe, expect, test } from "bun:test";
-import { isObject } from "../lib/cni.ts";
 import { customResourceDefinitions, type Schema, toYaml } from "../lib/crds.ts";
+import { isObject } from "../lib/json.ts";
 
 const byKind = new Map(customResourceDefinitions.map((one) => [one.spec.names.kind, one]));
 

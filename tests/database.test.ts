@@ -9,6 +9,7 @@ import {
   openSync,
   readdirSync,
   readFileSync,
+  renameSync,
   statSync,
   truncateSync,
   writeFileSync,
@@ -71,16 +72,18 @@ function fillMany(folder: string): void {
 async function race(script: string, processes: number): Promise<string[]> {
   const go = join(dir.path, `go-${folders++}`);
   const text = `
-    import { existsSync } from "node:fs";
+    import { existsSync, readFileSync } from "node:fs";
     import { closeState, openState, write } from ${module};
     import { makeHost } from ${fakes};
     const me = process.pid;
     while (!existsSync(${JSON.stringify(go)})) Bun.sleepSync(1);
+    const start = Number(readFileSync(${JSON.stringify(go)}, "utf8"));
     ${script}`;
   const children = Array.from({ length: processes }, () =>
     Bun.spawn([process.execPath, "-e", text], { stdout: "ignore", stderr: "pipe" }),
   );
-  writeFileSync(go, "");
+  writeFileSync(`${go}.new`, String(Date.now() + 50));
+  renameSync(`${go}.new`, go);
   return Promise.all(
     children.map(async (child) => {
       const [said, status] = await Promise.all([child.stderr.text(), child.exited]);
@@ -128,18 +131,21 @@ describe("openState()", () => {
     expect(withState(folder, endedIds)).toEqual(["c1"]);
   });
 
-  test("migrates once when eight processes come first", async () => {
-    for (let round = 0; round < 3; round++) {
-      const folder = stateDir();
-      const said = await race(
-        `const state = openState(makeHost(), ${JSON.stringify(folder)});
+  test("makes one file when eight processes come first", async () => {
+    const folder = stateDir();
+    const files = Array.from({ length: 40 }, (_, i) => join(folder, String(i)));
+    // All meet at each file: SQLite sends away who comes while another turns the log on.
+    const said = await race(
+      `for (const [i, file] of ${JSON.stringify(files)}.entries()) {
+         while (Date.now() < start + i * 10) Bun.sleepSync(0.2);
+         const state = openState(makeHost(), file);
          write(state, () => state.database.query(${JSON.stringify(insertEnded)}).run("c" + me));
-         closeState(state);`,
-        8,
-      );
-      expect(said).toEqual(Array(8).fill(""));
-      expect(withState(folder, endedIds)).toHaveLength(8);
-    }
+         closeState(state);
+       }`,
+      8,
+    );
+    expect(said).toEqual(Array(8).fill(""));
+    expect(files.map((file) => withState(file, endedIds).length)).toEqual(files.map(() => 8));
   });
 
   test.each([

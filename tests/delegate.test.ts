@@ -2,7 +2,7 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import { closeSync, copyFileSync, mkdirSync, openSync, rmSync } from "node:fs";
 import { join } from "node:path";
-import { code, type Host, isObject } from "../lib/cni.ts";
+import { code, type Host } from "../lib/cni.ts";
 import {
   addChain,
   type ChainOptions,
@@ -13,6 +13,7 @@ import {
   statusChain,
   undoOptions,
 } from "../lib/delegate.ts";
+import { isObject } from "../lib/json.ts";
 import type { PluginConfig } from "../lib/netconf.ts";
 import { toVersion } from "../lib/result.ts";
 import type { Attachment } from "../lib/state.ts";

@@ -196,12 +196,12 @@ describe("formatCommand()", () => {
 
 describe("formatJson()", () => {
   test("breaks only what is too long", () => {
-    const value = { name: "genie", list: [{ a: 1, b: "x y" }, { c: [true, null] }], none: {} };
+    const value = { name: "gen", list: [{ a: 1, b: "x y" }, { c: [true, null] }], none: {} };
     expect(formatJson(value, 200)).toBe(
-      '{ "name": "genie", "list": [ { "a": 1, "b": "x y" }, { "c": [ true, null ] } ], "none": {} }',
+      '{ "name": "gen", "list": [ { "a": 1, "b": "x y" }, { "c": [ true, null ] } ], "none": {} }',
     );
     expect(formatJson(value, 30)).toBe(`{
-  "name": "genie",
+  "name": "gen",
   "list": [
     { "a": 1, "b": "x y" },
     { "c": [ true, null ] }

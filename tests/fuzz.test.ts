@@ -8,11 +8,13 @@ import { describe, expect, test } from "bun:test";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { parseSelection } from "../lib/annotations.ts";
-import { CniError, code, isObject, parseJson, readRequest, supportedVersions } from "../lib/cni.ts";
+import { CniError, code, supportedVersions } from "../lib/cni.ts";
 import { parseConfig } from "../lib/config.ts";
+import { isObject, parseJson } from "../lib/json.ts";
 import { parseConfigList, requestConfig } from "../lib/netconf.ts";
 import { parseNetworkSelection } from "../lib/npwg.ts";
 import { carriedPod } from "../lib/pod.ts";
+import { readRequest } from "../lib/request.ts";
 import { mergeResults, normalizeResult, parseResult, toVersion } from "../lib/result.ts";
 import { type GenieRun, makeHost } from "./fakes.ts";
 import {

@@ -1,6 +1,7 @@
 /** Network config lists, and the request config that a delegate reads on stdin. */
 import { describe, expect, test } from "bun:test";
-import { CniError, parseJson } from "../lib/cni.ts";
+import { CniError } from "../lib/cni.ts";
+import { parseJson } from "../lib/json.ts";
 import {
   declaresCapability,
   mayAddDefaultRoute,

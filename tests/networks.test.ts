@@ -2,8 +2,9 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { chmodSync, mkdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { CniError, isObject } from "../lib/cni.ts";
+import { CniError } from "../lib/cni.ts";
 import { type Config, parseConfig } from "../lib/config.ts";
+import { isObject } from "../lib/json.ts";
 import type { NetworkConfigList } from "../lib/netconf.ts";
 import {
   delegatesToOurself,

@@ -559,12 +559,14 @@ describe("loadNodeSettings()", () => {
   const none = {
     stateDir: "/var/lib/cni/genie",
     delRetryWindowMs: 600_000,
+    auditKeepMs: 2_592_000_000,
     log: { level: "info", file: "" },
     stderr: "",
   } as const;
   const read = {
     stateDir: "/s",
     delRetryWindowMs: 60_000,
+    auditKeepMs: 2_592_000_000,
     log: { level: "debug", file: "/l" },
     stderr: "",
   } as const;

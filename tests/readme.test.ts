@@ -127,7 +127,7 @@ describe("README, configs", () => {
   });
 });
 
-/** A node with the networks that the README talks of, in a folder; the paths are replaced in texts. */
+/** A node with the networks that the README talks of, in a folder; replaces the paths in texts. */
 function makeNode(dir: TempDir): (text: string) => string {
   const here = (text: string) =>
     text.replace(/\/(etc|opt|var)\/(cni|lib\/cni)\b/g, (path) => join(dir.path, path));

@@ -149,10 +149,11 @@ describe.skipIf(skipReason !== undefined)("one real network:", () => {
 
   /**
    * Without ipMasq and tuning's mtu: once the namespace is gone, bridge and ptp forget the
-   * masquerading rules of a pod and tuning its backup file. So do the bare plugins.
+   * masquerading rules of a pod and tuning its backup file. So do the bare plugins. The sbr plugin
+   * fails then, and what it did is gone with the namespace: DEL succeeds.
    */
   const gone: typeof networks = networks
-    .filter(([name]) => !/static|sbr/.test(name))
+    .filter(([name]) => !name.includes("static"))
     .map(([name, plugins]) => [
       name,
       (node) => {
@@ -180,27 +181,6 @@ describe.skipIf(skipReason !== undefined)("one real network:", () => {
       });
     },
   );
-
-  test("a plugin that fails DEL without a namespace (sbr) keeps the record", async () => {
-    await withNetwork(
-      (node) => [{ type: "bridge", isGateway: true, ipam: hostLocal(node, [v4]) }, { type: "sbr" }],
-      async (node) => {
-        const pod = node.pod();
-        await pod.add("blue");
-        pod.kill();
-        const { status, json } = await pod.call("DEL", { netns: "" });
-        // containerd takes the plugin's "no such file or directory" for success: not our words.
-        expect(json).toMatchObject({
-          code: 999,
-          msg: expect.stringContaining('plugin "sbr" failed'),
-        });
-        expect(JSON.stringify(json)).not.toMatch(/not found|no such file or directory/i);
-        expect(status).toBe(1);
-        await linksGone(node);
-        expect(node.traces()).toEqual({ ...noTraces, attachments: 1 });
-      },
-    );
-  });
 
   test("host-device: an interface of the node goes to the pod and comes back", async () => {
     await withNode(async (node) => {

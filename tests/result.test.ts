@@ -1,5 +1,6 @@
 import { describe, expect, test } from "bun:test";
-import { CniError, type CniVersion, code, parseJson, supportedVersions } from "../lib/cni.ts";
+import { CniError, type CniVersion, code, supportedVersions } from "../lib/cni.ts";
+import { parseJson } from "../lib/json.ts";
 import {
   type AttachmentResult,
   family,

@@ -42,9 +42,12 @@ describe("defaultRouteFamilies()", () => {
 });
 
 /** A namespace with eth0 (10.1.0.2/24, fd01::2/64) and eth1 (10.2.0.2/24, fd02::2/64), both up. */
-async function withLinks(fn: (netns: Netns) => Promise<void>): Promise<void> {
+async function withLinks(
+  fn: (netns: Netns) => Promise<void>,
+  names = ["eth0", "eth1"],
+): Promise<void> {
   await withNetns(async (netns) => {
-    for (const [i, name] of ["eth0", "eth1"].entries()) {
+    for (const [i, name] of names.entries()) {
       netns.ip("link", "add", name, "type", "veth", "peer", "name", `peer${i}`);
       netns.ip("link", "set", `peer${i}`, "up");
       netns.ip("link", "set", name, "up");
@@ -112,7 +115,8 @@ const rows: [string, string[], string[], string[]][] = [
     ["-4 route add default nexthop via 10.1.0.1 dev eth0 nexthop via 10.1.0.9 dev eth0 weight 3"],
     [second4],
     [
-      "default \\\tnexthop via 10.1.0.1 dev eth0 weight 1 \\\tnexthop via 10.1.0.9 dev eth0 weight 3",
+      "default \\\tnexthop via 10.1.0.1 dev eth0 weight 1 " +
+        "\\\tnexthop via 10.1.0.9 dev eth0 weight 3",
     ],
   ],
   ["a second that takes the parked one away", [v4], ["-4 route flush default", second4], [owner4]],
@@ -179,22 +183,22 @@ describe("parkDefaultRoutes()", () => {
 });
 
 describe.skipIf(!canNetns)("a pod on two networks", () => {
-  /** A plugin that moves the default route by itself, and reports what it is told to. */
-  function routing(family: 1 | 2, routes: object[]): string {
-    const result = (name: string) =>
-      JSON.stringify({
-        cniVersion: "1.0.0",
-        interfaces: [{ name, sandbox: "$CNI_NETNS" }],
-        ips: [{ address: `10.${family}.0.2/24`, interface: 0 }],
-        routes,
-      }).replaceAll('"', '\\"');
+  /** A plugin that makes an interface and a default route, and reports what it is told to. */
+  function routing(number: 1 | 2, routes: object[]): string {
+    const address = `10.${number}.0.2/24`;
+    const result = JSON.stringify({
+      cniVersion: "1.0.0",
+      interfaces: [{ name: "$CNI_IFNAME", sandbox: "$CNI_NETNS" }],
+      ips: [{ address, interface: 0 }],
+      routes,
+    }).replaceAll('"', '\\"');
     return `#!/bin/sh
 cat > /dev/null
 echo "{\\"plugin\\":\\"$(basename $0)\\",\\"command\\":\\"$CNI_COMMAND\\",\\"env\\":{}}" \
   >> $(dirname $0)/.calls.jsonl
 ip="nsenter --net=$CNI_NETNS ip"
 if [ $CNI_COMMAND = DEL ]; then $ip -4 route show default >> $(dirname $0)/routes; exit 0; fi
-$ip route add default via 10.${family}.0.1 dev eth${family - 1} || exit 1
+$ip route add default via 10.${family}.0.1 dev link${family - 1} || exit 1
 if [ -e $(dirname $0)/fail-${family} ]; then echo '{"code":118,"msg":"full"}'; exit 1; fi
 echo "${result("$CNI_IFNAME")}"
 `;
@@ -206,20 +210,26 @@ echo "${result("$CNI_IFNAME")}"
     routes: object[],
     fn: (node: ReturnType<typeof makeNode>, netns: Netns) => Promise<void>,
   ): Promise<void> {
-    await withLinks(async (netns) => {
-      const list = (name: string, type: string) => ({
-        cniVersion: "1.0.0",
-        name,
-        plugins: [{ type }],
-      });
-      using node = makeNode({
-        lists: { "1.conflist": list("one", "first"), "2.conflist": list("two", "second") },
-      });
-      fakePlugin(node.bin, "first", routing(1, routes));
-      fakePlugin(node.bin, "second", routing(2, [{ dst: "0.0.0.0/0", gw: "10.2.0.1" }]));
-      await fn({ ...node, netns: netns.path }, netns);
-    });
+    await withLinks(
+      async (netns) => {
+        const list = (name: string, type: string) => ({
+          cniVersion: "1.0.0",
+          name,
+          plugins: [{ type }],
+        });
+        using node = makeNode({
+          lists: { "1.conflist": list("one", "first"), "2.conflist": list("two", "second") },
+        });
+        fakePlugin(node.bin, "first", routing(1, routes));
+        fakePlugin(node.bin, "second", routing(2, [{ dst: "0.0.0.0/0", gw: "10.2.0.1" }]));
+        await fn({ ...node, netns: netns.path }, netns);
+        // Not the names of the pod's interfaces: those must not be there before ADD.
+      },
+      ["link0", "link1"],
+    );
   }
+
+  const linkOwner = "default via 10.1.0.1 dev link0";
 
   const two = { command: "ADD", stdin: annotated({ cni: "one,two" }), env };
 
@@ -232,7 +242,7 @@ echo "${result("$CNI_IFNAME")}"
       const { status, stdout, stderr } = await wire(node, two);
       expect([status, stderr]).toEqual([0, ""]);
       expect(JSON.parse(stdout)).toMatchObject({ routes });
-      expect(defaults(netns)).toEqual([owner4]);
+      expect(defaults(netns)).toEqual([linkOwner]);
       await wire(node, { ...two, command: "DEL" });
     });
   });
@@ -243,10 +253,10 @@ echo "${result("$CNI_IFNAME")}"
       const error = wireError(await wire(node, two));
       expect([error.code, error.msg]).toEqual([118, expect.stringContaining("full")]);
       expect(callOrder(node.bin)).toEqual(["first ADD", "second ADD", "second DEL", "first DEL"]);
-      expect(defaults(netns)).toEqual([owner4]);
+      expect(defaults(netns)).toEqual([linkOwner]);
       const lines = (await Bun.file(`${node.bin}/routes`).text()).trim().split("\n");
       // In the end, when the first is undone, its own route is all there is.
-      expect(lines.at(-1)?.trim()).toBe(owner4);
+      expect(lines.at(-1)?.trim()).toBe(linkOwner);
       expect(left(node)).toEqual(nothing);
     });
   });

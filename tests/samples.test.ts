@@ -9,7 +9,7 @@ import { describe, expect, test } from "bun:test";
 import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { basename, join } from "node:path";
 import * as v from "valibot";
-import { isObject } from "../lib/cni.ts";
+import { isObject } from "../lib/json.ts";
 import { calls, fakePlugin, type GenieRun, type Script } from "./fakes.ts";
 import {
   compiledGenie,

@@ -2,8 +2,9 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import { mkdirSync, renameSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { code, parseJson } from "../lib/cni.ts";
+import { code } from "../lib/cni.ts";
 import { closeState, openState, type State, write } from "../lib/database.ts";
+import { parseJson } from "../lib/json.ts";
 import { isForeignNetns, netnsId } from "../lib/netns.ts";
 import {
   type Attachment,

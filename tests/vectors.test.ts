@@ -18,8 +18,9 @@ import {
 } from "node:fs";
 import { dirname, join } from "node:path";
 import * as v from "valibot";
-import { isObject, supportedVersions } from "../lib/cni.ts";
-import { closeState, openState } from "../lib/state.ts";
+import { supportedVersions } from "../lib/cni.ts";
+import { closeState, openState } from "../lib/database.ts";
+import { isObject } from "../lib/json.ts";
 import { type Behaviour, type Call, calls, makeHost } from "./fakes.ts";
 import { fill, left, makeNode, type Node, nothing, wire, wireError } from "./wire.ts";
 

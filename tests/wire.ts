@@ -7,8 +7,10 @@
 import { expect, setDefaultTimeout } from "bun:test";
 import { existsSync, mkdirSync, readdirSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { code, isObject } from "../lib/cni.ts";
-import { attachments, closeState, openState } from "../lib/state.ts";
+import { code } from "../lib/cni.ts";
+import { closeState, openState } from "../lib/database.ts";
+import { isObject } from "../lib/json.ts";
+import { attachments } from "../lib/state.ts";
 import { fakePlugin, type GenieRun, makeHost, type Script, tempDir } from "./fakes.ts";
 
 // `bun run test` allows two minutes. A plain `bun test` on a busy machine must not fail either.

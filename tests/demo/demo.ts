@@ -16,7 +16,7 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { isObject } from "../../lib/cni.ts";
+import { isObject } from "../../lib/json.ts";
 import { makeFakeWorld } from "./fake.ts";
 import { makeRealWorld, realObstacle } from "./real.ts";
 import { formatJson, makeScreen } from "./screen.ts";

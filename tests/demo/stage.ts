@@ -4,8 +4,9 @@
  */
 import { readdirSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
-import { isObject } from "../../lib/cni.ts";
-import { attachments, closeState, openState } from "../../lib/state.ts";
+import { closeState, openState } from "../../lib/database.ts";
+import { isObject } from "../../lib/json.ts";
+import { attachments } from "../../lib/state.ts";
 import { makeHost } from "../fakes.ts";
 import { type CommandLine, formatJson, type Screen } from "./screen.ts";
 

@@ -1,0 +1,110 @@
+/** `genie plan`: what an ADD of a pod would do, and why. Asks whom ADD would ask; runs nothing. */
+import { type Host, interfaceNameIssue, type Request, type StdinConfig } from "./cni.ts";
+import type { Config } from "./config.ts";
+import { resolveNetwork } from "./networks.ts";
+import { readOwnConfig } from "./own_config.ts";
+import { makePlan, type Plan, podLabel } from "./plan.ts";
+import { annotationsCapability } from "./pod.ts";
+import { readPath } from "./request.ts";
+import { loadConfig } from "./settings.ts";
+import { formatTable } from "./table.ts";
+import { type Flags, text, UsageError } from "./usage.ts";
+
+/**
+ * Runs `genie plan`.
+ * @param width columns of the terminal, Infinity for none
+ * @returns exit status
+ * @throws UsageError for words that make no sense; else as `makePlan()`
+ */
+export async function runPlan(host: Host, flags: Flags, width: number): Promise<number> {
+  const stdin = readOwnConfig(text(flags, "cni-config"));
+  const request = dryRequest(host, stdin, flags);
+  const config = loadConfig(stdin);
+  const plan = await makePlan(host, config, request);
+  if (flags["json"]) {
+    host.stdout(`${JSON.stringify(planDocument(config, plan), null, 2)}\n`);
+    return 0;
+  }
+  const rows = plan.attachments.map((one) => [
+    one.network,
+    one.ifName,
+    one.list.plugins.map(({ type }) => type).join(", "),
+    one.list.cniVersion,
+    resolveNetwork(config, one.network).source,
+    one.reason,
+  ]);
+  host.stdout(
+    `Pod ${podLabel(plan.pod)}, annotations from: ${annotationOrigin[plan.pod.source]}\n\n` +
+      formatTable(
+        [
+          { title: "NETWORK" },
+          { title: "INTERFACE" },
+          { title: "PLUGINS", shrinks: true },
+          { title: "CNI" },
+          { title: "CONFIG", shrinks: true },
+          { title: "WHY", shrinks: true },
+        ],
+        rows,
+        width,
+      ),
+  );
+  return 0;
+}
+
+const annotationOrigin: Record<Plan["pod"]["source"], string> = {
+  runtime: "the command line",
+  mesos: "Mesos labels",
+  "cni-args": "CNI_ARGS",
+  api: "the Kubernetes API",
+  none: "nowhere, the pod asks for nothing",
+};
+
+/** Stable shape of `genie plan --json`. */
+function planDocument(config: Config, { pod, attachments }: Plan): object {
+  return {
+    pod: { namespace: pod.namespace, name: pod.name, uid: pod.uid },
+    annotationsFrom: pod.source,
+    attachments: attachments.map((one) => ({
+      network: one.network,
+      interface: one.ifName,
+      primary: one.primary,
+      cniVersion: one.list.cniVersion,
+      plugins: one.list.plugins.map(({ type }, i) => ({ type, path: one.plugins[i] })),
+      config: resolveNetwork(config, one.network).source,
+      reason: one.reason,
+    })),
+  };
+}
+
+/** The request a runtime would send for this pod; nothing of it is executed. */
+function dryRequest(host: Host, config: StdinConfig, flags: Flags): Request {
+  const annotations = readAnnotationFlags(flags["annotation"]);
+  const pod = { namespace: text(flags, "namespace"), name: text(flags, "pod") };
+  if (!pod.namespace || !pod.name) throw new UsageError("Both --namespace and --pod are needed");
+  if (/[;=]/.test(pod.namespace + pod.name)) throw new UsageError('Names cannot hold ";" or "="');
+  const ifName = text(flags, "ifname") ?? "eth0";
+  const issue = interfaceNameIssue(ifName);
+  if (issue) throw new UsageError(`Invalid --ifname ${JSON.stringify(ifName)}: ${issue}`);
+  const runtimeConfig = annotations && { [annotationsCapability]: annotations };
+  return {
+    command: "ADD",
+    containerId: "plan",
+    netns: "",
+    ifName,
+    args: `K8S_POD_NAMESPACE=${pod.namespace};K8S_POD_NAME=${pod.name}`,
+    path: readPath(host.env),
+    cniVersion: "1.1.0",
+    config: { ...config, ...(runtimeConfig && { runtimeConfig }) },
+  };
+}
+
+function readAnnotationFlags(flags: Flags[string]): Record<string, string> | undefined {
+  if (!Array.isArray(flags)) return undefined;
+  return Object.fromEntries(
+    flags.map((flag) => {
+      const at = flag.indexOf("=");
+      if (at < 1) throw new UsageError(`Invalid --annotation "${flag}": expected KEY=VALUE`);
+      return [flag.slice(0, at), flag.slice(at + 1)];
+    }),
+  );
+}

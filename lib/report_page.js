@@ -1,0 +1,265 @@
+/**
+ * The script of the report page: draws the charts from the numbers in `#data`. It makes no request
+ * and writes names as text only, on canvases and by `textContent`. Runs in a browser, after uPlot.
+ */
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const root = document.documentElement;
+  const count = new Intl.NumberFormat("en-US");
+  const compact = new Intl.NumberFormat("en-US", { notation: "compact" });
+  const colour = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
+  const font = (size) => `${size}px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif`;
+  const months = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(" ");
+  const utc = (seconds) => new Date(seconds * 1000).toISOString().slice(0, 16).replace("T", " ");
+
+  function duration(us) {
+    const digits = (value) => String(Number(value.toPrecision(2)));
+    if (us < 1000) return `${digits(us)} µs`;
+    return us < 1e6 ? `${digits(us / 1000)} ms` : `${digits(us / 1e6)} s`;
+  }
+
+  const axis = (more) => ({
+    stroke: colour("muted"),
+    font: font(12),
+    grid: { stroke: colour("grid"), width: 1 },
+    ticks: { show: false },
+    gap: 6,
+    ...more,
+  });
+
+  /** An axis of numbers on the left, as wide as its longest label. */
+  const numberAxis = (show) =>
+    axis({
+      values: (_plot, splits) => splits.map(show),
+      size: (plot, labels) => {
+        plot.ctx.font = font(12 * devicePixelRatio);
+        const widths = (labels ?? [""]).map((label) => plot.ctx.measureText(label ?? "").width);
+        return Math.ceil(Math.max(...widths) / devicePixelRatio) + 14;
+      },
+    });
+
+  /** Sums of series up to each of them: drawn from the highest down they look stacked. */
+  function stack(series) {
+    const sums = [];
+    for (const values of series) {
+      const below = sums.at(-1);
+      sums.push(values.map((value, i) => value + (below ? below[i] : 0)));
+    }
+    return sums;
+  }
+
+  /** Tells what is under the pointer in the line below the chart. */
+  function readout(element, describe) {
+    const line = element.parentElement.querySelector(".readout");
+    const hint = line.textContent;
+    return (plot) => {
+      const i = plot.cursor.idx;
+      line.textContent = i === null || i === undefined ? hint : describe(i);
+    };
+  }
+
+  /** Labels of times: the hour where they are near to each other, and the day where it is new. */
+  function timeLabels(_plot, splits, _axis, _space, incrementS) {
+    let shown = "";
+    return splits.map((seconds) => {
+      const [, month, day, time] = /-(\d+)-(\d+)T(.{8})/.exec(new Date(seconds * 1000).toISOString());
+      const date = `${Number(day)} ${months[Number(month) - 1]}`;
+      const isNew = date !== shown;
+      shown = date;
+      if (incrementS >= 86400) return date;
+      const clock = incrementS < 60 ? time : time.slice(0, 5);
+      return isNew ? `${clock}\n${date}` : clock;
+    });
+  }
+
+  function timeChart(element, { at, series, bucketS }) {
+    const sums = stack(series.map(({ values }) => values)).reverse();
+    const colours = series.map(({ name }) => colour(name)).reverse();
+    const describe = (i) =>
+      `${utc(at[i] - bucketS / 2)} UTC: ${series
+        .map(({ name, values }) => `${count.format(values[i])} ${name}`)
+        .join(", ")}`;
+    const options = {
+      tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
+      scales: {
+        x: { range: [at[0] - bucketS / 2, at.at(-1) + bucketS / 2] },
+        y: { range: (_plot, _min, max) => [0, Math.max(1, max) * 1.05] },
+      },
+      axes: [
+        axis({ grid: { show: false }, space: 74, size: 42, values: timeLabels }),
+        numberAxis((value) => (Number.isInteger(value) ? compact.format(value) : "")),
+      ],
+      series: [
+        {},
+        ...sums.map((_, i) => ({
+          fill: colours[i],
+          width: 0,
+          points: { show: false },
+          paths: uPlot.paths.bars({ size: [0.86, 48] }),
+        })),
+      ],
+      hooks: { setCursor: [readout(element, describe)] },
+    };
+    return { options, values: [at, ...sums] };
+  }
+
+  function latencyChart(element, { centresUs, labels, series }) {
+    const marks = [2, 3, 4, 5, 6, 7, 8].flatMap((n) => [1, 2, 5].map((step) => step * 10 ** n));
+    const describe = (i) =>
+      `${labels[i]}: ${series.map(({ name, shares }) => `${name} ${shares[i]}%`).join(", ")}`;
+    const options = {
+      scales: {
+        x: { time: false, distr: 3, range: [centresUs[0], centresUs.at(-1)] },
+        y: { range: (_plot, _min, max) => [0, Math.max(1, max) * 1.08] },
+      },
+      axes: [
+        axis({
+          splits: (plot) => {
+            const { min, max } = plot.scales.x;
+            const inside = marks.filter((mark) => mark >= min && mark <= max);
+            const room = plot.bbox.width / devicePixelRatio / 52;
+            const decades = inside.filter((mark) => Number.isInteger(Math.log10(mark)));
+            return inside.length <= room || decades.length < 2 ? inside : decades;
+          },
+          filter: (_plot, splits) => splits,
+          values: (_plot, splits) => splits.map(duration),
+          size: 26,
+        }),
+        numberAxis((value) => `${value}%`),
+      ],
+      series: [
+        {},
+        ...series.map((_, i) => ({
+          stroke: colour(`c${i}`),
+          fill: series.length === 1 ? colour("soft") : undefined,
+          width: 2,
+          points: { show: false },
+          paths: uPlot.paths.spline(),
+        })),
+      ],
+      hooks: { setCursor: [readout(element, describe)] },
+    };
+    return { options, values: [centresUs, ...series.map(({ shares }) => shares)] };
+  }
+
+  /** Cuts a name to a width, for a canvas. */
+  function fit(context, name, width) {
+    if (context.measureText(name).width <= width) return name;
+    const letters = [...name];
+    while (letters.length > 1 && context.measureText(`${letters.join("")}…`).width > width) {
+      letters.pop();
+    }
+    return `${letters.join("")}…`;
+  }
+
+  /** Lying bars, stacked; names on the left, what they stand for behind their end. */
+  function barChart(element, { names, series, labels, max }) {
+    const rows = names.map((_, i) => i);
+    const sums = stack(series.map(({ values }) => values)).reverse();
+    const colours = series.map(({ tint }) => colour(tint)).reverse();
+    const width = element.clientWidth;
+    const context = document.createElement("canvas").getContext("2d");
+    context.font = font(12);
+    const widest = (texts) => Math.max(...texts.map((text) => context.measureText(text).width));
+    const nameWidth = Math.min(Math.ceil(widest(names)) + 2, Math.floor(width * 0.36));
+    const labelWidth = Math.ceil(widest(labels)) + 10;
+    const shown = names.map((name) => fit(context, name, nameWidth));
+    const top = Math.max(max ?? 0, ...(sums[0] ?? []), 1);
+    const drawLabels = (plot) => {
+      const { ctx, bbox } = plot;
+      ctx.save();
+      ctx.font = font(12 * devicePixelRatio);
+      ctx.fillStyle = colour("text");
+      ctx.textBaseline = "middle";
+      ctx.textAlign = "left";
+      rows.forEach((row) => {
+        const x = max === undefined ? plot.valToPos(sums[0][row], "y", true) : bbox.left + bbox.width;
+        ctx.fillText(labels[row], x + 8 * devicePixelRatio, plot.valToPos(row, "x", true));
+      });
+      ctx.restore();
+    };
+    const drawTracks = (plot) => {
+      if (max === undefined) return;
+      const { ctx, bbox } = plot;
+      const thick = (bbox.height / rows.length) * 0.56;
+      ctx.save();
+      ctx.fillStyle = colour("grid");
+      rows.forEach((row) => {
+        ctx.fillRect(bbox.left, plot.valToPos(row, "x", true) - thick / 2, bbox.width, thick);
+      });
+      ctx.restore();
+    };
+    const options = {
+      padding: [0, labelWidth, 0, 0],
+      cursor: { show: false },
+      scales: {
+        x: { time: false, ori: 1, dir: -1, range: [-0.5, rows.length - 0.5] },
+        y: { ori: 0, dir: 1, range: [0, top] },
+      },
+      axes: [
+        axis({
+          side: 3,
+          stroke: colour("text"),
+          splits: () => rows,
+          values: () => shown,
+          filter: (_plot, splits) => splits,
+          size: nameWidth + 12,
+          gap: 8,
+          grid: { show: false },
+        }),
+        axis({ side: 2, show: false }),
+      ],
+      series: [
+        {},
+        ...sums.map((_, i) => ({
+          fill: colours[i],
+          width: 0,
+          points: { show: false },
+          paths: uPlot.paths.bars({ size: [0.56, 100] }),
+        })),
+      ],
+      hooks: { drawAxes: [drawTracks], draw: [drawLabels] },
+    };
+    return { options, values: [rows, ...sums] };
+  }
+
+  const charts = { time: timeChart, latency: latencyChart, bars: barChart };
+  const drawn = new Map();
+
+  function draw(element) {
+    const one = data[element.dataset.chart];
+    const { options, values } = charts[one.type](element, one);
+    drawn.get(element)?.destroy();
+    const size = { width: element.clientWidth, height: element.clientHeight };
+    const all = {
+      ...size,
+      legend: { show: false },
+      padding: [10, 22, 0, 0],
+      ...options,
+      cursor: {
+        y: false,
+        points: { show: false },
+        drag: { x: false, y: false, setScale: false },
+        ...options.cursor,
+      },
+    };
+    drawn.set(element, new uPlot(all, values, element));
+    element.dataset.width = String(size.width);
+  }
+
+  const elements = [...document.querySelectorAll("[data-chart]")];
+  const drawAll = () => elements.forEach(draw);
+  drawAll();
+  new ResizeObserver((changes) => {
+    for (const { target } of changes) {
+      if (String(target.clientWidth) !== target.dataset.width) draw(target);
+    }
+  }).observe(document.body);
+  addEventListener("resize", () => {
+    for (const element of elements) {
+      if (String(element.clientWidth) !== element.dataset.width) draw(element);
+    }
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+  root.dataset.drawn = String(drawn.size);
+})();

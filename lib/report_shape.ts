@@ -1,0 +1,138 @@
+/**
+ * The documents of `genie report --json`. They are stable: `version` counts breaking changes, keys
+ * may be added. All times are ISO 8601 in UTC.
+ */
+import type { LiveAttachment } from "./report_live.ts";
+import type { NumberedRow } from "./report_rows.ts";
+import type { Latency } from "./report_tally.ts";
+
+/** One request, or one row of a pod's: texts are "" and numbers 0 where there is nothing to say. */
+export interface RequestReport extends Omit<NumberedRow, "atMs" | "choice"> {
+  /** When it began, ISO 8601 in UTC. */
+  at: string;
+}
+
+/** One network. */
+export interface NetworkReport {
+  network: string;
+  requests: number;
+  /** All that did not succeed, denied ones too. */
+  failures: number;
+  denied: number;
+  /** How long the ADDs that succeeded took; its `histogram` is along `latencyEdgesUs`. */
+  add: Latency;
+  addresses: { ipv4: AddressReport; ipv6: AddressReport };
+  /** Both directions; null where it was not measured. */
+  bytesPerSecond: number | null;
+  /** Attachments that exist now, whatever their state. */
+  attachments: number;
+}
+
+/** Addresses of one family. */
+export interface AddressReport {
+  /** Those of the attachments that exist now. */
+  used: number;
+  /** How many the network has; null where its config does not tell. */
+  total: number | null;
+}
+
+/** An attachment that exists now. */
+export interface AttachmentReport
+  extends Omit<LiveAttachment, "createdAtMs" | "failedAtMs" | "ifName"> {
+  interface: string;
+  createdAt: string | null;
+  /** When its first DEL failed; null when none did. */
+  failingSince: string | null;
+}
+
+/** Failures of one code. */
+export interface CauseReport {
+  /** CNI error code: of the specification, genie's own, or the plugin's. */
+  code: number;
+  /** In words, as in `delegate timeout`. */
+  cause: string;
+  denied: boolean;
+  requests: number;
+  /** At most 16 networks, the one with the most failures first. */
+  networks: { network: string; requests: number }[];
+  /** Message and rule of the newest one. */
+  error: string;
+  rule: string;
+}
+
+/** One automatic choice. */
+export interface ChoiceReport {
+  at: string;
+  namespace: string;
+  pod: string;
+  /** The network that was chosen. */
+  network: string;
+  outcome: string;
+  /** Its numbers as they were recorded, see `select.ts`; a text where they cannot be read. */
+  choice: unknown;
+}
+
+/** What every report begins with. */
+export interface ReportHead {
+  version: 1;
+  generatedAt: string;
+  /** Path of the record. */
+  record: string;
+  /** What whoever reads this should know: the record is absent, old, was set aside ... */
+  notices: string[];
+  /** Records that could not be used and were set aside, newest first. */
+  setAside: { file: string; at: string | null }[];
+}
+
+/** The default view: `genie report --json`. All times are ISO 8601 in UTC. */
+export interface Report extends ReportHead {
+  /** What was asked for; null does not limit. It limits the requests; attachments are of now. */
+  filter: {
+    since: string | null;
+    network: string | null;
+    namespace: string | null;
+    pod: string | null;
+    command: string | null;
+    only: "failed" | "denied" | null;
+  };
+  /** The span of `timeline`; null when the ledger is empty. */
+  from: string | null;
+  to: string | null;
+  totals: {
+    requests: number;
+    failures: number;
+    denied: number;
+    add: Latency;
+    attachments: number;
+    failing: number;
+    leaked: number;
+  };
+  /** Those with requests or attachments, by name. */
+  networks: NetworkReport[];
+  /** Attachments whose DEL failed: `failing` is retried by the runtime, `leaked` by `genie gc`. */
+  stuck: AttachmentReport[];
+  timeline: {
+    bucketMs: number;
+    /** `failed` is without `denied`. */
+    buckets: { at: string; ok: number; failed: number; denied: number }[];
+  };
+  /** Edges of every `histogram`: spans are 0 to the first, ..., the last to infinity. */
+  latencyEdgesUs: readonly number[];
+  causes: CauseReport[];
+  /** Who decided that an ADD uses a network: annotation, default, choice ... */
+  decisions: { network: string; decidedBy: string; requests: number }[];
+  /** The newest automatic choices, at most `--limit`. */
+  choices: ChoiceReport[];
+  /** The newest requests, at most `--limit`. */
+  requests: RequestReport[];
+}
+
+/** One pod: `genie report pod NAMESPACE/NAME --json`. */
+export interface PodReport extends ReportHead {
+  pod: { namespace: string; name: string };
+  /** What it has now. */
+  attachments: AttachmentReport[];
+  /** The newest rows of every kind, at most `--limit`: calls, networks and requests to plugins. */
+  requests: RequestReport[];
+  choices: ChoiceReport[];
+}
