@@ -11,7 +11,9 @@ import {
 } from "./lib/cni.ts";
 import { readCommand, readRequest, readStdin } from "./lib/request.ts";
 import { printable } from "./lib/text.ts";
+import { formatTrace, mark, startTrace } from "./lib/trace.ts";
 
+if (process.env["GENIE_TRACE"] === "1") startTrace(Bun.nanoseconds());
 const ended = new AbortController();
 const host: Host = {
   env: process.env,
@@ -22,7 +24,11 @@ const host: Host = {
   signal: ended.signal,
   log: { level: "info", file: "" },
 };
-process.exit(host.env["CNI_COMMAND"] === undefined ? await cli() : await plugin());
+const status = host.env["CNI_COMMAND"] === undefined ? await cli() : await plugin();
+mark("answer");
+const trace = formatTrace();
+if (trace) host.stderr(`${trace}\n`);
+process.exit(status);
 
 /** Runs one CNI operation and returns the exit status (SPEC 1.1 §2 "Errors"). */
 async function plugin(): Promise<number> {
@@ -35,7 +41,9 @@ async function plugin(): Promise<number> {
     }
     const request = readRequest(host, command);
     cniVersion = request.cniVersion;
+    mark("request");
     for (const name of ["SIGTERM", "SIGINT"] as const) process.on(name, () => ended.abort());
+    mark("signals");
     writeResult(host, await operate(request));
     return 0;
   } catch (error) {

@@ -12,6 +12,14 @@ export const annotationKeys = {
   networks: "networks",
 } as const;
 
+/** Annotation keys of the specification, and Multus' key for a pod's own default network. */
+export const npwgKeys = {
+  networks: "k8s.v1.cni.cncf.io/networks",
+  status: "k8s.v1.cni.cncf.io/network-status",
+  defaultNetwork: "v1.multus-cni.io/default-network",
+  resourceName: "k8s.v1.cni.cncf.io/resourceName",
+} as const;
+
 /** One network a pod asks for, and the interface name it wants for it. */
 export interface SelectionElement {
   network: string;

@@ -7,12 +7,11 @@
  * Source: CNI SPEC 1.1 §2-§4; design D4, D6, D7, D8.
  */
 import { existsSync } from "node:fs";
-import { formatChoice } from "./choose.ts";
+import type { Choice } from "./choose.ts";
 import { CniError, code, type Host, log, type Request, toCniError } from "./cni.ts";
 import type { Config } from "./config.ts";
 import { closeState, openState, type State, write } from "./database.ts";
 import { type ChainOptions, delChain, undoOptions } from "./delegate.ts";
-import { sampleTraffic, type TrafficSource } from "./kpi.ts";
 import { type Journal, openJournal, writeJournal } from "./ledger.ts";
 import { newOperation, type Operation, release, takeLock } from "./lock.ts";
 import { mayAddDefaultRoute } from "./netconf.ts";
@@ -37,6 +36,8 @@ import {
 } from "./state.ts";
 import { makeStatus, type PodStatus, publishStatus } from "./status.ts";
 import { oneLine } from "./text.ts";
+import { mark } from "./trace.ts";
+import { sampleTraffic, type TrafficSource } from "./traffic.ts";
 import { undo, undoAll } from "./undo.ts";
 
 /**
@@ -48,12 +49,15 @@ import { undo, undoAll } from "./undo.ts";
  *   operation of this container does not end in time
  */
 export async function add(host: Host, request: Request): Promise<object> {
+  mark("load");
   const startedMs = host.now();
   const journal = openJournal(host, request);
-  const config = loadConfig(request.config);
+  const config = await loadConfig(request.config);
   host.log = { level: config.logLevel, file: config.logFile };
   checkNetns(request.netns);
+  mark("config");
   const state = openState(host, config.stateDir);
+  mark("open");
   const failed = new Map<string, string>();
   try {
     await waitUntilReady(host, config, startedMs + config.timeoutMs);
@@ -95,6 +99,7 @@ async function attempt(
   { kind: "attached"; result: Result } | { kind: "failed"; network: string; error: CniError }
 > {
   const plan = await makePlan(host, config, request, { state, reserves: true, failed });
+  mark("plan");
   const { attachments: planned, pod, choice } = plan;
   journal.base = { ...journal.base, podUid: pod.uid, decidedBy: plan.decision };
   const operation = newOperation(host, request.containerId, "ADD");
@@ -109,6 +114,7 @@ async function attempt(
     rememberRefusal(host, state, planned);
     throw error;
   });
+  mark("intend");
   try {
     const result = await attachAll(host, state, operation, plan, config, chain);
     log(host, "debug", "attached", { pod: podLabel(pod), container: request.containerId });
@@ -122,10 +128,15 @@ async function attempt(
       outcome: "failed",
       code: own.code,
       error: own.message,
-      choice: formatChoice(choice),
+      choice: await numbersOf(choice),
     });
     return { kind: "failed", network: choice.network, error: own };
   }
+}
+
+/** The numbers of a choice, for the ledger. */
+async function numbersOf(choice: Choice): Promise<string> {
+  return (await import("./choose.ts")).formatChoice(choice);
 }
 
 /** A failed ADD is told in the ledger too, by a transaction of its own. */
@@ -323,19 +334,21 @@ async function attachAll(
       for (const added of results) if (added.kind === "failed") throw added.error;
     }
     if (host.signal.aborted) throw new CniError(code.tryAgainLater, "Asked to end during ADD");
+    mark("attach");
     refreshHostInterfaces(done);
     done.sort((a, b) => planned.indexOf(a.attachment) - planned.indexOf(b.attachment));
     const result = mergeDone(done, config);
     const status = await makeStatus(host, config, plan, done);
+    const choice = plan.choice ? await numbersOf(plan.choice) : "";
     release(state, operation, () => {
       for (const { attachment, result } of done) {
         setAttached(state, attachment, toVersion(result, attachment.list.cniVersion));
       }
       if (status && !status.isInline) putStatus(state, status, host.now());
       sampleTraffic(state, trafficOf(done), host.now());
-      const choice = plan.choice && formatChoice(plan.choice);
-      if (chain.journal) writeJournal(host, state, chain.journal, choice ? { choice } : {});
+      if (chain.journal) writeJournal(host, state, chain.journal, { choice });
     });
+    mark("commit");
     if (status?.isInline) await publishOrPut(host, state, plan, status, chain.deadlineMs);
     return result;
   } catch (error) {

@@ -28,7 +28,7 @@ import { candidateNetworks } from "./wanted.ts";
  * @throws CniError of the first delegate that says no; 3 when there is no record of the container
  */
 export async function check(host: Host, request: Request): Promise<undefined> {
-  const settings = loadNodeSettings(host, request.config);
+  const settings = await loadNodeSettings(host, request.config);
   if (request.config["disableCheck"] === true) return undefined;
   const journal = openJournal(host, request);
   const state = openState(host, settings.stateDir);
@@ -89,7 +89,7 @@ const statusTimeoutMs = 5_000;
  */
 export async function status(host: Host, request: Request): Promise<undefined> {
   try {
-    const config = loadConfig(request.config);
+    const config = await loadConfig(request.config);
     host.log = { level: config.logLevel, file: config.logFile };
     if (config.readinessFile !== undefined && !existsSync(config.readinessFile)) {
       throw new CniError(

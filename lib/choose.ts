@@ -1,19 +1,21 @@
 /**
  * The choice when it is ours: candidates that the pod may use, whose binaries exist, that are not
- * full and say that they work, ranked by their KPIs. The choice is written down for some seconds, so
- * that a herd of pods sees each other and spreads. Source: CNI-Genie's "smart" selection; design D3.
+ * full and say that they work, ranked by their KPIs. The choice is written down for some seconds,
+ * so that a herd of pods sees each other and spreads. Source: CNI-Genie's "smart" selection; design
+ * D3.
  */
 import { checkAccess } from "./access.ts";
 import { CniError, code, type Host, toCniError } from "./cni.ts";
 import type { Config } from "./config.ts";
 import { type State, write } from "./database.ts";
 import { statusChain } from "./delegate.ts";
-import { type NetworkKpis, networkKpis, sampleTraffic } from "./kpi.ts";
+import { type NetworkKpis, networkKpis } from "./kpi.ts";
 import { configHash } from "./ledger.ts";
 import { findPlugins, type Network, type PluginSearch, resolveNetwork } from "./networks.ts";
 import type { Pod } from "./pod.ts";
 import { type Candidate, type Ranked, rank } from "./select.ts";
 import { oneLine } from "./text.ts";
+import { sampleTraffic } from "./traffic.ts";
 import { candidateNetworks } from "./wanted.ts";
 
 /** How a choice is made. */
@@ -72,10 +74,8 @@ export async function chooseNetwork(
     else kpis.push(outcome);
   }
   if (kpis.length === 0) {
-    throw new CniError(
-      code.tryAgainLater,
-      `Cannot choose a network: ${rejected.map((one) => `${one.network}: ${one.reason}`).join("; ")}`,
-    );
+    const reasons = rejected.map((one) => `${one.network}: ${one.reason}`).join("; ");
+    throw new CniError(code.tryAgainLater, `Cannot choose a network: ${reasons}`);
   }
   const decide = () => rank(candidatesOf(kpis, chooser.state, host.now()), config.select.weights);
   const ranking =
@@ -183,7 +183,7 @@ function candidatesOf(kpis: NetworkKpis[], state: State | undefined, nowMs: numb
   }));
 }
 
-/** Ranks and writes the choice down in one transaction: of two that choose at once, one is first. */
+/** Ranks and writes the choice down in one transaction: of two at once, one is first. */
 function reserve(
   state: State,
   containerId: string,

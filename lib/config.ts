@@ -20,8 +20,6 @@ import {
   unquote,
 } from "./toml.ts";
 
-/** Where the plugin table is when the CNI config has no `plugins_file`. */
-export const pluginsFileDefault = "/etc/cni/genie/plugins.toml";
 const kubeconfigDefault = "/etc/cni/genie/kubeconfig";
 /** Largest plugin table, in characters. */
 const tableLengthMax = 1024 * 1024;
@@ -382,5 +380,18 @@ export function parseTopLevel(text: string): Partial<TopLevel> {
     ...(logLevel !== undefined && { logLevel }),
     ...(logFile !== undefined && { logFile }),
     ...(delRetryWindowMs !== undefined && { delRetryWindowMs }),
+  };
+}
+
+/**
+ * The settings DEL needs, with defaults, from a table that may be invalid anywhere. Never throws.
+ */
+export function parseNodeSettings(text: string): TopLevel & { auditKeepMs: number } {
+  const defaults = defaultConfig();
+  const [, keep = ""] = /^\[audit\][^[]*?^\s*keep\s*=\s*"([^"\n]*)"/m.exec(text) ?? [];
+  return {
+    ...defaults,
+    ...parseTopLevel(text),
+    auditKeepMs: parseDuration(keep) ?? defaults.audit.keepMs,
   };
 }

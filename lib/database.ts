@@ -93,7 +93,27 @@ export function closeState({ database, copyDir }: State): void {
   if (copyDir !== "") rmSync(copyDir, { recursive: true, force: true });
 }
 
+/** Opens the file, which another process may be setting aside at this moment. */
 function openFile(file: string): Database {
+  for (let tries = 1; ; tries++) {
+    try {
+      return openOnce(file);
+    } catch (error) {
+      if (!isMoving(error) || tries === openTriesMax) throw error;
+      Bun.sleepSync(openPollMs);
+    }
+  }
+}
+
+/** What a file gives that is renamed while it is used; others say so for good. */
+function isMoving(error: unknown): boolean {
+  return /^SQLITE_(CANTOPEN|IOERR)/.test(sqliteCode(error));
+}
+
+const openPollMs = 10;
+const openTriesMax = 5;
+
+function openOnce(file: string): Database {
   makeFile(file);
   const database = new Database(file, { readwrite: true, create: false, strict: true });
   try {
@@ -146,16 +166,19 @@ function makeFile(file: string): void {
 /** Thrown for a database that someone else made. */
 class ForeignFile extends Error {}
 
-/** The schema version; 0 for a file that is still empty. */
+/**
+ * The schema version; 0 for a file that is still empty. Another process may migrate it between two
+ * of these reads: in this order none of them contradicts another.
+ */
 function readVersion(database: Database): number {
+  const isEmpty = database.query("SELECT 1 FROM sqlite_schema LIMIT 1").get() === null;
   const { user_version: found } = database.query("PRAGMA user_version").get() as {
     user_version: number;
   };
   const { application_id: id } = database.query("PRAGMA application_id").get() as {
     application_id: number;
   };
-  const isEmpty = () => database.query("SELECT 1 FROM sqlite_schema LIMIT 1").get() === null;
-  if (id === applicationId || (id === 0 && found === 0 && isEmpty())) return found;
+  if (id === applicationId || (isEmpty && id === 0 && found === 0)) return found;
   throw new ForeignFile("it is another program's database");
 }
 
@@ -259,15 +282,20 @@ export function write<T>(state: State, inside: () => T): T {
 
 /**
  * The first {@link write} of an operation: damage that shows only now sets the file aside as well,
- * and `inside` runs on the new one. Later writes must not do that: they go on from earlier ones.
+ * by us or by another process, and `inside` runs on the new one. Later writes must not do that:
+ * they go on from earlier ones.
  */
 export function writeFirst<T>(host: Host, state: State, inside: () => T): T {
   try {
     return write(state, inside);
   } catch (error) {
-    if (!(error instanceof CniError) || !isUnusable(error.cause)) throw error;
+    const cause = error instanceof CniError ? error.cause : undefined;
+    if (!isUnusable(cause) && !isMoving(cause)) throw error;
     state.database.close();
-    state.database = renewState(host, state.file).database;
+    const dir = dirname(state.file);
+    state.database = (
+      isUnusable(cause) ? renewState(host, state.file) : openState(host, dir)
+    ).database;
     return write(state, inside);
   }
 }

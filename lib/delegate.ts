@@ -10,6 +10,7 @@ import { isObject, parseJson } from "./json.ts";
 import { type Journal, noteNetwork, notePlugin } from "./ledger.ts";
 import { tokenVariable } from "./lock.ts";
 import { type NetworkConfigList, type PluginConfig, requestConfig } from "./netconf.ts";
+import { netnsId } from "./netns.ts";
 import { normalizeResult, parseResult, type Result, toVersion } from "./result.ts";
 import type { Attachment } from "./state.ts";
 import { oneLine } from "./text.ts";
@@ -142,13 +143,16 @@ export async function delChain(
 ): Promise<CniError[]> {
   const { list } = attachment;
   const note = noter(attachment, "DEL", options);
+  const isGone = netnsId(options.netns) === "";
   const errors: CniError[] = [];
   for (let index = last; index >= 0; index--) {
+    const isUndone = isGone && insideOnly.has(list.plugins[index]?.type ?? "");
+    // Of a path that leads to nothing sbr makes a file, on which those before it would fail.
+    const given = isUndone ? { ...options, netns: "" } : options;
     try {
-      await call(host, attachment, index, "DEL", options, result);
+      await call(host, attachment, index, "DEL", given, result);
     } catch (error) {
-      const isGone = options.netns === "" && insideOnly.has(list.plugins[index]?.type ?? "");
-      if (!isGone) errors.push(toCniError(error));
+      if (!isUndone) errors.push(toCniError(error));
     }
   }
   note(errors[0]);

@@ -15,7 +15,6 @@ import { isObject } from "./json.ts";
 import { type Journal, openJournal, pruneLedger, writeJournal } from "./ledger.ts";
 import { endHolder, newOperation, type Operation, release, takeLock } from "./lock.ts";
 import { isForeignNetns } from "./netns.ts";
-import { guessPlan } from "./plan.ts";
 import { parseResult, type Result } from "./result.ts";
 import { loadConfig, loadNodeSettings, type NodeSettings } from "./settings.ts";
 import {
@@ -42,7 +41,7 @@ const addEndMs = 35_000;
  *   of this container does not end in time
  */
 export async function del(host: Host, request: Request): Promise<undefined> {
-  const settings = loadNodeSettings(host, request.config);
+  const settings = await loadNodeSettings(host, request.config);
   const operation = newOperation(host, request.containerId, "DEL");
   const chain: ChainOptions = {
     netns: request.netns,
@@ -271,7 +270,8 @@ async function deleteByGuess(
 ): Promise<void> {
   const netns = isForeignNetns(request.netns) ? request.netns : "";
   try {
-    const plan = guessPlan(loadConfig(request.config), request);
+    const { guessPlan } = await import("./plan.ts");
+    const plan = await guessPlan(await loadConfig(request.config), request);
     const result = carriedResult(request);
     for (const attachment of plan.attachments.toReversed()) {
       if (ifNames && !ifNames.has(attachment.ifName)) continue;

@@ -19,7 +19,7 @@ import { type Flags, text, UsageError } from "./usage.ts";
 export async function runPlan(host: Host, flags: Flags, width: number): Promise<number> {
   const stdin = readOwnConfig(text(flags, "cni-config"));
   const request = dryRequest(host, stdin, flags);
-  const config = loadConfig(stdin);
+  const config = await loadConfig(stdin);
   const plan = await makePlan(host, config, request);
   if (flags["json"]) {
     host.stdout(`${JSON.stringify(planDocument(config, plan), null, 2)}\n`);

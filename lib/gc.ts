@@ -31,7 +31,7 @@ const gcTimeoutMs = 120_000;
  * @throws CniError of the first failure, the others in `details`; 11 when ADDs do not end in time
  */
 export async function gc(host: Host, request: Request): Promise<undefined> {
-  const settings = loadNodeSettings(host, request.config);
+  const settings = await loadNodeSettings(host, request.config);
   const valid = validCalls(request);
   if (!valid || request.config["disableGC"] === true) return undefined;
   const journal = openJournal(host, request);
@@ -173,7 +173,7 @@ async function collectNetworks(
   chain: ChainOptions,
 ): Promise<CniError[]> {
   const errors: CniError[] = [];
-  const config = loadConfig(request.config);
+  const config = await loadConfig(request.config);
   const search = pluginSearch(config, request);
   const kept = attachments(host, state).filter((row) => row.state === "attached");
   for (const network of listNetworks(config).networks) {

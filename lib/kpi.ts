@@ -1,9 +1,9 @@
 /**
  * What is measured of a network: occupancy, subnets, response time, failure rate, bandwidth,
  * attachments. Each figure says where it comes from and how old it is, or that it is unknown.
- * Reads the record, host-local's store and `/sys/class/net`; writes the traffic counters alone.
+ * Reads the record and host-local's store; `traffic.ts` counts the bytes.
  */
-import { readdirSync, readFileSync, statSync } from "node:fs";
+import { readdirSync, statSync } from "node:fs";
 import { isIP } from "node:net";
 import { join } from "node:path";
 import type { State } from "./database.ts";
@@ -246,47 +246,4 @@ function usedAddresses(
     else if (char >= 0x30 && char <= 0x39 && name.includes(".")) ipv4++;
   }
   return { ipv4, ipv6 };
-}
-
-/** Host-side interface of an attachment, by which its traffic is counted. */
-export interface TrafficSource {
-  containerId: string;
-  ifName: string;
-  network: string;
-  hostIfName: string;
-}
-
-/**
- * Counts the bytes of some host-side interfaces and keeps bytes and rate. Call inside a transaction.
- * An interface that is gone is passed over.
- */
-export function sampleTraffic(
-  { database }: State,
-  sources: readonly TrafficSource[],
-  nowMs: number,
-): void {
-  const find = database.query(
-    "SELECT bytes, at_ms FROM traffic WHERE container_id = ? AND ifname = ?",
-  );
-  const put = database.query("INSERT OR REPLACE INTO traffic VALUES (?, ?, ?, ?, ?, ?, ?)");
-  for (const { containerId, ifName, network, hostIfName } of sources) {
-    const bytes = countBytes(hostIfName);
-    if (bytes === undefined) continue;
-    const before = find.get(containerId, ifName) as { bytes: number; at_ms: number } | null;
-    const seconds = before ? (nowMs - before.at_ms) / 1000 : 0;
-    const rate = before && seconds > 0 ? Math.max(0, bytes - before.bytes) / seconds : 0;
-    put.run(containerId, ifName, network, hostIfName, nowMs, bytes, rate);
-  }
-}
-
-/** Received and sent bytes of an interface of the node; undefined when there is none by this name. */
-function countBytes(name: string): number | undefined {
-  const dir = join("/sys/class/net", name, "statistics");
-  try {
-    const read = (file: string) => Number(readFileSync(join(dir, file), "utf8"));
-    return read("rx_bytes") + read("tx_bytes");
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === undefined) throw error;
-    return undefined;
-  }
 }

@@ -6,12 +6,12 @@
  */
 import * as v from "valibot";
 import { CniError, code, type Host } from "./cni.ts";
+import type { KubeSettings } from "./credentials.ts";
 import { isObject } from "./json.ts";
 import {
   type Account,
   findAccount,
   issueText,
-  type KubeSettings,
   override,
   readSecrets,
   type Secrets,

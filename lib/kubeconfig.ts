@@ -5,32 +5,13 @@
  * takes 20 ms to load, so only `exec` and `auth-provider` users load it.
  * Source: https://kubernetes.io/docs/reference/config-api/kubeconfig.v1/
  */
-import { readFileSync, statSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 import * as v from "valibot";
 import { CniError, code, type Host } from "./cni.ts";
+import { exists, type KubeSettings, serviceAccountDirDefault, sourceOf } from "./credentials.ts";
 import { isObject } from "./json.ts";
 import { oneLine } from "./text.ts";
-
-/** Where credentials may come from. The optional strings may be "", which is the same as absent. */
-export interface KubeSettings {
-  /** Path of a kubeconfig file. */
-  kubeconfig?: string;
-  /** True when someone named that file: then it must exist. */
-  kubeconfigIsExplicit: boolean;
-  /** CNI-Genie's `k8s_api_root`: URL of the server; what follows `/api/` is dropped. */
-  apiRoot?: string;
-  /** CNI-Genie's `k8s_auth_token`: the secret itself. */
-  authToken?: string;
-  /** CNI-Genie's paths of PEM files: `k8s_client_certificate`, `k8s_client_key`, ... */
-  clientCertificate?: string;
-  clientKey?: string;
-  certificateAuthority?: string;
-  /** Limit of one call, its repetition included, in milliseconds. */
-  timeoutMs: number;
-  /** Folder of `token` and `ca.crt`; absent: where Kubernetes mounts them. */
-  serviceAccountDir?: string;
-}
 
 /** Secrets in memory just long enough for one request. */
 export interface Secrets {
@@ -50,33 +31,6 @@ export interface Account {
   plugin?: () => Promise<Secrets>;
 }
 type Read = (() => string) | undefined;
-
-const serviceAccountDirDefault = "/var/run/secrets/kubernetes.io/serviceaccount";
-
-/**
- * True when {@link connect} would find credentials; reads no file. A kubeconfig that someone named
- * and that is missing counts, so that `connect` can say so.
- */
-export function isConfigured(host: Host, settings: KubeSettings): boolean {
-  return sourceOf(host, settings) !== undefined;
-}
-
-function sourceOf(host: Host, settings: KubeSettings): "kubeconfig" | "root" | "pod" | undefined {
-  const { kubeconfig, serviceAccountDir: folder = serviceAccountDirDefault } = settings;
-  if (kubeconfig && (settings.kubeconfigIsExplicit || exists(kubeconfig))) return "kubeconfig";
-  if (settings.apiRoot) return "root";
-  const inPod = Boolean(host.env["KUBERNETES_SERVICE_HOST"]) && exists(join(folder, "token"));
-  return inPod ? "pod" : undefined;
-}
-
-/** False only for a file that is surely not there; one we may not look at is an error later. */
-function exists(file: string): boolean {
-  try {
-    return statSync(file, { throwIfNoEntry: false }) !== undefined;
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code !== "ENOTDIR";
-  }
-}
 
 /** Finds the account to use, see {@link isConfigured}. @throws CniError 7 when there is none */
 export function findAccount(host: Host, settings: KubeSettings): Account {

@@ -189,10 +189,22 @@ export function requestConfig(
     cniVersion: list.cniVersion,
     name: list.name,
     ...(offered.length > 0 && { runtimeConfig: Object.fromEntries(offered) }),
-    ...(Object.keys(args).length > 0 && { args: { ...ownArgs, ...args } }),
+    ...(Object.keys(args).length > 0 && { args: mergeArgs(ownArgs, args) }),
     ...(prevResult && { prevResult }),
     ...reserved,
   };
+}
+
+/** Objects are merged once more: a pod's `args.cni` keys win (NPWG v1.3 §4.1.2.1.6.2). */
+function mergeArgs(
+  own: Record<string, unknown>,
+  given: Record<string, unknown>,
+): Record<string, unknown> {
+  const merged = Object.entries(given).map(([key, value]) => {
+    const before = Object.hasOwn(own, key) ? own[key] : undefined;
+    return [key, isObject(before) && isObject(value) ? { ...before, ...value } : value];
+  });
+  return { ...own, ...Object.fromEntries(merged) };
 }
 
 /** Keys of a stored plugin config that never reach a delegate as they stand. */

@@ -7,19 +7,16 @@
  */
 import { isIP } from "node:net";
 import * as v from "valibot";
-import { attachmentsMax, requestedNameIssue, type SelectionElement } from "./annotations.ts";
+import {
+  attachmentsMax,
+  npwgKeys,
+  requestedNameIssue,
+  type SelectionElement,
+} from "./annotations.ts";
 import { CniError, code, isNetworkName } from "./cni.ts";
-import { parseJson } from "./json.ts";
+import { isObject, parseJson } from "./json.ts";
 import type { Dns, Result } from "./result.ts";
 import { oneLine } from "./text.ts";
-
-/** Annotation keys of the specification, and Multus' key for a pod's own default network. */
-export const npwgKeys = {
-  networks: "k8s.v1.cni.cncf.io/networks",
-  status: "k8s.v1.cni.cncf.io/network-status",
-  defaultNetwork: "v1.multus-cni.io/default-network",
-  resourceName: "k8s.v1.cni.cncf.io/resourceName",
-} as const;
 
 /** One NetworkAttachmentDefinition a pod selects, with what it wants of it. */
 export interface NetworkElement extends SelectionElement {
@@ -50,7 +47,14 @@ const Element = v.looseObject({
   ips: v.exactOptional(v.pipe(v.array(address), v.minLength(1))),
   mac: v.exactOptional(hexBytes(6)),
   interface: v.exactOptional(v.string()),
-  "cni-args": v.exactOptional(v.nullable(v.record(v.string(), v.unknown()))),
+  "cni-args": v.exactOptional(
+    v.nullable(
+      v.pipe(
+        v.custom<Record<string, unknown>>(isObject, "expected an object"),
+        v.record(v.string(), v.unknown()),
+      ),
+    ),
+  ),
   portMappings: v.exactOptional(
     v.pipe(
       v.array(
@@ -137,7 +141,11 @@ export function parseReference(text: string, podNamespace: string, key: string):
   const [namespace = podNamespace, network = "", ifName] = (
     /^(?:([^/@]+)\/)?([^/@]*)(?:@(.*))?$/.exec(text)?.slice(1) ?? []
   ).map((part: string | undefined) => part?.trim());
-  if (!isObjectName(network) || (namespace !== "" && !isObjectName(namespace))) {
+  if (
+    !isObjectName(network) ||
+    (namespace !== "" && !isObjectName(namespace)) ||
+    ifName?.includes("@")
+  ) {
     throw invalid(key, `"${oneLine(text, 80)}" is not [namespace/]name[@interface]`);
   }
   if (ifName !== undefined) checkInterface(ifName, network, key);
@@ -241,15 +249,6 @@ function toBandwidth(
   }
   return args;
 }
-
-/** Capabilities a pod may ask for and a plugin must offer, or the attachment fails (§4.1.2.1). */
-export const requiredCapabilities = [
-  "ips",
-  "mac",
-  "portMappings",
-  "bandwidth",
-  "infinibandGUID",
-] as const;
 
 function checkInterface(ifName: string, network: string, key: string): void {
   const issue = requestedNameIssue(ifName);

@@ -6,9 +6,11 @@
 import { statSync } from "node:fs";
 import { join } from "node:path";
 import { checkAccess } from "./access.ts";
-import { type Choice, type Chooser, chooseNetwork } from "./choose.ts";
+import { type Objects, openObjects } from "./api.ts";
+import type { Choice, Chooser } from "./choose.ts";
 import { CniError, code, type Host, type Request, toCniError } from "./cni.ts";
 import type { Config } from "./config.ts";
+import { isConfigured } from "./credentials.ts";
 import { isObject } from "./json.ts";
 import { declaresCapability, type NetworkConfigList } from "./netconf.ts";
 import {
@@ -21,8 +23,6 @@ import {
   readList,
   resolveNetwork,
 } from "./networks.ts";
-import { requiredCapabilities } from "./npwg.ts";
-import { type Objects, openObjects, resolveDefinition, resolveLogical } from "./objects.ts";
 import { carriedPod, delegateArgs, lookupPod, type Pod, podIdentity, podPath } from "./pod.ts";
 import type { Attachment } from "./state.ts";
 import {
@@ -39,6 +39,8 @@ export interface Plan {
   pod: Pod;
   /** What decided the primary set. */
   decision: Decision;
+  /** Interfaces of the primary set. */
+  primarySet: ReadonlySet<string>;
   attachments: Attachment[];
   /** The numbers behind it, where the choice was ours. */
   choice?: Choice;
@@ -78,10 +80,17 @@ export async function makePlan(
   const objects = openObjects(host, config);
   const pod = await lookupPod(host, config, request, objects);
   const search = pluginSearch(config, request);
-  const { decision, primarySet, further } = selectWanted(config, pod);
+  const { decision, primarySet, further } = await selectWanted(config, pod);
   const choice =
     decision === "choice"
-      ? await chooseNetwork(host, config, search, pod, request.containerId, chooser)
+      ? await (await import("./choose.ts")).chooseNetwork(
+          host,
+          config,
+          search,
+          pod,
+          request.containerId,
+          chooser,
+        )
       : undefined;
   if (choice) primarySet.push(onNode({ network: choice.network }, reasonOf(choice)));
   const named = nameInterfaces(primarySet, further, request.ifName);
@@ -102,7 +111,9 @@ export async function makePlan(
     attachments.push(toAttachment(config, request, search, pod, wanted, network));
   }
   await assignDevices(host, config.kubernetes.kubeletDir, pod, attachments, resolved);
-  return { pod, decision, attachments, objects, ...(choice && { choice }) };
+  const own = named.filter(({ isFurther }) => !isFurther).map(({ ifName }) => ifName);
+  const parts = { pod, decision, primarySet: new Set(own), attachments, objects };
+  return { ...parts, ...(choice && { choice }) };
 }
 
 /**
@@ -112,10 +123,10 @@ export async function makePlan(
  * @returns what is certain, and why the rest is not
  * @throws CniError 7, 101 or 105 when there is no plan at all
  */
-export function guessPlan(
+export async function guessPlan(
   config: Config,
   request: Request,
-): { attachments: Attachment[]; problems: CniError[] } {
+): Promise<{ attachments: Attachment[]; problems: CniError[] }> {
   const carried = carriedPod(request);
   const nobody = {
     ...podIdentity(request.args),
@@ -124,7 +135,7 @@ export function guessPlan(
   } as const;
   const pod: Pod = carried ?? { ...nobody, annotations: new Map() };
   const search = pluginSearch(config, request);
-  const { decision, primarySet, further } = selectWanted(config, pod);
+  const { decision, primarySet, further } = await selectWanted(config, pod);
   const attachments: Attachment[] = [];
   const problems: CniError[] = [];
   // Whichever was chosen is not known any more: DEL on a network that was not harms nothing.
@@ -218,12 +229,20 @@ async function resolveWanted(
       return { ...network, gates: gatesOf(config, network) };
     }
     case "logical": {
-      const { behind, ...network } = await resolveLogical(objects, config, wanted);
+      const { behind, ...network } = await (await import("./objects.ts")).resolveLogical(
+        objects,
+        config,
+        wanted,
+      );
       return { ...network, gates: gatesOf(config, behind) };
     }
     case "definition": {
       checkIsolation(config, wanted, pod);
-      const network = await resolveDefinition(objects, config, wanted);
+      const network = await (await import("./objects.ts")).resolveDefinition(
+        objects,
+        config,
+        wanted,
+      );
       return { ...network, gates: network.onDisk ? gatesOf(config, network) : [network.name] };
     }
     case "multus":
@@ -250,10 +269,12 @@ async function resolveMultus(
     const network = networkAt(name);
     return { ...network, gates: gatesOf(config, network) };
   }
-  const { isConfigured } = await import("./kubeconfig.ts");
   if (isConfigured(host, config.kubernetes)) {
     try {
-      return { ...(await resolveDefinition(objects, config, wanted)), gates: [name] };
+      return {
+        ...(await (await import("./objects.ts")).resolveDefinition(objects, config, wanted)),
+        gates: [name],
+      };
     } catch (error) {
       if (!(error instanceof CniError) || error.code !== code.networkNotFound) throw error;
     }
@@ -284,8 +305,8 @@ function checkIsolation(config: Config, { namespace, network }: Wanted, pod: Pod
 }
 
 /**
- * Whose rules a network of the node is under: its table entry's; found on disk, those of every entry
- * with that list, whatever name the pod found it by.
+ * Whose rules a network of the node is under: its table entry's; found on disk, those of every
+ * entry with that list, whatever name the pod found it by.
  */
 function gatesOf(config: Config, { name, list, source, entry }: Network): string[] {
   if (entry) return [entry.name];
@@ -322,13 +343,15 @@ async function withServiceAccount(
   objects: Objects,
   pod: Pod,
 ): Promise<Pod> {
-  const { isConfigured } = await import("./kubeconfig.ts");
   if (pod.namespace === "" || pod.name === "" || !isConfigured(host, config.kubernetes)) return pod;
   const object = await objects.get(podPath(pod));
   const spec = isObject(object) ? object["spec"] : undefined;
   const account = isObject(spec) ? spec["serviceAccountName"] : undefined;
   return { ...pod, serviceAccount: typeof account === "string" ? account : "default" };
 }
+
+/** Capabilities a pod may ask for and a plugin must offer, or the attachment fails (§4.1.2.1). */
+const requiredCapabilities = ["ips", "mac", "portMappings", "bandwidth", "infinibandGUID"] as const;
 
 /** What a pod asks of a network, a plugin must offer (NPWG §4.1.2.1.3.2 ff). @throws CniError 7 */
 function checkCapabilities(network: Resolved, { capabilityArgs = {} }: Wanted): void {

@@ -2,10 +2,12 @@
  * Who is the pod, and what do its annotations say. Five sources, first hit wins (design D2):
  * the runtime's hand-over, Mesos labels, CNI_ARGS, the Kubernetes API, none.
  */
+
+import { type Objects, openObjects } from "./api.ts";
 import { CniError, code, type Host, type Request } from "./cni.ts";
 import type { Config } from "./config.ts";
+import { isConfigured } from "./credentials.ts";
 import { isObject, parseJson } from "./json.ts";
-import { type Objects, openObjects } from "./objects.ts";
 import type { PodIdentity } from "./state.ts";
 import { oneLine } from "./text.ts";
 
@@ -92,7 +94,6 @@ export async function lookupPod(
   if (carried) return carried;
   const identity = podIdentity(request.args);
   if (identity.namespace !== "" && identity.name !== "") {
-    const { isConfigured } = await import("./kubeconfig.ts");
     if (isConfigured(host, config.kubernetes)) {
       return fetchPod(objects, identity);
     }
@@ -118,7 +119,9 @@ async function fetchPod(objects: Objects, identity: PodIdentity): Promise<Pod> {
     );
   });
   const pod = parsePod(object, podPath(identity), api);
-  if (identity.uid !== "" && pod.metadata.uid !== identity.uid) {
+  // The kubelet knows a static pod by another uid than the API, where its mirror names that one.
+  const known = [pod.metadata.uid, pod.metadata.annotations?.["kubernetes.io/config.mirror"]];
+  if (identity.uid !== "" && !known.includes(identity.uid)) {
     throw new CniError(
       code.tryAgainLater,
       `Cannot attach pod ${label}: it was made anew, its uid is ${pod.metadata.uid} ` +

@@ -97,9 +97,7 @@ export function makeReport(
     },
     latencyEdgesUs,
     causes: causesOf(counted, view?.examples ?? []),
-    decisions: [...counted.networks].flatMap(([network, { decidedBy }]) =>
-      [...decidedBy].map(([by, requests]) => ({ network, decidedBy: by, requests })),
-    ),
+    decisions: decisionsOf(counted),
     choices: (view?.choices ?? []).map(choiceReport),
     requests: (view?.newest ?? []).map(requestReport),
   };
@@ -160,7 +158,10 @@ function head(
 
 function asideNotice({ file, atMs }: SetAside): string {
   const at = isoTime(atMs);
-  return `An unusable record was set aside${at ? ` at ${at}` : ""}: its requests and attachments are not in this report, they are in ${file}`;
+  return (
+    `An unusable record was set aside${at ? ` at ${at}` : ""}: its requests and attachments are ` +
+    `not in this report, they are in ${file}`
+  );
 }
 
 function shownFilter(filter: LedgerFilter): Report["filter"] {
@@ -243,6 +244,14 @@ function causesOf({ causes }: Tally, examples: NumberedRow[]): CauseReport[] {
       error: example?.error ?? "",
       rule: example?.rule ?? "",
     };
+  });
+}
+
+/** By network, of each the most frequent first. */
+function decisionsOf({ networks }: Tally): Report["decisions"] {
+  return [...networks.keys()].sort().flatMap((network) => {
+    const deciders = [...(networks.get(network)?.decidedBy ?? [])].sort((a, b) => b[1] - a[1]);
+    return deciders.map(([decidedBy, requests]) => ({ network, decidedBy, requests }));
   });
 }
 

@@ -89,11 +89,18 @@ export function shownSpan(edges: readonly number[], i: number): string {
   return `${shownDuration(from)} to ${shownDuration(to)}`;
 }
 
-/** First and last span of the histogram that has something in it, with one empty span around. */
+/** Spans drawn at least, more than one decade: a single duration stands among others. */
+const spansMin = 9;
+
+/** First and last span of the histogram that has something in it, with empty ones around. */
 export function usedSpans(histogram: readonly number[]): { first: number; last: number } {
-  const last = histogram.findLastIndex((count) => count > 0);
   const first = histogram.findIndex((count) => count > 0);
-  return { first: Math.max(0, first - 1), last: Math.min(histogram.length - 1, last + 1) };
+  const last = histogram.findLastIndex((count) => count > 0);
+  const around = Math.max(1, Math.ceil((spansMin - (last - first + 1)) / 2));
+  return {
+    first: Math.max(0, first - around),
+    last: Math.min(histogram.length - 1, last + around),
+  };
 }
 
 /** The networks with the most requests, as many as there are colours. */

@@ -1,4 +1,4 @@
-/** `genie report`: from the words of the command line to the record, and out as what was asked for. */
+/** `genie report`: from the words of the command line to the record, and out as asked for. */
 import { randomUUID } from "node:crypto";
 import { closeSync, fsyncSync, openSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
@@ -38,7 +38,7 @@ interface Question {
  */
 export async function runReport(host: Host, flags: Flags, width: number): Promise<number> {
   const question = readQuestion(host, flags);
-  const source = readSource(host, readOwnConfig(text(flags, "cni-config")));
+  const source = await readSource(host, readOwnConfig(text(flags, "cni-config")));
   const { filter, pod, limit = limitDefault } = question;
   const file = text(flags, "html");
   if (flags["csv"]) {
@@ -127,12 +127,12 @@ function readLimit(given: string | undefined): number | undefined {
 }
 
 /** A table that is wrong must not hide the record: only the totals are missing then. */
-function readSource(host: Host, own: StdinConfig): ReportSource {
-  const { stateDir } = loadNodeSettings(host, own);
+async function readSource(host: Host, own: StdinConfig): Promise<ReportSource> {
+  const { stateDir } = await loadNodeSettings(host, own);
   const totals = new Map<string, { ipv4?: number; ipv6?: number }>();
   const notices: string[] = [];
   try {
-    for (const network of listNetworks(loadConfig(own)).networks) {
+    for (const network of listNetworks(await loadConfig(own)).networks) {
       const { ipv4, ipv6 } = networkKpis(undefined, network, host.now());
       totals.set(network.name, {
         ...(ipv4.total.value !== undefined && { ipv4: ipv4.total.value }),

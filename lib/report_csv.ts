@@ -3,8 +3,8 @@
  * end, quotes where needed.
  *
  * Texts come from others. Control characters are replaced, and a text that a spreadsheet would take
- * for a formula (it begins with `=`, `+`, `-`, `@`, also of full width) gets an apostrophe in front,
- * which spreadsheets hide. Numbers are bare. Pure: rows in, text out.
+ * for a formula (it begins with `=`, `+`, `-`, `@`, also of full width) gets an apostrophe in
+ * front, which spreadsheets hide. Numbers are bare. Pure: rows in, text out.
  */
 import { isoTime } from "./quantity.ts";
 import type { NumberedRow } from "./report_rows.ts";

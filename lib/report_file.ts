@@ -110,8 +110,8 @@ function readAll<T>(database: Database, inside: (record: RecordReader) => T): T 
     if (version > readableVersion) {
       throw new CniError(
         code.stateUnavailable,
-        `its schema version ${version} is newer than ${readableVersion}, use the genie that wrote ` +
-          "it or a later one",
+        `its schema version ${version} is newer than ${readableVersion}, use the genie that ` +
+          "wrote it or a later one",
       );
     }
     return inside({ database, tables: new Set(names.map(([name]) => String(name))) });

@@ -69,7 +69,7 @@ ${stuckSection(report)}
 ${requestsSection(report)}
 </main>
 <footer>
-<p>Made ${shownTime(report.generatedAt)} UTC from ${printable(report.record)}. All times are UTC.</p>
+<p>Made ${shownTime(report.generatedAt)} from ${printable(report.record)}. All times are UTC.</p>
 <details><summary>Charts by uPlot, MIT licence</summary><pre>${assets.licence}</pre></details>
 </footer>
 <script type="application/json" id="data">${scriptJson(charts)}</script>

@@ -72,6 +72,9 @@
     });
   }
 
+  /** 1, 2, 5, 10 ... */
+  const wholeSteps = Array.from({ length: 30 }, (_, i) => [1, 2, 5][i % 3] * 10 ** Math.floor(i / 3));
+
   function timeChart(element, { at, series, bucketS }) {
     const sums = stack(series.map(({ values }) => values)).reverse();
     const colours = series.map(({ name }) => colour(name)).reverse();
@@ -86,8 +89,13 @@
         y: { range: (_plot, _min, max) => [0, Math.max(1, max) * 1.05] },
       },
       axes: [
-        axis({ grid: { show: false }, space: 74, size: 42, values: timeLabels }),
-        numberAxis((value) => (Number.isInteger(value) ? compact.format(value) : "")),
+        axis({
+          grid: { show: false },
+          space: 74,
+          size: (_plot, labels) => (labels?.some((label) => label.includes("\n")) ? 42 : 26),
+          values: timeLabels,
+        }),
+        { ...numberAxis((value) => compact.format(value)), incrs: wholeSteps },
       ],
       series: [
         {},
@@ -250,16 +258,12 @@
   const elements = [...document.querySelectorAll("[data-chart]")];
   const drawAll = () => elements.forEach(draw);
   drawAll();
-  new ResizeObserver((changes) => {
+  const observer = new ResizeObserver((changes) => {
     for (const { target } of changes) {
       if (String(target.clientWidth) !== target.dataset.width) draw(target);
     }
-  }).observe(document.body);
-  addEventListener("resize", () => {
-    for (const element of elements) {
-      if (String(element.clientWidth) !== element.dataset.width) draw(element);
-    }
   });
+  for (const element of elements) observer.observe(element);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
   root.dataset.drawn = String(drawn.size);
 })();

@@ -1,8 +1,8 @@
 /**
  * What reports read of the ledger, in SQL.
  *
- * A *request* is a row of kind `network`, or the row of a call that failed without any network of it
- * failing: denied, unknown, malformed. Such a call counts for the network it names.
+ * A *request* is a row of kind `network`, or the row of a call that failed without any network of
+ * it failing: denied, unknown, malformed. Such a call counts for the network it names.
  */
 import type { LedgerRow } from "./ledger.ts";
 import type { RecordReader } from "./report_file.ts";

@@ -58,7 +58,7 @@ function table(
   )}</tr></thead>
 <tbody>
 ${rows.slice(0, rowsMax).map(row)}</tbody></table></div>
-${more > 0 ? html`<p class="about">${formatCount(more)} more are in genie report --json.</p>` : ""}`;
+${more > 0 ? html`<p class="about">${formatCount(more)} more: genie report --json.</p>` : ""}`;
 }
 
 function details(summary: string, inside: Markup): Markup {
@@ -201,7 +201,7 @@ export function occupancySection({ networks }: Report, { occupancy }: Charts): M
       "Numbers",
       table(
         "Addresses of the attachments that exist now",
-        [rowHead("Network"), ...["IPv4", "of", "IPv6", "of"].map(number)],
+        [rowHead("Network"), ...["IPv4", "IPv4 total", "IPv6", "IPv6 total"].map(number)],
         networks.map(({ network, addresses: { ipv4, ipv6 } }) => [
           shownNetwork(network),
           ...[ipv4, ipv6].flatMap(({ used, total }) => [

@@ -157,8 +157,12 @@ function firstAtLeast(sorted: Uint32Array, value: number): number {
   return low;
 }
 
+/** Shortest span that is shown, so that a single request stands somewhere. */
+const spanMinMs = 10 * minuteMs;
+
 /** The buckets of a span of time: at most 120, their edges at round times. */
-function timeBuckets(fromMs: number, toMs: number): { bucketMs: number; timeline: TimeBucket[] } {
+function timeBuckets(startMs: number, toMs: number): { bucketMs: number; timeline: TimeBucket[] } {
+  const fromMs = Math.min(startMs, toMs - spanMinMs);
   const fits = (step: number) => (toMs - fromMs) / step < bucketsMax - 1;
   const bucketMs = bucketSteps.find(fits) ?? Math.ceil((toMs - fromMs) / (bucketsMax - 2));
   const first = Math.floor(fromMs / bucketMs) * bucketMs;

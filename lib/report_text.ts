@@ -195,7 +195,8 @@ function podRequestTable(requests: RequestReport[], width: number): string {
 }
 
 function choiceText(choice: ChoiceReport, width: number): string {
-  const title = `Choice of ${shownTime(choice.at)} UTC: ${printable(shownNetwork(choice.network))}\n`;
+  const network = printable(shownNetwork(choice.network));
+  const title = `Choice of ${shownTime(choice.at)} UTC: ${network}\n`;
   const { columns, rows } = candidatesOf(choice.choice);
   if (rows.length === 0) return `${title}${printable(JSON.stringify(choice.choice))}\n`;
   return (

@@ -1,10 +1,10 @@
 /** How a report says things to people, on a terminal and on a page alike. Pure. */
-import { formatCount, formatDuration, formatSpan, formatTime } from "./quantity.ts";
+import { formatCount, formatDuration, formatSpan } from "./quantity.ts";
 import type { AddressReport, NetworkReport, Report, RequestReport } from "./report_shape.ts";
 
 /** An ISO time of a report for people; "–" for none. */
 export function shownTime(iso: string | null): string {
-  return formatTime(iso === null ? 0 : Date.parse(iso));
+  return iso ? iso.slice(0, 19).replace("T", " ") : "–";
 }
 
 /** A duration of a report for people; "–" where there is none. */

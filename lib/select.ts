@@ -4,7 +4,9 @@
  *
  * Each KPI becomes a figure from 0 (bad) to 1 (the best candidate), by ratio to the best one: two
  * networks that are nearly equal get nearly equal figures, so that noise does not send every pod to
- * one of them. Unknown is neutral: the mean of those that are known.
+ * one of them. Unknown is neutral: the mean of those that are known. Pods on their way are taken off
+ * the score by their logarithm: a herd spreads over networks in a ratio that their scores decide, by
+ * halves where they are equal. A figure that gets worse never improves a rank.
  */
 
 /** The KPIs that `select.weights` may name. */
@@ -32,35 +34,73 @@ export interface Candidate {
 /** A candidate with the figures that rank it. */
 export interface Ranked {
   candidate: Candidate;
-  /** Sum of weight × figure over the KPIs. */
+  /** Sum of weight × figure over the KPIs, less what the pods on their way take off. */
   score: number;
   /** From 0 to 1; undefined where it is unknown for all candidates. */
   figures: Record<Kpi, number | undefined>;
 }
 
-/** Pods on their way that make a network answer half as fast. */
+/** Pods on their way that count as one more, and what that takes off: this share of all weights. */
 const recentPerDoubling = 8;
+const shareOfDoubling = 0.3;
 /** Traffic below which a difference does not matter, in bytes per second: 1 MB/s. */
 const bandwidthScaleMin = 1e6;
+/** Above this a weight, or any other number, says nothing more; sums stay finite. */
+const weightMax = 1e6;
+const numberMax = 1e15;
 
 /**
- * Ranks candidates, best first; of equal scores the earlier in `candidates` comes first.
+ * Ranks candidates, best first: those that are not full before those that are, then by score. Of
+ * equal scores the one with fewer pods on their way comes first, then the earlier in `candidates`.
+ *
  * @param weights by KPI, 0 or more
  */
 export function rank(candidates: Candidate[], weights: Record<Kpi, number>): Ranked[] {
+  const sane = candidates.map(sanitize);
   const columns = Object.fromEntries(
-    kpis.map((kpi) => [kpi, neutral(figuresOf[kpi](candidates))]),
-  ) as Record<Kpi, (number | undefined)[]>;
-  const ranked = candidates.map((candidate, i): Ranked => {
+    kpis.map((kpi) => [kpi, neutral(figuresOf[kpi](sane))]),
+  ) as Record<Kpi, Column>;
+  const weightOf = (kpi: Kpi) => number(weights[kpi], weightMax) ?? 0;
+  const total = kpis.reduce((sum, kpi) => sum + weightOf(kpi), 0);
+  const ranked = sane.map((candidate, i): Ranked => {
     const figures = Object.fromEntries(kpis.map((kpi) => [kpi, columns[kpi][i]])) as Record<
       Kpi,
       number | undefined
     >;
-    const score = kpis.reduce((sum, kpi) => sum + weights[kpi] * (figures[kpi] ?? 0), 0);
-    return { candidate, score: Math.round(score * 1e6) / 1e6, figures };
+    const sum = kpis.reduce((all, kpi) => all + weightOf(kpi) * (figures[kpi] ?? 0), 0);
+    const load = Math.log2(1 + candidate.recent / recentPerDoubling);
+    // Rounded, so that equal networks do not differ in the last bit.
+    const score = Math.round((sum - shareOfDoubling * total * load) * 1e9) / 1e9;
+    return { candidate, score, figures };
   });
   // Array.prototype.sort is stable: ties keep the order of the table.
-  return ranked.sort((a, b) => b.score - a.score);
+  return ranked.sort(
+    (a, b) =>
+      Number(isFull(a)) - Number(isFull(b)) ||
+      b.score - a.score ||
+      a.candidate.recent - b.candidate.recent,
+  );
+}
+
+function isFull({ candidate: { occupancy = 0 } }: Ranked): boolean {
+  return occupancy >= 1;
+}
+
+/** Numbers that make no sense are unknown. */
+function sanitize(candidate: Candidate): Candidate {
+  return {
+    network: candidate.network,
+    occupancy: number(candidate.occupancy, 1),
+    responseTimeUs: number(candidate.responseTimeUs, numberMax),
+    failures: number(candidate.failures, 1),
+    bandwidth: number(candidate.bandwidth, numberMax),
+    subnets: number(candidate.subnets, numberMax),
+    recent: number(candidate.recent, numberMax) ?? 0,
+  };
+}
+
+function number(value: number | undefined, max: number): number | undefined {
+  return value === undefined || Number.isNaN(value) || value < 0 ? undefined : Math.min(value, max);
 }
 
 type Column = (number | undefined)[];
@@ -69,50 +109,40 @@ type Column = (number | undefined)[];
 const figuresOf: Record<Kpi, (candidates: Candidate[]) => Column> = {
   // The share that is free, against the freest.
   occupancy: (all) => ratioToMost(all.map(({ occupancy }) => known(occupancy, (used) => 1 - used))),
-  // Pods on their way make the next one wait, before any measurement can show it.
-  response_time: (all) =>
-    ratioToLeast(
-      all.map(({ responseTimeUs, recent }) =>
-        known(responseTimeUs ?? fallbackUs(all), (us) => us * (1 + recent / recentPerDoubling)),
-      ),
-    ),
+  response_time: (all) => ratioToLeast(all.map(({ responseTimeUs }) => responseTimeUs)),
   failures: (all) => all.map(({ failures }) => known(failures, (share) => 1 - share)),
   bandwidth: (all) => {
-    const values = all.flatMap(({ bandwidth }) => (bandwidth === undefined ? [] : [bandwidth]));
-    const mean = values.reduce((sum, one) => sum + one, 0) / Math.max(1, values.length);
-    const scale = Math.max(mean, bandwidthScaleMin);
+    const values = all.flatMap(({ bandwidth }) => bandwidth ?? []);
+    const scale = Math.max(mean(values), bandwidthScaleMin);
     return all.map(({ bandwidth }) => known(bandwidth, (bytes) => 1 / (1 + bytes / scale)));
   },
   subnets: (all) => ratioToMost(all.map(({ subnets }) => subnets)),
 };
 
-/** Where no candidate was ever measured, any time serves: only pods on their way differ. */
-function fallbackUs(all: Candidate[]): number | undefined {
-  const values = all.flatMap(({ responseTimeUs }) =>
-    responseTimeUs === undefined ? [] : [responseTimeUs],
-  );
-  if (values.length === 0) return 10_000;
-  return values.reduce((sum, one) => sum + one, 0) / values.length;
+function known(value: number | undefined, map: (value: number) => number): number | undefined {
+  return value === undefined ? undefined : map(value);
 }
 
-function known(value: number | undefined, map: (value: number) => number): number | undefined {
-  return value === undefined || !Number.isFinite(value) ? undefined : map(value);
+function mean(values: number[]): number {
+  return values.reduce((sum, one) => sum + one, 0) / Math.max(1, values.length);
 }
 
 function ratioToMost(column: Column): Column {
   const most = Math.max(0, ...column.flatMap((value) => value ?? []));
-  return column.map((value) => known(value, (one) => (most === 0 ? 1 : Math.max(0, one) / most)));
+  return column.map((value) => known(value, (one) => (most === 0 ? 1 : one / most)));
 }
 
+/** Below 1 a number counts as 1: a ratio to nothing is none. */
 function ratioToLeast(column: Column): Column {
-  const least = Math.min(...column.flatMap((value) => value ?? []));
-  return column.map((value) => known(value, (one) => (one <= 0 ? 1 : least / one)));
+  const floored = column.map((value) => known(value, (one) => Math.max(1, one)));
+  const least = Math.min(...floored.flatMap((value) => value ?? []));
+  return floored.map((value) => known(value, (one) => least / one));
 }
 
 /** Unknown figures become the mean of the known ones; all unknown stays unknown. */
 function neutral(column: Column): Column {
   const values = column.flatMap((value) => value ?? []);
   if (values.length === 0) return column;
-  const mean = values.reduce((sum, one) => sum + one, 0) / values.length;
-  return column.map((value) => value ?? mean);
+  const middle = mean(values);
+  return column.map((value) => value ?? middle);
 }

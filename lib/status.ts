@@ -4,10 +4,13 @@
  * an ADD: what cannot be published waits in the record for the node agent.
  * Source: NPWG v1.3 §5; CNI-Genie's `multi-ip-preferences`.
  */
+
+import { npwgKeys } from "./annotations.ts";
 import { type Host, log, toCniError } from "./cni.ts";
 import type { Config } from "./config.ts";
+import { isConfigured } from "./credentials.ts";
 import type { Kube } from "./kube.ts";
-import { formatMultiIpPreferences, formatStatus, npwgKeys, type StatusSource } from "./npwg.ts";
+import type { StatusSource } from "./npwg.ts";
 import type { Done } from "./owner.ts";
 import type { Plan } from "./plan.ts";
 import type { WaitingStatus } from "./state.ts";
@@ -31,17 +34,20 @@ export interface PodStatus extends WaitingStatus {
 export async function makeStatus(
   host: Host,
   config: Config,
-  { pod, decision, objects }: Plan,
+  { pod, decision, primarySet, objects }: Plan,
   done: readonly Done[],
 ): Promise<PodStatus | undefined> {
   const [first] = done;
   const { status } = config.kubernetes;
   if (status === "off" || pod.name === "" || pod.namespace === "" || !first) return undefined;
   if (!objects.used()) {
-    const { isConfigured } = await import("./kubeconfig.ts");
     if (!isConfigured(host, config.kubernetes)) return undefined;
   }
+  const { formatMultiIpPreferences, formatStatus } = await import("./npwg.ts");
   const sources = await Promise.all(done.map((one) => toSource(host, one)));
+  // As in CNI-Genie: for what `cni` and `networks` select, when that is more than one network.
+  const own = sources.filter(({ ifName }) => primarySet.has(ifName));
+  const isGenies = (decision === "cni" || decision === "logical") && own.length > 1;
   const { containerId, requestIfName } = first.attachment;
   return {
     containerId,
@@ -49,8 +55,7 @@ export async function makeStatus(
     pod: { namespace: pod.namespace, name: pod.name, uid: pod.uid },
     annotations: {
       [npwgKeys.status]: formatStatus(sources),
-      ...(decision === "cni" &&
-        done.length > 1 && { "multi-ip-preferences": formatMultiIpPreferences(sources) }),
+      ...(isGenies && { "multi-ip-preferences": formatMultiIpPreferences(own) }),
     },
     isInline: status === "inline" && objects.used(),
   };
@@ -74,7 +79,7 @@ async function toSource(host: Host, { attachment, result }: Done): Promise<Statu
 
 /**
  * Publishes annotations on a pod: to `pods/status`, or to `pods` where the server or our rights do
- * not allow that. Repeated on conflicts until the deadline.
+ * not allow that. Repeated on conflicts and failures of the server, until the deadline.
  *
  * @returns false, after a warning, when it could not be published
  */
@@ -98,8 +103,9 @@ export async function publishStatus(
         target = path;
         continue;
       }
-      const again = isConflict(error) && attempt < attemptsMax && host.now() + pauseMs < deadlineMs;
-      if (!again || host.signal.aborted) {
+      const mayPass = isConflict(error) || (statusOf(error) ?? 0) >= 500;
+      const hasTime = attempt < attemptsMax && host.now() + pauseMs < deadlineMs;
+      if (!mayPass || !hasTime || host.signal.aborted) {
         log(host, "warn", `Cannot publish network status: ${toCniError(error).message}`);
         return false;
       }

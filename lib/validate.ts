@@ -23,9 +23,9 @@ interface Finding {
  * @returns exit status: 1 when there is a problem
  * @throws CniError 5-7 for a config or a table that cannot be read
  */
-export function runValidate(host: Host, flags: Flags, width: number): number {
+export async function runValidate(host: Host, flags: Flags, width: number): Promise<number> {
   const stdin = readOwnConfig(text(flags, "cni-config"));
-  const config = loadConfig(stdin);
+  const config = await loadConfig(stdin);
   const findings = validate(host, config, stdin);
   const bad = findings.some(({ verdict }) => verdict === "problem");
   if (flags["json"]) {

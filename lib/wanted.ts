@@ -4,6 +4,7 @@
  */
 import {
   attachmentsMax,
+  npwgKeys,
   parseElements,
   parseSelection,
   type SelectionElement,
@@ -11,7 +12,7 @@ import {
 import { CniError, code } from "./cni.ts";
 import type { Config } from "./config.ts";
 import { delegatesToOurself, listNetworks, type PluginSearch } from "./networks.ts";
-import { npwgKeys, parseDefaultNetwork, parseNetworkSelection } from "./npwg.ts";
+import type { NetworkElement } from "./npwg.ts";
 import type { Pod } from "./pod.ts";
 
 /** Where the config of a wanted network is found. */
@@ -55,10 +56,10 @@ export interface WantedSet {
  * @throws CniError 7 for malformed annotations, or when there is nothing to choose by; 101 when
  *   there is no network at all
  */
-export function selectWanted(config: Config, pod: Pod): WantedSet {
-  const { decision, primarySet } = selectPrimarySet(config, pod);
+export async function selectWanted(config: Config, pod: Pod): Promise<WantedSet> {
+  const { decision, primarySet } = await selectPrimarySet(config, pod);
   const networks = pod.annotations.get(npwgKeys.networks) ?? "";
-  const asked = parseNetworkSelection(networks, pod.namespace).map(
+  const asked = (await parseAsked(networks, pod.namespace)).map(
     (element): Wanted => ({
       ...element,
       from: "definition",
@@ -69,10 +70,20 @@ export function selectWanted(config: Config, pod: Pod): WantedSet {
   return { decision, primarySet, further: further.map((one) => ({ ...one, isFurther: true })) };
 }
 
-function selectPrimarySet(config: Config, pod: Pod): { decision: Decision; primarySet: Wanted[] } {
+/** Most pods ask for nothing here: then nothing is loaded for it. */
+async function parseAsked(text: string, podNamespace: string): Promise<NetworkElement[]> {
+  if (text.trim() === "") return [];
+  return (await import("./npwg.ts")).parseNetworkSelection(text, podNamespace);
+}
+
+async function selectPrimarySet(
+  config: Config,
+  pod: Pod,
+): Promise<{ decision: Decision; primarySet: Wanted[] }> {
   const own = pod.annotations.get(npwgKeys.defaultNetwork);
   if (own !== undefined && own.trim() !== "") {
     // Multus looks for it in its own namespace.
+    const { parseDefaultNetwork } = await import("./npwg.ts");
     const element = parseDefaultNetwork(own, config.multus?.namespace ?? pod.namespace);
     const reason = `asked for by ${npwgKeys.defaultNetwork}`;
     return {

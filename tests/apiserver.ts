@@ -55,6 +55,8 @@ export interface ApiServer {
   requests: Seen[];
   /** The next requests go wrong like this, one each; "none" lets one pass. */
   misbehave(...faults: (Fault | "none")[]): void;
+  /** Holds the answer to each request until it is done, where it is set. */
+  gate?: (seen: Seen) => Promise<void>;
   put(path: string, object: Json): void;
   object(path: string): Json | undefined;
   remove(path: string): void;
@@ -88,6 +90,7 @@ export async function startApiServer(
       api.requests.push(seen);
       if (!keepAlive) response.setHeader("Connection", "close");
       if (delayMs > 0) await Bun.sleep(delayMs);
+      await api.gate?.(seen);
       const fault = faults.shift() ?? "none";
       if (fault !== "none" && (await misbehave(response, fault))) return;
       answer(response, serve(objects, seen));

@@ -1,4 +1,8 @@
-/** The operator's commands: what they print for people and for programs, and their exit status. */
+/**
+ * The operator's commands: what they print for people and for programs, and their exit status. With
+ * lib/cli.ts go lib/usage.ts, lib/own_config.ts, lib/explain.ts and lib/validate.ts; what a report
+ * says is in report.test.ts.
+ */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -142,7 +146,6 @@ green    eth4       bridge, portmap  1.0.0  DIR/net.d/20-green.conflist  asked f
       ["cni=pink"],
       'Unknown network "pink": neither the plugin table nor DIR',
     ],
-    ["several candidates", ["cni="], "set default.networks in the plugin table, or annotate"],
     [
       "a missing plugin",
       ["cni=red"],
@@ -150,7 +153,6 @@ green    eth4       bridge, portmap  1.0.0  DIR/net.d/20-green.conflist  asked f
     ],
     ["a clash", ["cni=blue@a,green@a"], "give one of them another name (code 105)"],
     ["a malformed annotation", ["cni=../x"], 'Invalid annotation "cni": "../x" is not a network'],
-    ["a key that could change every object", ["__proto__=x"], "Cannot choose among blue, green"],
     ["64 networks", [`cni=${"a,".repeat(63)}a`], "at most 32 are allowed (code 7)"],
     ["an escape sequence", ["cni=\u001b[31m"], 'cni": "[31m" is not a network name'],
   ])("says what is wrong with %s: status 1", async (_name, annotations, part) => {
@@ -195,6 +197,17 @@ green    eth4       bridge, portmap  1.0.0  DIR/net.d/20-green.conflist  asked f
     expect({ status, stdout }).toEqual({ status: 1, stdout: "" });
     expect(stderr).toStartWith("genie: error: ");
     expect(stderr).toContain(part);
+  });
+});
+
+describe("genie plan chooses", () => {
+  // The last would change every object, were annotations one.
+  test.each([["cni="], ["other=x"], ["__proto__=x"]])("for %s", async (annotation) => {
+    const { status, stdout, stderr } = await planOf("--annotation", annotation, "--json");
+    expect({ status, stderr }).toEqual({ status: 0, stderr: "" });
+    const [first, ...others] = JSON.parse(stdout).attachments;
+    expect([first.network, first.interface, others]).toEqual(["blue", "eth0", []]);
+    expect(first.reason).toContain("candidates");
   });
 });
 

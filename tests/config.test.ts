@@ -1,19 +1,16 @@
-/** The plugin table: what is read, what is refused and where; CNI-Genie's keys over it. */
+/**
+ * The plugin table: what is read, what is refused and where (lib/toml.ts finds the lines);
+ * CNI-Genie's keys over it.
+ */
 import { describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { CniError } from "../lib/cni.ts";
-import {
-  type Config,
-  defaultConfig,
-  parseConfig,
-  parseTopLevel,
-  pluginsFileDefault,
-} from "../lib/config.ts";
+import { type Config, defaultConfig, parseConfig, parseTopLevel } from "../lib/config.ts";
 import { withStdinConfig } from "../lib/genie_conf.ts";
 import { parseJson } from "../lib/json.ts";
 import { parseDuration } from "../lib/quantity.ts";
 
-const file = pluginsFileDefault;
+const file = "/etc/cni/genie/plugins.toml";
 
 /** What a call throws, as the runtime sees it. */
 function failure(act: () => unknown): { code: number; msg: string; details: string } {

@@ -1,4 +1,7 @@
-/** The file of the record: modes, migration, and every way in which it can be unusable. */
+/**
+ * The file of the record: modes, migration by the steps of lib/schema.ts, and every way in which it
+ * can be unusable.
+ */
 import { Database } from "bun:sqlite";
 import { afterAll, describe, expect, test } from "bun:test";
 import {

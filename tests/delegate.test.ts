@@ -317,6 +317,32 @@ describe("delChain()", () => {
     await del(chain);
     expect(calls(chain.bin)[0]?.env["CNI_NETNS"]).toBe("");
   });
+
+  /** A chain of bridge and a plugin of this type, both of which fail. */
+  function makeFailing(type: string): Chain {
+    const chain = makeChain([]);
+    for (const name of ["bridge", type]) {
+      chain.attachment.list.plugins.push({ type: name });
+      chain.attachment.plugins.push(join(chain.bin, name));
+      fakePlugin(chain.bin, name, { error: { code: 7, msg: "no such file or directory" } });
+    }
+    return chain;
+  }
+
+  const ofBoth = [7, 7];
+  test.each([
+    ["sbr", "", [7], ""],
+    ["sbr", "/absent/netns", [7], ""],
+    ["tuning", "/absent/netns", [7], ""],
+    ["loopback", "/absent/netns", [7], ""],
+    ["portmap", "/absent/netns", ofBoth, "/absent/netns"],
+    ["sbr", "/proc/self/ns/net", ofBoth, "/proc/self/ns/net"],
+  ])("of bridge and %s in namespace %p fails with %j", async (type, netns, codes, given) => {
+    const chain = makeFailing(type);
+    chain.options.netns = netns;
+    expect((await del(chain)).map((error) => error.code)).toEqual(codes);
+    expect(calls(chain.bin).map(({ env }) => env["CNI_NETNS"])).toEqual([given, netns]);
+  });
 });
 
 describe("checkChain()", () => {

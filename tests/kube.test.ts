@@ -1,12 +1,12 @@
-/** `lib/kube.ts` against the API server of `tests/apiserver.ts`: real TLS, real files. */
+/** lib/kube.ts and lib/kubeconfig.ts against the API server of apiserver.ts: real TLS and files. */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { CniError, code, type Host } from "../lib/cni.ts";
+import { isConfigured, type KubeSettings } from "../lib/credentials.ts";
 import type { Kube } from "../lib/kube.ts";
 import { connect, isConflict, isNotFound, statusOf } from "../lib/kube.ts";
-import { isConfigured, type KubeSettings } from "../lib/kubeconfig.ts";
 import { type ApiServer, type Fault, type Kind, startApiServer } from "./apiserver.ts";
 
 const dir = mkdtempSync(join(tmpdir(), "genie-kube-"));

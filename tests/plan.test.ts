@@ -485,18 +485,18 @@ describe("loadConfig()", () => {
       },
       { kubernetes, logLevel: "debug" },
     ],
-  ])("takes CNI-Genie's %s unchanged", (_name, keys, changed) => {
+  ])("takes CNI-Genie's %s unchanged", async (_name, keys, changed) => {
     const stdin = stdinOf(keys);
-    expect(loadConfig(stdin)).toEqual({
+    expect(await loadConfig(stdin)).toEqual({
       ...defaultConfig(),
       file: String(stdin["plugins_file"]),
       ...changed,
     });
   });
 
-  test("reads the table that is named, the CNI config's keys over it", () => {
+  test("reads the table that is named, the CNI config's keys over it", async () => {
     const file = write("plugins.toml", "log_level = 'warn'\nresult = 'primary'\n[plugins.a]\n");
-    const config = loadConfig(stdinOf({ plugins_file: file, log_level: "debug" }));
+    const config = await loadConfig(stdinOf({ plugins_file: file, log_level: "debug" }));
     expect([config.file, config.result, config.logLevel, [...config.plugins.keys()]]).toEqual([
       file,
       "primary",
@@ -507,7 +507,7 @@ describe("loadConfig()", () => {
 
   test("a default plugin written by CNI-Genie's users is attached", async () => {
     const file = write("two.toml", `conf_dir = "${confDir}"\nbin_dirs = ["${bin}"]\n`);
-    const config = loadConfig(stdinOf({ plugins_file: file, default_plugin: "green, blue" }));
+    const config = await loadConfig(stdinOf({ plugins_file: file, default_plugin: "green, blue" }));
     expect(short(await plan(config, requestOf({})))).toEqual([
       "green@eth0 default network",
       "blue@eth1 default network",
@@ -548,12 +548,12 @@ describe("loadConfig()", () => {
 });
 
 describe("loadNodeSettings()", () => {
-  const settings = (text: string | undefined, keys: object = {}) => {
+  const settings = async (text: string | undefined, keys: object = {}) => {
     using own = tempDir();
     const file = join(own.path, "plugins.toml");
     if (text !== undefined) writeFileSync(file, text);
     const host = makeHost();
-    const found = loadNodeSettings(host, { name: "a", plugins_file: file, ...keys });
+    const found = await loadNodeSettings(host, { name: "a", plugins_file: file, ...keys });
     return { ...found, log: host.log, stderr: host.written.stderr };
   };
   const none = {
@@ -587,11 +587,11 @@ describe("loadNodeSettings()", () => {
     ["pitfall 9: a folder in its place", "", { plugins_file: "/" }, warns],
     ["pitfall 9: a path that became wrong", "", { plugins_file: "p.toml" }, warns],
     ["pitfall 9: keys that became wrong", "", { log_level: 1, kubernetes: [], policy: 2 }, none],
-  ])("reads %s", (_name, text, keys, expected) => {
-    expect(settings(text, keys)).toEqual(expected as typeof read);
+  ])("reads %s", async (_name, text, keys, expected) => {
+    expect(await settings(text, keys)).toEqual(expected as typeof read);
   });
 
-  test("pitfall 27: state is not kept where CRI-O and libcni keep results", () => {
-    expect(settings("").stateDir).not.toStartWith("/var/lib/cni/results");
+  test("pitfall 27: state is not kept where CRI-O and libcni keep results", async () => {
+    expect((await settings("")).stateDir).not.toStartWith("/var/lib/cni/results");
   });
 });

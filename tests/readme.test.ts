@@ -152,7 +152,7 @@ function makeNode(dir: TempDir): (text: string) => string {
 describe("README, the annotation", () => {
   /** What each row that is no list of networks gives on {@link makeNode}'s node. */
   const special: Record<string, string> = {
-    "the node chooses": "Cannot choose among ",
+    "the node chooses": "blue on eth0",
     "`default.networks` of the table": "calico on eth0",
   };
 

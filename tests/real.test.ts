@@ -175,6 +175,7 @@ describe.skipIf(skipReason !== undefined)("one real network:", () => {
         stale.kill();
         await unset.del({ netns: "", prevResult: false });
         await stale.del({ netns: stale.netns, prevResult: false });
+        await linksGone(node);
         expect(node.traces()).toEqual(noTraces);
         await unset.del({ netns: "" });
         await stale.del({ netns: "" });

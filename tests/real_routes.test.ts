@@ -1,6 +1,7 @@
 /**
  * Who owns the default route when several real networks bring one: the first that does, per address
- * family, in whatever order the pod names them; and the result says what the kernel has.
+ * family, in whatever order the pod names them; and the result says what the kernel has
+ * (lib/owner.ts).
  */
 import { describe, expect, test } from "bun:test";
 import {

@@ -42,12 +42,9 @@ describe("defaultRouteFamilies()", () => {
 });
 
 /** A namespace with eth0 (10.1.0.2/24, fd01::2/64) and eth1 (10.2.0.2/24, fd02::2/64), both up. */
-async function withLinks(
-  fn: (netns: Netns) => Promise<void>,
-  names = ["eth0", "eth1"],
-): Promise<void> {
+async function withLinks(fn: (netns: Netns) => Promise<void>): Promise<void> {
   await withNetns(async (netns) => {
-    for (const [i, name] of names.entries()) {
+    for (const [i, name] of ["eth0", "eth1"].entries()) {
       netns.ip("link", "add", name, "type", "veth", "peer", "name", `peer${i}`);
       netns.ip("link", "set", `peer${i}`, "up");
       netns.ip("link", "set", name, "up");
@@ -197,10 +194,18 @@ cat > /dev/null
 echo "{\\"plugin\\":\\"$(basename $0)\\",\\"command\\":\\"$CNI_COMMAND\\",\\"env\\":{}}" \
   >> $(dirname $0)/.calls.jsonl
 ip="nsenter --net=$CNI_NETNS ip"
-if [ $CNI_COMMAND = DEL ]; then $ip -4 route show default >> $(dirname $0)/routes; exit 0; fi
-$ip route add default via 10.${family}.0.1 dev link${family - 1} || exit 1
-if [ -e $(dirname $0)/fail-${family} ]; then echo '{"code":118,"msg":"full"}'; exit 1; fi
-echo "${result("$CNI_IFNAME")}"
+if [ $CNI_COMMAND = DEL ]; then
+  $ip -4 route show default >> $(dirname $0)/routes
+  $ip link del $CNI_IFNAME
+  exit 0
+fi
+$ip link add $CNI_IFNAME type veth peer name peer${number} &&
+$ip link set peer${number} up &&
+$ip link set $CNI_IFNAME up &&
+$ip addr add ${address} dev $CNI_IFNAME &&
+$ip route add default via 10.${number}.0.1 dev $CNI_IFNAME || exit 1
+if [ -e $(dirname $0)/fail-${number} ]; then echo '{"code":118,"msg":"full"}'; exit 1; fi
+echo "${result}"
 `;
   }
 
@@ -210,26 +215,20 @@ echo "${result("$CNI_IFNAME")}"
     routes: object[],
     fn: (node: ReturnType<typeof makeNode>, netns: Netns) => Promise<void>,
   ): Promise<void> {
-    await withLinks(
-      async (netns) => {
-        const list = (name: string, type: string) => ({
-          cniVersion: "1.0.0",
-          name,
-          plugins: [{ type }],
-        });
-        using node = makeNode({
-          lists: { "1.conflist": list("one", "first"), "2.conflist": list("two", "second") },
-        });
-        fakePlugin(node.bin, "first", routing(1, routes));
-        fakePlugin(node.bin, "second", routing(2, [{ dst: "0.0.0.0/0", gw: "10.2.0.1" }]));
-        await fn({ ...node, netns: netns.path }, netns);
-        // Not the names of the pod's interfaces: those must not be there before ADD.
-      },
-      ["link0", "link1"],
-    );
+    await withNetns(async (netns) => {
+      const list = (name: string, type: string) => ({
+        cniVersion: "1.0.0",
+        name,
+        plugins: [{ type }],
+      });
+      using node = makeNode({
+        lists: { "1.conflist": list("one", "first"), "2.conflist": list("two", "second") },
+      });
+      fakePlugin(node.bin, "first", routing(1, routes));
+      fakePlugin(node.bin, "second", routing(2, [{ dst: "0.0.0.0/0", gw: "10.2.0.1" }]));
+      await fn({ ...node, netns: netns.path }, netns);
+    });
   }
-
-  const linkOwner = "default via 10.1.0.1 dev link0";
 
   const two = { command: "ADD", stdin: annotated({ cni: "one,two" }), env };
 
@@ -242,8 +241,9 @@ echo "${result("$CNI_IFNAME")}"
       const { status, stdout, stderr } = await wire(node, two);
       expect([status, stderr]).toEqual([0, ""]);
       expect(JSON.parse(stdout)).toMatchObject({ routes });
-      expect(defaults(netns)).toEqual([linkOwner]);
+      expect(defaults(netns)).toEqual([owner4]);
       await wire(node, { ...two, command: "DEL" });
+      expect(netns.interfaces()).toEqual([]);
     });
   });
 
@@ -253,10 +253,10 @@ echo "${result("$CNI_IFNAME")}"
       const error = wireError(await wire(node, two));
       expect([error.code, error.msg]).toEqual([118, expect.stringContaining("full")]);
       expect(callOrder(node.bin)).toEqual(["first ADD", "second ADD", "second DEL", "first DEL"]);
-      expect(defaults(netns)).toEqual([linkOwner]);
       const lines = (await Bun.file(`${node.bin}/routes`).text()).trim().split("\n");
       // In the end, when the first is undone, its own route is all there is.
-      expect(lines.at(-1)?.trim()).toBe(linkOwner);
+      expect(lines.at(-1)?.trim()).toBe(owner4);
+      expect(netns.interfaces()).toEqual([]);
       expect(left(node)).toEqual(nothing);
     });
   });

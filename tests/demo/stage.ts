@@ -281,17 +281,18 @@ export function record(dir: string): { attached: string[]; locks: unknown[] } {
   }
 }
 
-/** The record must be empty: no attachment, no lock, and no file but the database. */
+/** The record must be empty: no attachment, no lock, no file but it and the parsed table. */
 export function recordProofs(dir: string): Proof[] {
   const { attached, locks } = record(dir);
   const { state } = files(dir);
-  const names = readdirSync(state).filter((name) => !/^genie\.db(-wal|-shm)?$/.test(name));
+  const own = /^(genie\.db(-wal|-shm)?|table\.json)$/;
+  const names = readdirSync(state).filter((name) => !own.test(name));
   return [
     {
       ok: attached.length + locks.length === 0,
       text: `no attachment and no lock in genie.db${list(attached)}`,
     },
-    { ok: names.length === 0, text: `no file besides genie.db in ${state}${list(names)}` },
+    { ok: names.length === 0, text: `no file of a pod beside genie.db in ${state}${list(names)}` },
   ];
 }
 

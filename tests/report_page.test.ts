@@ -1,0 +1,312 @@
+/**
+ * The page of `genie report --html`, as text and in a real browser: lib/report_html.ts, its
+ * lib/report_sections.ts, and the script and style of lib/report_assets.ts.
+ */
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { runCommand } from "../lib/cli.ts";
+import type { State } from "../lib/database.ts";
+import { insertLedger } from "../lib/ledger.ts";
+import { makeReport } from "../lib/report.ts";
+import { chartsOf } from "../lib/report_charts.ts";
+import { formatPage } from "../lib/report_html.ts";
+import type { Report } from "../lib/report_shape.ts";
+import { type Browser, chromium, type Loaded, type Look, startBrowser } from "./chromium.ts";
+import { genieProgram, makeHost, runGenie, tempDir } from "./fakes.ts";
+import {
+  addAttachment,
+  addBusyWeek,
+  addTraffic,
+  choiceOfTwo,
+  ledgerRow,
+  startMs,
+  withLedger,
+} from "./record.ts";
+
+const dir = tempDir();
+afterAll(() => dir[Symbol.dispose]());
+
+const weekMs = 7 * 86_400_000;
+const totals = new Map([["calico", { ipv4: 4000 }]]);
+const evil = `</script><script>alert("x")</script><img src=x onerror=alert(1)>'\u2028\u0000`;
+
+/** A node with so many requests in a week, 480 attachments and two that are stuck. */
+function addNode(state: State, count: number): void {
+  addBusyWeek(state, count);
+  const chosen = { atMs: startMs + weekMs - 1, decidedBy: "choice", choice: choiceOfTwo };
+  insertLedger(state, [ledgerRow({ ...chosen, network: "calico" })]);
+  for (let i = 0; i < 480; i++) {
+    addAttachment(state, {
+      ...{ containerId: `a${i}`, network: "calico", pod: `web-${i}` },
+      addresses: [`10.1.${i >> 8}.${i & 255}/16`],
+    });
+    addTraffic(state, { containerId: `a${i}`, network: "calico", rate: 20_000 });
+  }
+  const stuck = { error: "plugin weave-net exited with status 1", atMs: startMs };
+  addAttachment(state, { containerId: "l", stuck: { ...stuck, state: "leaked" } });
+  addAttachment(state, { containerId: "f", stuck: { ...stuck, state: "failing" } });
+}
+
+/** What each page shows; the folders of their records are made before all tests. */
+const fills: Record<string, (state: State) => void> = {
+  none: () => undefined,
+  one: (state) => insertLedger(state, [ledgerRow()]),
+  some: (state) => addNode(state, 3000),
+  many: (state) => addNode(state, 100_000),
+  hostile: (state) => {
+    const all = { network: evil, podName: evil, podNamespace: evil, decidedBy: evil, ifName: evil };
+    const choice = JSON.stringify({ candidates: [{ network: evil, [evil]: 1 }], rejected: [] });
+    insertLedger(state, [
+      ledgerRow({ ...all, choice }),
+      ledgerRow({ ...all, outcome: "denied", code: 100, error: evil, rule: evil }),
+      ledgerRow({ ...all, outcome: "failed", code: 31_337, error: evil, command: evil }),
+    ]);
+    addAttachment(state, {
+      ...{ network: evil, pod: evil, namespace: evil },
+      stuck: { state: "leaked", error: evil, atMs: startMs },
+    });
+  },
+};
+
+const reports = new Map<string, Report>();
+const fileOf = (name: string) => join(dir.path, `${name}.html`);
+
+beforeAll(() => {
+  for (const [name, fill] of Object.entries(fills)) {
+    const stateDir = join(dir.path, name);
+    if (name !== "none") withLedger(stateDir, fill);
+    const notices = name === "hostile" ? [evil] : [];
+    const report = makeReport(
+      makeHost({ now: startMs + weekMs }),
+      { stateDir, totals, notices },
+      { filter: name === "hostile" ? { namespace: evil } : {}, limit: 20 },
+    );
+    reports.set(name, report);
+    writeFileSync(fileOf(name), formatPage(report));
+  }
+});
+
+const page = (name: string) => readFileSync(fileOf(name), "utf8");
+
+describe("the page", () => {
+  test.each(Object.keys(fills))("of %s records is one file that names no other", (name) => {
+    const text = page(name);
+    const own = text.replace(/<pre>.*<\/pre>|\/\*!.*?\*\//gs, "");
+    expect(own).not.toMatch(/\b(src|href|action|url|import|srcset)\s*=\s*["']|@import|url\(/i);
+    expect(text.match(/<script\b/g)).toHaveLength(3);
+    expect(text.length).toBeLessThan(200_000);
+  });
+
+  test("is not longer for a hundred thousand requests than for some", () => {
+    expect(page("many").length - page("some").length).toBeLessThan(10_000);
+  });
+
+  test("allows nothing but its own scripts and style", () => {
+    const [, policy = ""] = /http-equiv="Content-Security-Policy" content="([^"]*)"/.exec(
+      page("many"),
+    ) ?? [""];
+    const hash = "&#39;sha256-[A-Za-z0-9+/=]{44}&#39;";
+    expect(policy).toMatch(
+      new RegExp(
+        `^default-src &#39;none&#39;; script-src ${hash} ${hash}; style-src ${hash}; ` +
+          "base-uri &#39;none&#39;; form-action &#39;none&#39;$",
+      ),
+    );
+  });
+
+  test("draws at most twelve bars and eight networks, whatever there is", () => {
+    const [report] = reports.values();
+    if (!report) throw new Error("There is no report");
+    const one = reports.get("one")?.networks[0];
+    const names = Array.from({ length: 40 }, (_, i) => `network-${i}`);
+    const charts = chartsOf({
+      ...report,
+      totals: { ...report.totals, add: one?.add ?? report.totals.add },
+      networks: one ? names.map((network) => ({ ...one, network })) : [],
+      decisions: names.map((network, i) => ({ network, decidedBy: `by-${i}`, requests: 1 })),
+    });
+    expect([charts.latency?.series.length, charts.decisions?.names.length]).toEqual([8, 12]);
+    expect(charts.decisions?.series.map(({ name }) => name).at(-1)).toBe("others");
+    expect(charts.decisions?.series).toHaveLength(8);
+  });
+
+  test("is written whole, for its owner alone, or not at all", async () => {
+    const conf = join(dir.path, "genie.conf");
+    const table = join(dir.path, "plugins.toml");
+    writeFileSync(table, `state_dir = "${dir.path}/one"\nconf_dir = "${dir.path}/none"\n`);
+    const own = { cniVersion: "1.0.0", name: "pods", type: "genie", plugins_file: table };
+    writeFileSync(conf, JSON.stringify(own));
+    const folder = join(dir.path, "out");
+    mkdirSync(folder);
+    const run = async (file: string) => {
+      const host = makeHost({ now: startMs });
+      const status = await runCommand(host, ["report", "--html", file, "--cni-config", conf]);
+      return { status, ...host.written };
+    };
+    const file = join(folder, "report.html");
+    writeFileSync(file, "older", { mode: 0o644 });
+    expect(await run(file)).toEqual({ status: 0, stdout: `Wrote ${file}\n`, stderr: "" });
+    expect(statSync(file).mode & 0o777).toBe(0o600);
+    expect(readFileSync(file, "utf8")).toEndWith("</html>\n");
+    mkdirSync(join(folder, "taken"));
+    expect(await run(join(folder, "taken"))).toMatchObject({ status: 1, stdout: "" });
+    expect((await run("/absent/report.html")).stderr).toBe(
+      "genie: error: Cannot write /absent/report.html: ENOENT (code 5)\n",
+    );
+    expect(readdirSync(folder).sort()).toEqual(["report.html", "taken"]);
+
+    // The program as it is installed carries the library with it.
+    const other = join(folder, "other.html");
+    const args = ["report", "--html", other, "--cni-config", conf];
+    const { status, stderr } = await runGenie(genieProgram(), {}, "", args);
+    expect({ status, stderr }).toEqual({ status: 0, stderr: "" });
+    expect(readFileSync(other, "utf8")).toContain("var uPlot=function()");
+  });
+});
+
+const desk: Look = { width: 1280, height: 900 };
+const phone: Look = { width: 390, height: 844, phone: true };
+const why = "chromium is not installed (Debian package chromium)";
+
+describe.skipIf(chromium === null)(`the page in Chromium${chromium ? "" : `: ${why}`}`, () => {
+  let browser: Browser;
+  beforeAll(async () => {
+    browser = await startBrowser();
+  });
+  afterAll(() => browser?.close());
+
+  const look = <T>(name: string, how: Look, fn: (page: Loaded) => Promise<T>) =>
+    browser.open(`file://${fileOf(name)}`, how, fn);
+  const canvases = "document.querySelectorAll('.chart canvas').length";
+  /** Canvases with something on them. */
+  const drawn = `[...document.querySelectorAll(".chart canvas")].filter((canvas) =>
+    canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data
+      .some((value) => value !== 0)).length`;
+  const headings = "[...document.querySelectorAll('h2')].map((one) => one.textContent)";
+  const emptyTexts = "[...document.querySelectorAll('.empty')].map((one) => one.textContent)";
+  const wider = "document.documentElement.scrollWidth - innerWidth";
+
+  const shown: [name: string, charts: number][] = [
+    ["none", 0],
+    ["one", 3],
+    ["many", 5],
+    ["hostile", 5],
+  ];
+  const looks: [name: string, look: Look][] = [
+    ["a desk", desk],
+    ["a phone", phone],
+    ["a desk in the dark", { ...desk, dark: true }],
+  ];
+  const all = shown.flatMap(([name, charts]) =>
+    looks.map(([where, how]) => [name, where, charts, how] as const),
+  );
+  test.each(all)("of %s records on %s", async (name, _where, charts, how) => {
+    await look(name, how, async (page) => {
+      expect(await page.evaluate<number>(canvases)).toBe(charts);
+      expect(await page.evaluate<number>(drawn)).toBe(charts);
+      expect(await page.evaluate<number>(wider)).toBe(0);
+      expect(await page.evaluate<string[]>(headings)).toEqual([
+        ...["Requests over time", "Networks", "How long an ADD takes", "Failures by cause"],
+        ...["Addresses in use", "Choices made", "Leaked and failing attachments"],
+        "Newest requests",
+      ]);
+      expect({ problems: page.problems, requests: page.requests }).toEqual({
+        ...{ problems: [], requests: [] },
+      });
+    });
+  });
+
+  test("says where there is nothing", async () => {
+    await look("none", desk, async (page) => {
+      expect(await page.evaluate<string[]>(emptyTexts)).toEqual([
+        ...["No requests in this time.", "No network has requests or attachments."],
+        ...["No ADD succeeded in this time.", "No requests in this time."],
+        ...["No attachment has an address.", "No ADD in this time."],
+        ...["None: every DEL came to its end.", "No requests in this time."],
+      ]);
+    });
+  });
+
+  test("shows hostile names as text", async () => {
+    await look("hostile", desk, async (page) => {
+      const text = await page.evaluate<string>("document.body.innerText");
+      expect(text).toContain(`</script><script>alert("x")</script><img src=x onerror=alert(1)>'��`);
+      expect(await page.evaluate<number>("document.querySelectorAll('img').length")).toBe(0);
+      expect(page.problems).toEqual([]);
+    });
+  });
+
+  test("has the numbers without scripts too", async () => {
+    await look("many", { ...desk, withoutScripts: true }, async (page) => {
+      const picture = await page.screenshot();
+      expect(picture.length).toBeGreaterThan(10_000);
+      expect(page.problems).toEqual([]);
+    });
+    expect(page("many")).toContain('<td class="number" data-label="Requests"><span>52,');
+  });
+
+  test("tells what is under the pointer", async () => {
+    await look("many", desk, async (page) => {
+      const said = await page.evaluate<string>(`(() => {
+        const area = document.querySelector('[data-chart="time"] .u-over');
+        const { left, top, width, height } = area.getBoundingClientRect();
+        const at = { clientX: left + width / 2, clientY: top + height / 2, bubbles: true };
+        area.dispatchEvent(new MouseEvent("mouseenter", at));
+        area.dispatchEvent(new MouseEvent("mousemove", at));
+        return new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(() =>
+          resolve(document.querySelector(".readout").textContent))));
+      })()`);
+      expect(said).toMatch(/^2026-09-04 \d\d:00 UTC: [\d,]+ ok, \d+ failed, \d+ denied$/);
+    });
+  });
+
+  test("does not move while it is drawn, and follows the window's width and the dark", async () => {
+    const tops = "[...document.querySelectorAll('h2')].map((one) => one.getBoundingClientRect().y)";
+    const still = await look("many", desk, (page) => page.evaluate<number[]>(tops));
+    const text = page("many").replace(/<script>.*<\/script>/s, "");
+    const bare = join(dir.path, "bare.html");
+    writeFileSync(bare, text);
+    await browser.open(`file://${bare}`, desk, async (page) => {
+      expect(await page.evaluate<number[]>(tops)).toEqual(still);
+    });
+    await look("many", desk, async (page) => {
+      await page.change({ ...desk, width: 700, dark: true });
+      const widths = await page.evaluate<number[]>(`[...document.querySelectorAll(".uplot")].map(
+        (one) => one.getBoundingClientRect().width - one.parentElement.clientWidth)`);
+      expect(widths).toEqual([0, 0, 0, 0, 0]);
+      expect(await page.evaluate<number>(drawn)).toBe(5);
+      expect(page.problems).toEqual([]);
+    });
+  });
+
+  const contrasts: [name: string, look: Look][] = [
+    ["in the light", desk],
+    ["in the dark", { ...desk, dark: true }],
+  ];
+  test.each(contrasts)("has texts of good contrast %s", async (_name, how) => {
+    await look("many", how, async (page) => {
+      const colours = await page.evaluate<Record<string, string>>(`(() => {
+        const style = getComputedStyle(document.documentElement);
+        const names = ["card", "text", "muted", "accent", "failed"];
+        return Object.fromEntries(names.map((name) => [name, style.getPropertyValue("--" + name)]));
+      })()`);
+      const { card = "", ...texts } = colours;
+      const ratios = Object.values(texts).map((one) => contrast(one.trim(), card.trim()));
+      expect(ratios.filter((ratio) => !(ratio >= 4.5))).toEqual([]);
+    });
+  });
+});
+
+/** Contrast of two colours, WCAG 2.2. */
+function contrast(one: string, other: string): number {
+  const luminance = (colour: string) => {
+    const [red = 0, green = 0, blue = 0] = [1, 3, 5].map((at) => {
+      const part = Number.parseInt(colour.slice(at, at + 2), 16) / 255;
+      return part <= 0.040_45 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
+    });
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+  };
+  const [dark = 0, light = 0] = [luminance(one), luminance(other)].sort((a, b) => a - b);
+  return (light + 0.05) / (dark + 0.05);
+}
