@@ -12,14 +12,23 @@ import { CniError, code, type Host, log, type Request, toCniError } from "./cni.
 import type { Config } from "./config.ts";
 import { closeState, openState, type State, write } from "./database.ts";
 import { type ChainOptions, delChain, undoOptions } from "./delegate.ts";
-import { type Journal, openJournal, writeJournal } from "./ledger.ts";
+import {
+  type Journal,
+  noteChoice,
+  noteInterrupted,
+  openJournal,
+  withAudit,
+  writeAlone,
+  writeAside,
+  writeJournal,
+} from "./ledger.ts";
 import { newOperation, type Operation, release, takeLock } from "./lock.ts";
 import { mayAddDefaultRoute } from "./netconf.ts";
 import { interfacesIn, netnsId } from "./netns.ts";
 import { attachOne, type Done, refreshHostInterfaces } from "./owner.ts";
 import { makePlan, type Plan, podLabel } from "./plan.ts";
 import { mergeResults, type Result, toVersion, withoutDefaultRoutes } from "./result.ts";
-import { loadConfig } from "./settings.ts";
+import { loadConfig, loadNodeSettings } from "./settings.ts";
 import {
   type Attachment,
   attachments,
@@ -37,7 +46,7 @@ import {
 import { makeStatus, type PodStatus, publishStatus } from "./status.ts";
 import { oneLine } from "./text.ts";
 import { mark } from "./trace.ts";
-import { sampleTraffic, type TrafficSource } from "./traffic.ts";
+import { sampleTraffic, trafficSources } from "./traffic.ts";
 import { undo, undoAll } from "./undo.ts";
 
 /**
@@ -52,28 +61,40 @@ export async function add(host: Host, request: Request): Promise<object> {
   mark("load");
   const startedMs = host.now();
   const journal = openJournal(host, request);
-  const config = await loadConfig(request.config);
+  const config = await loadConfig(request.config).catch(async (error: unknown) => {
+    await noteUnconfigured(host, request, journal, error);
+    throw error;
+  });
   host.log = { level: config.logLevel, file: config.logFile };
-  checkNetns(request.netns);
   mark("config");
   const state = openState(host, config.stateDir);
   mark("open");
-  const failed = new Map<string, string>();
   try {
+    checkNetns(request.netns);
     await waitUntilReady(host, config, startedMs + config.timeoutMs);
-    for (;;) {
-      const call = { host, request, config, state, journal, startedMs };
-      const outcome = await attempt(call, failed);
-      if (outcome.kind === "attached") return toVersion(outcome.result, request.cniVersion);
-      // The next best, where the choice was ours and there is one.
-      failed.set(outcome.network, outcome.error.message);
-      if (failed.size >= config.select.attempts || host.signal.aborted) throw outcome.error;
-    }
+    const result = await attachBest({ host, request, config, state, journal, startedMs });
+    return toVersion(result, request.cniVersion);
   } catch (error) {
-    noteFailure(host, state, journal, error);
+    writeAlone(host, state, journal, error);
     throw error;
   } finally {
     closeState(state);
+  }
+}
+
+/** An ADD without a valid configuration is told of where the record is said to be. */
+async function noteUnconfigured(
+  host: Host,
+  request: Request,
+  journal: Journal,
+  cause: unknown,
+): Promise<void> {
+  try {
+    const state = openState(host, (await loadNodeSettings(host, request.config)).stateDir);
+    writeAlone(host, state, journal, cause);
+    closeState(state);
+  } catch (error) {
+    log(host, "debug", `Cannot write the ledger: ${toCniError(error).message}`);
   }
 }
 
@@ -87,21 +108,62 @@ interface Call {
   startedMs: number;
 }
 
+/** Attaches; when a network of our own choice fails, the next best, where there is one. */
+async function attachBest(call: Call): Promise<Result> {
+  const { host, config, startedMs } = call;
+  const failed = new Map<string, CniError>();
+  for (;;) {
+    const outcome = await attempt(call, failed).catch((error: unknown) => {
+      const [first] = failed.values();
+      // There is no other one to try: why the best one failed says more.
+      throw first ? withOthers(first, [toCniError(error)]) : error;
+    });
+    if (outcome.kind === "attached") return outcome.result;
+    const { network, error } = outcome;
+    const before = [...failed.values()];
+    failed.set(network, error);
+    const isOver = host.signal.aborted || host.now() >= startedMs + config.timeoutMs;
+    if (isOver || failed.size >= config.select.attempts) throw withOthers(error, before);
+    log(host, "warn", "Chosen network failed, trying the next best", {
+      container: call.request.containerId,
+      network,
+      error: error.message,
+    });
+  }
+}
+
+function withOthers(error: CniError, others: CniError[]): CniError {
+  if (others.length === 0) return error;
+  const details = [error.details, ...others.map((one) => `Another try: ${one.message}`)];
+  return new CniError(error.code, error.message, {
+    details: details.join("\n").trim(),
+    cause: error,
+  });
+}
+
 /**
  * Plans and attaches once.
  * @returns `failed` when a network of our own choice did not attach: another one may
  * @throws CniError for every other failure
  */
 async function attempt(
-  { host, request, config, state, journal, startedMs }: Call,
-  failed: ReadonlyMap<string, string>,
+  call: Call,
+  errors: ReadonlyMap<string, CniError>,
 ): Promise<
   { kind: "attached"; result: Result } | { kind: "failed"; network: string; error: CniError }
 > {
-  const plan = await makePlan(host, config, request, { state, reserves: true, failed });
+  const { host, request, config, state, journal, startedMs } = call;
+  const failed = new Map([...errors].map(([network, { message }]) => [network, message]));
+  const plan = await makePlan(host, config, request, { state, failed, journal });
   mark("plan");
   const { attachments: planned, pod, choice } = plan;
-  journal.base = { ...journal.base, podUid: pod.uid, decidedBy: plan.decision };
+  journal.base = {
+    ...journal.base,
+    podNamespace: pod.namespace,
+    podName: pod.name,
+    podUid: pod.uid,
+    decidedBy: plan.decision,
+  };
   const operation = newOperation(host, request.containerId, "ADD");
   const chain: ChainOptions = {
     netns: request.netns,
@@ -115,37 +177,24 @@ async function attempt(
     throw error;
   });
   mark("intend");
+  const failures = new Set<Attachment>();
   try {
-    const result = await attachAll(host, state, operation, plan, config, chain);
+    const result = await attachAll(call, operation, plan, chain, failures);
     log(host, "debug", "attached", { pod: podLabel(pod), container: request.containerId });
     return { kind: "attached", result };
   } catch (error) {
-    if (!choice) throw error;
-    const own = toCniError(error);
-    journal.rows.push({
-      ...journal.base,
-      kind: "call",
-      outcome: "failed",
-      code: own.code,
-      error: own.message,
-      choice: await numbersOf(choice),
-    });
-    return { kind: "failed", network: choice.network, error: own };
+    const chosen = planned.find(
+      ({ network, ifName }) => network === choice?.network && plan.primarySet.has(ifName),
+    );
+    if (!choice || !chosen || !failures.has(chosen)) throw error;
+    await noteNumbers(journal, choice);
+    return { kind: "failed", network: choice.network, error: toCniError(error) };
   }
 }
 
-/** The numbers of a choice, for the ledger. */
-async function numbersOf(choice: Choice): Promise<string> {
-  return (await import("./choose.ts")).formatChoice(choice);
-}
-
-/** A failed ADD is told in the ledger too, by a transaction of its own. */
-function noteFailure(host: Host, state: State, journal: Journal, error: unknown): void {
-  try {
-    write(state, () => writeJournal(host, state, journal, { error }));
-  } catch (failure) {
-    log(host, "warn", toCniError(failure).message);
-  }
+/** Leaves the numbers of a choice in the ledger, with the network it fell on. */
+async function noteNumbers(journal: Journal, choice: Choice): Promise<void> {
+  noteChoice(journal, choice.network, (await import("./choose.ts")).formatChoice(choice));
 }
 
 /** How long an ADD waits for Multus' readiness file, in ms, and between two looks. */
@@ -182,136 +231,17 @@ function checkNetns(netns: string): void {
 }
 
 /**
- * Takes the lock and writes the plan down, after undoing what an earlier attempt left (a killed
- * ADD, a failed DEL, a container started again after a reboot).
- */
-async function intend(
-  host: Host,
-  state: State,
-  operation: Operation,
-  planned: Attachment[],
-  chain: ChainOptions,
-  startedMs: number,
-): Promise<void> {
-  const stale = await takeLock(host, state, operation, chain, () => {
-    checkNotDeleted(state, planned, startedMs);
-    const left = leftovers(host, state, planned);
-    if (left.length === 0) insertUntaken(state, planned, host.now());
-    return left;
-  });
-  if (stale.length === 0) return;
-  try {
-    const path = planned[0]?.cniPath.split(":") ?? [];
-    await undoStored(host, state, stale.reverse(), path, undoOptions(host, chain));
-    write(state, () => insertUntaken(state, planned, host.now()));
-  } catch (error) {
-    release(state, operation, () => undefined);
-    throw error;
-  }
-}
-
-/** The DEL that follows a refused ADD has nothing to undo: guessing would delete what is not ours. */
-function rememberRefusal(host: Host, state: State, planned: Attachment[]): void {
-  const [first] = planned;
-  if (!first) return;
-  try {
-    write(state, () => {
-      const { readable, damaged } = recorded(host, state, first.containerId);
-      const rows: CallId[] = [...readable, ...damaged];
-      const isKnown = rows.some((row) => row.requestIfName === first.requestIfName);
-      // An end by DEL must stay one: other ADDs may have been overtaken by it as well.
-      if (!isKnown && !endOf(state, first)) setEnded(state, first, "ADD", host.now());
-    });
-  } catch (error) {
-    log(host, "warn", toCniError(error).message, { container: first.containerId });
-  }
-}
-
-/**
- * Writes the plan down, unless the pod has an interface of a planned name that we did not make: a
- * delegate would refuse it (SPEC §2 "ADD"), and its DEL would then remove what is not ours.
- * @throws CniError 105
- */
-function insertUntaken(state: State, planned: Attachment[], nowMs: number): void {
-  const present = new Set(interfacesIn(planned[0]?.netns ?? ""));
-  const taken = planned.find(({ ifName }) => present.has(ifName));
-  if (taken) {
-    throw new CniError(
-      code.interfaceConflict,
-      `Cannot attach network "${taken.network}": the pod has an interface "${taken.ifName}" ` +
-        "already, and genie did not make it",
-    );
-  }
-  insertPlanned(state, planned, nowMs);
-}
-
-/**
- * Refuses an ADD that was overtaken by a DEL of the same call, before it had the lock: its runtime
- * was killed or gave up, so nobody would ever delete what it attaches.
- * @throws CniError 11
- */
-function checkNotDeleted(state: State, planned: Attachment[], startedMs: number): void {
-  const [first] = planned;
-  const end = first && endOf(state, first);
-  if (end?.command !== "DEL" || end.atMs <= startedMs) return;
-  throw new CniError(
-    code.tryAgainLater,
-    `Cannot ADD container ${first?.containerId}: it was deleted while this ADD was being prepared`,
-  );
-}
-
-/** Attachments of an earlier attempt that are in the way; a live one in the way is an error. */
-function leftovers(host: Host, state: State, planned: Attachment[]): StoredAttachment[] {
-  const [first] = planned;
-  if (!first) return [];
-  const names = new Set(planned.map(({ ifName }) => ifName));
-  const found = attachments(host, state, first.containerId).filter(
-    (one) => one.requestIfName === first.requestIfName || names.has(one.ifName),
-  );
-  const here = netnsId(first.netns);
-  const live = found.find(
-    (one) => one.state === "attached" && [here, netnsId(one.netns)].includes(one.netnsId),
-  );
-  if (!live) return found;
-  throw new CniError(
-    code.interfaceConflict,
-    `Container ${first.containerId} has interface "${live.ifName}" on network "${live.network}" ` +
-      "already: DEL it before another ADD",
-  );
-}
-
-/** Undoes stored attachments, or keeps them and says why the new ADD cannot go on. */
-async function undoStored(
-  host: Host,
-  state: State,
-  stale: StoredAttachment[],
-  path: string[],
-  chain: ChainOptions,
-): Promise<void> {
-  for (const attachment of stale) {
-    const errors = await undo(host, attachment, path, { ...chain, netns: attachment.netns });
-    if (errors.length > 0) {
-      throw new CniError(
-        code.tryAgainLater,
-        `Cannot undo an earlier attempt on interface "${attachment.ifName}": ${errors[0]?.message}`,
-        { cause: errors[0] },
-      );
-    }
-    write(state, () => forget(state, attachment));
-  }
-}
-
-/**
  * Attaches everything and commits, or undoes everything and throws.
+ *
+ * @param failures filled with the attachments that failed by themselves
  * @returns the result for the runtime, made before the commit: what fails is undone
  */
 async function attachAll(
-  host: Host,
-  state: State,
+  { host, config, state, journal }: Call,
   operation: Operation,
   plan: Plan,
-  config: Config,
   chain: ChainOptions,
+  failures: Set<Attachment>,
 ): Promise<Result> {
   const { attachments: planned } = plan;
   const done: Done[] = [];
@@ -324,8 +254,10 @@ async function attachAll(
       results.forEach((added, i) => {
         const attachment = group[i];
         if (!attachment) return;
-        if (added.kind === "failed") undoErrors.set(attachment, added.undo);
-        else {
+        if (added.kind === "failed") {
+          failures.add(attachment);
+          undoErrors.set(attachment, added.undo);
+        } else {
           // It took the default route over: from here on the others have none.
           for (const other of done) other.result = withoutDefaultRoutes(other.result, added.took);
           done.push({ attachment, result: added.result });
@@ -339,15 +271,19 @@ async function attachAll(
     done.sort((a, b) => planned.indexOf(a.attachment) - planned.indexOf(b.attachment));
     const result = mergeDone(done, config);
     const status = await makeStatus(host, config, plan, done);
-    const choice = plan.choice ? await numbersOf(plan.choice) : "";
-    release(state, operation, () => {
-      for (const { attachment, result } of done) {
-        setAttached(state, attachment, toVersion(result, attachment.list.cniVersion));
-      }
-      if (status && !status.isInline) putStatus(state, status, host.now());
-      sampleTraffic(state, trafficOf(done), host.now());
-      if (chain.journal) writeJournal(host, state, chain.journal, { choice });
-    });
+    if (plan.choice) await noteNumbers(journal, plan.choice);
+    withAudit(host, (isAudited) =>
+      release(state, operation, () => {
+        for (const { attachment, result } of done) {
+          setAttached(state, attachment, toVersion(result, attachment.list.cniVersion));
+        }
+        if (status && !status.isInline) putStatus(state, status, host.now());
+        if (!isAudited) return;
+        const sample = () => sampleTraffic(state, trafficSources(done), host.now());
+        writeAside(host, state, "traffic", sample);
+        writeJournal(host, state, journal);
+      }),
+    );
     mark("commit");
     if (status?.isInline) await publishOrPut(host, state, plan, status, chain.deadlineMs);
     return result;
@@ -355,14 +291,6 @@ async function attachAll(
     await rollBack(host, state, operation, planned, done, undoErrors, undoOptions(host, chain));
     throw error;
   }
-}
-
-/** The host-side interface of each attachment, where its plugin tells of one: the last it names. */
-function trafficOf(done: Done[]): TrafficSource[] {
-  return done.flatMap(({ attachment: { containerId, ifName, network }, result }) => {
-    const outside = result.interfaces.filter(({ sandbox }) => !sandbox).at(-1);
-    return outside ? [{ containerId, ifName, network, hostIfName: outside.name }] : [];
-  });
 }
 
 /** Publishes the status at once; what cannot be published waits for the agent. */

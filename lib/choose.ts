@@ -1,31 +1,56 @@
 /**
  * The choice when it is ours: candidates that the pod may use, whose binaries exist, that are not
  * full and say that they work, ranked by their KPIs. The choice is written down for some seconds,
- * so that a herd of pods sees each other and spreads. Source: CNI-Genie's "smart" selection; design
- * D3.
+ * so that a herd of pods sees each other and spreads. A record that fails makes KPIs unknown, never
+ * the choice impossible. Source: CNI-Genie's "smart" selection; design D3.
  */
-import { checkAccess } from "./access.ts";
-import { CniError, code, type Host, toCniError } from "./cni.ts";
+import type { Objects } from "./api.ts";
+import { CniError, code, compareVersions, type Host, log, toCniError } from "./cni.ts";
 import type { Config } from "./config.ts";
-import { type State, write } from "./database.ts";
+import { read, type State, write } from "./database.ts";
 import { statusChain } from "./delegate.ts";
-import { type NetworkKpis, networkKpis } from "./kpi.ts";
-import { configHash } from "./ledger.ts";
+import { checkMayUse, gatesOf } from "./gate.ts";
+import { type NetworkKpis, networkKpis, occupancyWith } from "./kpi.ts";
+import { configHash, type Journal } from "./ledger.ts";
 import { findPlugins, type Network, type PluginSearch, resolveNetwork } from "./networks.ts";
 import type { Pod } from "./pod.ts";
 import { type Candidate, type Ranked, rank } from "./select.ts";
 import { oneLine } from "./text.ts";
-import { sampleTraffic } from "./traffic.ts";
-import { candidateNetworks } from "./wanted.ts";
+import { sampleOldest } from "./traffic.ts";
+import { listCandidates } from "./wanted.ts";
 
-/** How a choice is made. */
+/** A database to read from. */
+export type Reader = Pick<State, "database">;
+
+/** With what a choice is made. */
 export interface Chooser {
-  /** The record; undefined where there is none: KPIs are unknown then. */
-  state: State | undefined;
-  /** Writes the choice down; false for `genie plan`, which changes nothing. */
-  reserves: boolean;
+  /** The record, in which the choice is written down; undefined for `genie plan`. */
+  state?: State;
+  /** Reads the record in place of `state`; gives undefined where there is none. */
+  reader?: <T>(inside: (reader: Reader) => T) => T | undefined;
   /** Networks that failed to attach in this call, with the reason. */
   failed: ReadonlyMap<string, string>;
+  /** Takes a row for a network that the pod may not use. */
+  journal?: Journal;
+}
+
+/** For whom a network is chosen, and among which. */
+export interface ChoiceRequest {
+  config: Config;
+  search: PluginSearch;
+  objects: Objects;
+  pod: Pod;
+  containerId: string;
+}
+
+/** A candidate that is out of the question. */
+export interface Rejected {
+  network: string;
+  reason: string;
+  /** CNI error code of the reason. */
+  code: number;
+  /** The rule, where one denied it. */
+  rule: string;
 }
 
 /** A choice with everything that decided it. */
@@ -33,9 +58,9 @@ export interface Choice {
   network: string;
   /** Best first; the first is the network chosen. */
   ranking: Ranked[];
+  /** Of every candidate that could be measured. */
   kpis: NetworkKpis[];
-  /** Candidates that were out of the question, and why. */
-  rejected: { network: string; reason: string }[];
+  rejected: Rejected[];
 }
 
 /** How long a choice counts as a pod on its way, in ms. */
@@ -43,71 +68,130 @@ const recentMs = 10_000;
 /** How long a network's STATUS is believed, in ms, and how long it may take. */
 const healthMs = 5_000;
 const statusTimeoutMs = 2_000;
-/** Interfaces whose traffic is counted anew at one choice; the oldest counts first. */
-const trafficSamples = 16;
+const reasonLengthMax = 300;
 
 /**
  * Chooses a network for a pod.
  *
- * @throws CniError 101 when there is no candidate, 11 when none of them can take the pod now
+ * @throws CniError 101 when there is no candidate at all; when none can take the pod: 100 when it
+ *   may use none of them, 11 when another try may find one, else the code of the first reason
  */
 export async function chooseNetwork(
   host: Host,
-  config: Config,
-  search: PluginSearch,
-  pod: Pod,
-  containerId: string,
+  request: ChoiceRequest,
   chooser: Chooser,
 ): Promise<Choice> {
-  const names = candidateNetworks(config, search);
+  const { config, search, containerId } = request;
+  const names = listCandidates(config, search);
   if (names.length === 0) {
     throw new CniError(
       code.networkNotFound,
       `Cannot choose a network: neither the plugin table nor ${config.confDir} offers one`,
     );
   }
-  const rejected: Choice["rejected"] = [];
-  const kpis: NetworkKpis[] = [];
-  for (const name of names) {
-    const outcome = await examine(host, config, search, pod, chooser, name);
-    if (typeof outcome === "string") rejected.push({ network: name, reason: outcome });
-    else kpis.push(outcome);
-  }
-  if (kpis.length === 0) {
-    const reasons = rejected.map((one) => `${one.network}: ${one.reason}`).join("; ");
-    throw new CniError(code.tryAgainLater, `Cannot choose a network: ${reasons}`);
-  }
-  const decide = () => rank(candidatesOf(kpis, chooser.state, host.now()), config.select.weights);
+  const memory = openMemory(host, chooser);
+  const all = await Promise.all(
+    names.map((one) => examine(host, request, chooser, memory, one.name, one.network)),
+  );
+  const rejected = all.flatMap((one) => one.rejected ?? []);
+  const kpis = all.flatMap((one) => one.kpis ?? []);
+  const usable = all.flatMap((one) => (one.kpis && !one.rejected ? [one.kpis] : []));
+  if (usable.length === 0) throw noneUsable(rejected);
+  const nowMs = host.now();
+  const decide = (loads: Loads) => rank(candidatesOf(usable, loads), config.select.weights);
   const ranking =
-    chooser.state && chooser.reserves
-      ? reserve(chooser.state, containerId, host.now(), decide)
-      : decide();
+    memory.write((state) => reserve(state, containerId, nowMs, decide)) ??
+    decide(memory.read((reader) => readLoads(reader, containerId, nowMs)) ?? new Map());
   return { network: ranking[0]?.candidate.network ?? "", ranking, kpis, rejected };
 }
 
-/** The KPIs of a candidate, or why it is out of the question. */
+/** Why no candidate can take the pod, with the code that says whether another try makes sense. */
+function noneUsable(rejected: Rejected[]): CniError {
+  const reasons = rejected.map((one) => `${one.network}: ${one.reason}`).join("; ");
+  const denied = rejected.filter(({ rule }) => rule !== "");
+  const wrong = rejected.find(({ rule }) => rule === "");
+  if (!wrong) {
+    const rule = denied.map((one) => one.rule).join("; ");
+    const msg = `Access to every network that could be chosen is denied: ${reasons}`;
+    return new CniError(code.accessDenied, msg, { details: rule, rule });
+  }
+  const isPassing = rejected.some(({ code: number }) => number === code.tryAgainLater);
+  const number = isPassing ? code.tryAgainLater : wrong.code;
+  return new CniError(number, `Cannot choose a network: ${reasons}`);
+}
+
+/** The record as far as it works: the first failure is reported, then it is left alone. */
+interface Memory {
+  read: <T>(inside: (reader: Reader) => T) => T | undefined;
+  /** Undefined as well where nothing is to be written. */
+  write: <T>(inside: (state: State) => T) => T | undefined;
+}
+
+function openMemory(host: Host, { state, reader }: Chooser): Memory {
+  let works = true;
+  const guard = <T>(use: () => T | undefined): T | undefined => {
+    if (!works) return undefined;
+    try {
+      return use();
+    } catch (error) {
+      works = false;
+      log(host, "warn", `Choosing without the record: ${toCniError(error).message}`);
+      return undefined;
+    }
+  };
+  return {
+    read: (inside) =>
+      guard(() => (reader ? reader(inside) : state && read(state, () => inside(state)))),
+    write: (inside) => guard(() => state && write(state, () => inside(state))),
+  };
+}
+
+/** What was found out of one candidate; without `rejected` it can take the pod. */
+interface Examined {
+  kpis?: NetworkKpis;
+  rejected?: Rejected;
+}
+
 async function examine(
   host: Host,
-  config: Config,
-  search: PluginSearch,
-  pod: Pod,
-  { state, reserves, failed }: Chooser,
+  { config, search, objects, pod }: ChoiceRequest,
+  { failed }: Chooser,
+  memory: Memory,
   name: string,
-): Promise<NetworkKpis | string> {
-  const failure = failed.get(name);
-  if (failure !== undefined) return `failed to attach: ${failure}`;
+  known: Network | undefined,
+): Promise<Examined> {
+  const reject = (number: number, reason: string, rule = ""): Rejected => ({
+    network: name,
+    reason: oneLine(reason, reasonLengthMax),
+    code: number,
+    rule,
+  });
+  let kpis: NetworkKpis | undefined;
+  const examined = (rejected?: Rejected): Examined => ({
+    ...(kpis && { kpis }),
+    ...(rejected && { rejected }),
+  });
   try {
-    const network = resolveNetwork(config, name);
+    const network = known ?? resolveNetwork(config, name);
+    await checkMayUse(host, config, objects, { name, gates: gatesOf(config, network) }, pod);
     const plugins = findPlugins(network, search);
-    const verdict = checkAccess(config, network.entry?.name ?? network.name, pod);
-    if (!verdict.allowed) return `the pod may not use it: ${verdict.reason}`;
-    const kpis = networkKpis(state, network, host.now());
-    if ((kpis.occupancy.value ?? 0) >= 1) return `it is full (${kpis.occupancy.source})`;
-    await checkHealth(host, network, plugins, search, reserves ? state : undefined);
-    return kpis;
+    const nowMs = host.now();
+    kpis =
+      memory.read((reader) => networkKpis(reader, network, nowMs)) ??
+      networkKpis(undefined, network, nowMs);
+    const failure = failed.get(name);
+    if (failure !== undefined) {
+      return examined(reject(code.tryAgainLater, `it failed to attach: ${failure}`));
+    }
+    if ((kpis.occupancy.value ?? 0) >= 1) {
+      return examined(reject(code.tryAgainLater, `it is full (${kpis.occupancy.source})`));
+    }
+    const illness = await checkHealth(host, network, plugins, search, memory);
+    if (illness === "") return examined();
+    return examined(reject(code.tryAgainLater, `it is not ready: ${illness}`));
   } catch (error) {
     if (!(error instanceof CniError)) throw error;
-    return oneLine(error.message, 300);
+    return examined(reject(error.code, error.message, error.rule));
   }
 }
 
@@ -117,20 +201,29 @@ async function checkHealth(
   network: Network,
   plugins: string[],
   search: PluginSearch,
-  state: State | undefined,
-): Promise<void> {
+  memory: Memory,
+): Promise<string> {
   const { name, list } = network;
-  if (list.cniVersion !== "1.1.0") return;
+  if (compareVersions(list.cniVersion, "1.1.0") < 0) return "";
   const hash = configHash(list);
-  const known = state?.database
-    .query("SELECT error FROM health WHERE network = ? AND config_hash = ? AND at_ms > ?")
-    .get(name, hash, host.now() - healthMs) as { error: string } | null | undefined;
-  let error = known?.error;
-  if (error === undefined) {
-    error = await askStatus(host, network, plugins, search);
-    if (state) rememberHealth(state, name, hash, error, host.now());
-  }
-  if (error !== "") throw new CniError(code.unavailable, `it is not ready: ${error}`);
+  const askedMs = host.now();
+  const known = memory.read(
+    ({ database }) =>
+      database
+        .query(
+          `SELECT error FROM health
+           WHERE network = ? AND config_hash = ? AND at_ms > ? AND at_ms <= ?`,
+        )
+        .get(name, hash, askedMs - healthMs, askedMs) as { error: string } | null,
+  );
+  if (known) return known.error;
+  const error = await askStatus(host, network, plugins, search);
+  memory.write(({ database }) =>
+    database
+      .query("INSERT OR REPLACE INTO health VALUES (?, ?, ?, ?)")
+      .run(name, hash, error, host.now()),
+  );
+  return error;
 }
 
 async function askStatus(
@@ -146,41 +239,43 @@ async function askStatus(
     await statusChain(host, call, { netns: "", token: "status", deadlineMs, signal: host.signal });
     return "";
   } catch (error) {
-    return oneLine(toCniError(error).message, 300);
+    return oneLine(toCniError(error).message, reasonLengthMax);
   }
 }
 
-function rememberHealth(
-  state: State,
-  network: string,
-  hash: string,
-  error: string,
-  nowMs: number,
-): void {
-  write(state, () =>
-    state.database
-      .query("INSERT OR REPLACE INTO health VALUES (?, ?, ?, ?)")
-      .run(network, hash, error, nowMs),
-  );
+/** Choices of the last seconds, by network, but for the pod's own. */
+type Loads = ReadonlyMap<string, { recent: number; pending: number }>;
+
+function readLoads({ database }: Reader, containerId: string, nowMs: number): Loads {
+  const rows = database
+    .query(
+      `SELECT network, count(*) AS recent,
+         sum(NOT EXISTS (SELECT 1 FROM attachments AS a
+           WHERE a.container_id = choices.container_id AND a.state = 'attached')) AS pending
+       FROM choices WHERE at_ms > ? AND at_ms <= ? AND container_id <> ? GROUP BY network`,
+    )
+    .all(nowMs - recentMs, nowMs, containerId) as {
+    network: string;
+    recent: number;
+    pending: number;
+  }[];
+  return new Map(rows.map(({ network, ...load }) => [network, load]));
 }
 
-function candidatesOf(kpis: NetworkKpis[], state: State | undefined, nowMs: number): Candidate[] {
-  const recent = new Map(
-    (
-      (state?.database
-        .query("SELECT network, count(*) AS count FROM choices WHERE at_ms > ? GROUP BY network")
-        .all(nowMs - recentMs) ?? []) as { network: string; count: number }[]
-    ).map(({ network, count }) => [network, count]),
-  );
-  return kpis.map((one) => ({
-    network: one.network,
-    occupancy: one.occupancy.value,
-    responseTimeUs: one.medianUs.value,
-    failures: one.failures.value,
-    bandwidth: one.bandwidth.value,
-    subnets: one.subnets.value,
-    recent: recent.get(one.network) ?? 0,
-  }));
+function candidatesOf(kpis: NetworkKpis[], loads: Loads): Candidate[] {
+  return kpis.map((one) => {
+    const { recent = 0, pending = 0 } = loads.get(one.network) ?? {};
+    return {
+      network: one.network,
+      // Whoever is on the way will have an address that no store tells of yet.
+      occupancy: occupancyWith(one, pending),
+      responseTimeUs: one.medianUs.value,
+      failures: one.failures.value,
+      bandwidth: one.bandwidth.value,
+      subnets: one.subnets.value,
+      recent,
+    };
+  });
 }
 
 /** Ranks and writes the choice down in one transaction: of two at once, one is first. */
@@ -188,32 +283,56 @@ function reserve(
   state: State,
   containerId: string,
   nowMs: number,
-  decide: () => Ranked[],
+  decide: (loads: Loads) => Ranked[],
 ): Ranked[] {
   const { database } = state;
-  return write(state, () => {
-    database.query("DELETE FROM choices WHERE at_ms <= ?").run(nowMs - recentMs);
-    const ranking = decide();
-    const network = ranking[0]?.candidate.network ?? "";
-    database
-      .query("INSERT OR REPLACE INTO choices VALUES (?, ?, ?)")
-      .run(containerId, network, nowMs);
-    const oldest = database
-      .query(
-        `SELECT container_id AS containerId, ifname AS ifName, network, host_ifname AS hostIfName
-         FROM traffic ORDER BY at_ms LIMIT ${trafficSamples}`,
-      )
-      .all() as { containerId: string; ifName: string; network: string; hostIfName: string }[];
-    sampleTraffic(state, oldest, nowMs);
-    return ranking;
-  });
+  // Of a clock that was put back, too: they would count until it has caught up.
+  database.query("DELETE FROM choices WHERE at_ms <= ? OR at_ms > ?").run(nowMs - recentMs, nowMs);
+  const ranking = decide(readLoads(state, containerId, nowMs));
+  const network = ranking[0]?.candidate.network ?? "";
+  database
+    .query("INSERT OR REPLACE INTO choices VALUES (?, ?, ?)")
+    .run(containerId, network, nowMs);
+  sampleOldest(state, nowMs);
+  return ranking;
 }
 
-/** The numbers of a choice as the ledger keeps them: JSON of candidates, figures and rejections. */
+/** Longest numbers kept of a choice, in characters, and candidates told of at most. */
+const numbersLengthMax = 8000;
+const toldMax = 12;
+
+/**
+ * The numbers of a choice as the ledger keeps them: JSON of candidates, figures and rejections, of
+ * the best and the first of them where there are many.
+ */
 export function formatChoice({ network, ranking, rejected }: Choice): string {
-  return JSON.stringify({
-    network,
-    candidates: ranking.map(({ candidate, score, figures }) => ({ ...candidate, score, figures })),
-    rejected,
-  });
+  for (let told = toldMax; told > 0; told--) {
+    const text = JSON.stringify({
+      network,
+      candidates: ranking.slice(0, told).map(({ candidate, score, figures }) => ({
+        ...rounded(candidate),
+        score: round(score),
+        figures: rounded(figures),
+      })),
+      rejected: rejected
+        .slice(0, told)
+        .map((one) => ({ network: one.network, reason: oneLine(one.reason, 200) })),
+    });
+    if (text.length <= numbersLengthMax) return text;
+  }
+  return JSON.stringify({ network, candidates: [], rejected: [] });
+}
+
+function rounded<T extends object>(numbers: T): object {
+  return Object.fromEntries(
+    Object.entries(numbers).map(([key, value]) => [
+      key,
+      typeof value === "number" ? round(value) : value,
+    ]),
+  );
+}
+
+/** To four digits after the point: more says nothing, and takes room a million times. */
+function round(value: number): number {
+  return Math.round(value * 1e4) / 1e4;
 }

@@ -61,16 +61,23 @@ export class CniError extends Error {
   readonly code: number;
   /** Longer text for the log of the runtime: stderr tail, every issue of a config. */
   readonly details: string;
+  /** Of a denial the rule that denied; else "". Delegates may use code 100 for something else. */
+  readonly rule: string;
 
   /**
    * @param code number from {@link code} or a delegate's own
    * @param msg one line: what failed, for which network or plugin, and what to do
    */
-  constructor(code: number, msg: string, options: { details?: string; cause?: unknown } = {}) {
+  constructor(
+    code: number,
+    msg: string,
+    options: { details?: string; rule?: string; cause?: unknown } = {},
+  ) {
     super(msg, options.cause === undefined ? {} : { cause: options.cause });
     this.name = "CniError";
     this.code = code;
     this.details = options.details ?? "";
+    this.rule = options.rule ?? "";
   }
 }
 
@@ -105,6 +112,11 @@ export interface Host {
   /** Aborts when we are asked to end (SIGTERM, SIGINT): an ADD then rolls back. */
   signal: AbortSignal;
   log: LogSettings;
+  /**
+   * True when the process ends with this call: what the kernel frees then need not be closed, which
+   * for a database costs a checkpoint that the next call can do without.
+   */
+  endsAtOnce?: boolean;
 }
 
 /** What a log line or an error may carry besides its message. */

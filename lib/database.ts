@@ -30,6 +30,8 @@ export interface State {
   file: string;
   /** Folder of the copy that is open in place of the file, see {@link openCopy}; else "". */
   copyDir: string;
+  /** Left to the end of the process, see {@link Host}: its log is checkpointed by a later call. */
+  staysOpen: boolean;
 }
 
 /** The current layout of the file, `PRAGMA user_version`. */
@@ -48,7 +50,7 @@ const busyTimeoutMs = 10_000;
 export function openState(host: Host, dir: string): State {
   const file = join(dir, "genie.db");
   try {
-    return { database: openFile(file), file, copyDir: "" };
+    return { database: openFile(file), file, copyDir: "", staysOpen: host.endsAtOnce === true };
   } catch (error) {
     if (!isUnusable(error)) throw unavailable(file, error);
     return renewState(host, file);
@@ -59,7 +61,7 @@ export function openState(host: Host, dir: string): State {
 function renewState(host: Host, file: string): State {
   try {
     setAside(host, file);
-    return { database: openFile(file), file, copyDir: "" };
+    return { database: openFile(file), file, copyDir: "", staysOpen: host.endsAtOnce === true };
   } catch (error) {
     throw unavailable(file, error);
   }
@@ -80,15 +82,16 @@ export function openCopy(dir: string): State {
     const copy = join(copyDir, "genie.db");
     copyFileSync(file, copy);
     if (existsSync(`${file}-wal`)) copyFileSync(`${file}-wal`, `${copy}-wal`);
-    return { database: openFile(copy), file, copyDir };
+    return { database: openFile(copy), file, copyDir, staysOpen: false };
   } catch (error) {
     if (copyDir !== "") rmSync(copyDir, { recursive: true, force: true });
     throw unavailable(file, error);
   }
 }
 
-/** Closes the file. */
-export function closeState({ database, copyDir }: State): void {
+/** Closes the file, unless the process is about to end anyway. */
+export function closeState({ database, copyDir, staysOpen }: State): void {
+  if (staysOpen) return;
   database.close();
   if (copyDir !== "") rmSync(copyDir, { recursive: true, force: true });
 }
@@ -127,7 +130,8 @@ function openOnce(file: string): Database {
       );
     }
     useWal(database);
-    database.run("PRAGMA synchronous = NORMAL");
+    // A small log: most calls leave it as it is, and the next one reads all of it when it opens.
+    database.run("PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 100");
     if (found < schemaVersion) migrate(database);
     return database;
   } catch (error) {

@@ -9,9 +9,9 @@
  * Delegates get real pipes, made with pipe(2). Bun's own "pipe" is a socket pair, and a script that
  * writes to /dev/stdout or /dev/stderr fails on a socket (ENXIO) though it works under libcni.
  */
-import { dlopen, FFIType } from "bun:ffi";
 import { closeSync } from "node:fs";
 import { CniError, code, toCniError } from "./cni.ts";
+import { libc } from "./libc.ts";
 
 /** The one way a run ended. `spawn` means that nothing ran at all. */
 export type Ending =
@@ -211,31 +211,14 @@ function streamOf(stream: unknown): ReadableStream<Uint8Array> {
   throw new CniError(code.internal, "Bun.spawn gave no stream for an output it was asked to pipe");
 }
 
-interface Libc {
-  pipe2: (fds: Int32Array, flags: number) => number;
-}
-/** Opened with the first spawn (0.1 ms); null where it cannot be. */
-let libc: Libc | null | undefined;
 const closeOnExec = 0o2000000;
 
 /** A pipe(2), or undefined where libc cannot be called: Bun's socket pair then has to do. */
 function openPipe(): { read: number; write: number } | undefined {
-  libc ??= openLibc();
   const fds = new Int32Array(2);
-  if (libc === null || libc.pipe2(fds, closeOnExec) !== 0) return undefined;
+  if (libc()?.pipe2(fds, closeOnExec) !== 0) return undefined;
   const [read = -1, write = -1] = fds;
   return { read, write };
-}
-
-function openLibc(): Libc | null {
-  try {
-    return dlopen("libc.so.6", {
-      pipe2: { args: [FFIType.ptr, FFIType.i32], returns: FFIType.i32 },
-    }).symbols;
-  } catch (error) {
-    if (error instanceof Error) return null;
-    throw error;
-  }
 }
 
 /** Waits for the ending, ends the group where it is not the child's own, reads what is left. */

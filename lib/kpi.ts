@@ -3,10 +3,10 @@
  * attachments. Each figure says where it comes from and how old it is, or that it is unknown.
  * Reads the record and host-local's store; `traffic.ts` counts the bytes.
  */
-import { readdirSync, statSync } from "node:fs";
-import { isIP } from "node:net";
+import { readdirSync } from "node:fs";
 import { join } from "node:path";
 import type { State } from "./database.ts";
+import { isIP, toNumber } from "./ip.ts";
 import { isObject } from "./json.ts";
 import type { NetworkConfigList } from "./netconf.ts";
 import type { Network } from "./networks.ts";
@@ -44,8 +44,12 @@ export interface NetworkKpis {
   attachments: Measured;
 }
 
-/** ADDs that count as recent, newest first. */
+/**
+ * ADDs that count as recent: so many of the newest, and none older than this, in ms. A network that
+ * failed is given another chance once its failures are that old.
+ */
 const recentAdds = 50;
+const recentAgeMaxMs = 60 * 60_000;
 /** Traffic measured longer ago than this says nothing of now, in ms. */
 const trafficAgeMaxMs = 10 * 60_000;
 /** Where host-local keeps its reservations when the config names no `dataDir`. */
@@ -56,16 +60,18 @@ const measured = (value: number, source: string, ageMs = 0): Measured => ({ valu
 
 /**
  * Measures a network.
- * @param state the record; undefined where there is none yet
+ * @param state the record; undefined where there is none that can be read
  */
 export function networkKpis(
-  state: State | undefined,
+  state: Pick<State, "database"> | undefined,
   { name, list, entry }: Network,
   nowMs: number,
 ): NetworkKpis {
   const ranges = rangesOf(list);
   const used = usedAddresses(list, ranges);
-  const count = state ? countAttachments(state, name) : 0;
+  const attachments = state
+    ? measured(countAttachments(state, name), "attachments on record")
+    : unknown("no record");
   const family = (is6: boolean): Occupancy => {
     const own = ranges.filter((range) => range.is6 === is6);
     const total = own.length > 0 ? own.reduce((sum, { size }) => sum + size, 0) : undefined;
@@ -78,14 +84,12 @@ export function networkKpis(
           : total === undefined
             ? unknown("its IPAM tells no range")
             : measured(total, "ranges in its config"),
-      used: used
-        ? measured(is6 ? used.ipv6 : used.ipv4, "host-local's store")
-        : measured(count, "attachments on record"),
+      used: used ? measured(is6 ? used.ipv6 : used.ipv4, "host-local's store") : attachments,
     };
   };
   const ipv4 = family(false);
   const ipv6 = family(true);
-  const adds = state ? recent(state, name) : [];
+  const adds = state ? recent(state, name, nowMs) : [];
   const durations = adds.filter(({ outcome }) => outcome === "ok").map((add) => add.duration_us);
   const ageMs = Math.max(0, nowMs - (adds[0]?.at_ms ?? nowMs));
   return {
@@ -101,16 +105,27 @@ export function networkKpis(
     p95Us: percentile(durations, 0.95, ageMs),
     failures:
       adds.length === 0
-        ? unknown("no ADD on record")
+        ? unknown("no recent ADD on record")
         : measured(1 - durations.length / adds.length, `last ${adds.length} ADDs`, ageMs),
     bandwidth: state ? readTraffic(state, name, nowMs) : unknown("no record"),
-    attachments: measured(count, "attachments on record"),
+    attachments,
   };
+}
+
+/** Share of the fuller family once so many more pods have an address; undefined where unknown. */
+export function occupancyWith(
+  { ipv4, ipv6 }: Pick<NetworkKpis, "ipv4" | "ipv6">,
+  more: number,
+): number | undefined {
+  const shares = [ipv4, ipv6].flatMap(({ used, total }) =>
+    used.value === undefined || !total.value ? [] : [(used.value + more) / total.value],
+  );
+  return shares.length === 0 ? undefined : Math.min(1, Math.max(...shares));
 }
 
 /** Nearest-rank percentile of unsorted values. */
 function percentile(values: number[], share: number, ageMs: number): Measured {
-  if (values.length === 0) return unknown("no successful ADD on record");
+  if (values.length === 0) return unknown("no recent ADD that succeeded");
   const sorted = values.toSorted((a, b) => a - b);
   const value = sorted[Math.ceil(share * sorted.length) - 1] ?? 0;
   return measured(value, `last ${values.length} ADDs`, ageMs);
@@ -128,7 +143,10 @@ function fullest(ipv4: Occupancy, ipv6: Occupancy): Measured {
   );
 }
 
-function countAttachments({ database }: State, network: string): number {
+/** Reads nothing but a database. */
+type Reader = Pick<State, "database">;
+
+function countAttachments({ database }: Reader, network: string): number {
   const { count } = database
     .query("SELECT count(*) AS count FROM attachments WHERE network = ? AND state <> 'leaked'")
     .get(network) as { count: number };
@@ -141,39 +159,55 @@ interface RecentAdd {
   outcome: string;
 }
 
-function recent({ database }: State, network: string): RecentAdd[] {
-  return database
+/** The recent ADDs of a network, newest first. Whom a rule denied says nothing of the network. */
+function recent({ database }: Reader, network: string, nowMs: number): RecentAdd[] {
+  const rows = database
     .query(
       `SELECT at_ms, duration_us, outcome FROM ledger
        WHERE kind = 'network' AND command = 'ADD' AND network = ? ORDER BY id DESC
        LIMIT ${recentAdds}`,
     )
     .all(network) as RecentAdd[];
+  // Not in SQL: it would look for fifty through all that are older.
+  return rows.filter((row) => row.outcome !== "denied" && row.at_ms > nowMs - recentAgeMaxMs);
 }
 
-function readTraffic({ database }: State, network: string, nowMs: number): Measured {
+/** The traffic of all its attachments, from those that were measured lately: they share it alike. */
+function readTraffic({ database }: Reader, network: string, nowMs: number): Measured {
   const row = database
     .query(
-      `SELECT sum(bytes_per_second) AS sum, count(*) AS count, min(at_ms) AS oldest FROM traffic
-       WHERE network = ? AND at_ms > ?`,
+      `SELECT count(*) AS count, total(at_ms > ?2 AND bytes_per_second IS NOT NULL) AS lately,
+         sum(bytes_per_second) FILTER (WHERE at_ms > ?2) AS sum,
+         min(at_ms) FILTER (WHERE at_ms > ?2 AND bytes_per_second IS NOT NULL) AS oldest
+       FROM traffic WHERE network = ?1`,
     )
     .get(network, nowMs - trafficAgeMaxMs) as {
-    sum: number | null;
     count: number;
+    lately: number;
+    sum: number | null;
     oldest: number | null;
   };
   if (row.sum === null || row.oldest === null) return unknown("no traffic measured lately");
-  return measured(row.sum, `${row.count} host-side interfaces`, Math.max(0, nowMs - row.oldest));
+  const source = `${row.lately} of ${row.count} host-side interfaces`;
+  const ageMs = Math.max(0, nowMs - row.oldest);
+  return measured((row.sum * row.count) / row.lately, source, ageMs);
 }
 
 /** A range of addresses that an IPAM gives out. */
 interface Range {
   is6: boolean;
   subnet: string;
+  /** Addresses it has to give. */
   size: number;
+  /** First and last of them. */
+  lowest: bigint;
+  highest: bigint;
 }
 
-/** The ranges of host-local's and whereabouts' configs; none for an IPAM that tells of none. */
+/**
+ * The ranges of host-local's and whereabouts' configs; none for an IPAM that tells of none. What
+ * whereabouts leaves out (`exclude`) is taken off.
+ */
 export function rangesOf(list: NetworkConfigList): Range[] {
   return list.plugins.flatMap(({ ipam }) => {
     if (!isObject(ipam)) return [];
@@ -206,28 +240,26 @@ function readRange(range: unknown): Range[] {
   const highest = to ?? low + whole - (is6 ? 1n : 2n);
   const gateway = toNumber(range["gateway"]) ?? low + 1n;
   const hasGateway = gateway >= lowest && gateway <= highest;
-  const size = Number(highest - lowest) + 1 - (hasGateway ? 1 : 0);
-  return size > 0 ? [{ is6, subnet, size }] : [];
+  const size = Number(highest - lowest) + 1 - (hasGateway ? 1 : 0) - countExcluded(range, is6);
+  return size > 0 ? [{ is6, subnet, size, lowest, highest }] : [];
 }
 
-/** An IP address as a number; undefined for anything else. */
-function toNumber(text: unknown): bigint | undefined {
-  if (typeof text !== "string") return undefined;
-  const version = isIP(text);
-  if (version === 4) return text.split(".").reduce((sum, part) => sum * 256n + BigInt(part), 0n);
-  if (version !== 6) return undefined;
-  const [head = "", tail] = new URL(`http://[${text}]`).hostname.slice(1, -1).split("::");
-  const groups = (part: string) => (part === "" ? [] : part.split(":"));
-  const before = groups(head);
-  const after = tail === undefined ? [] : groups(tail);
-  const zeros = Array.from({ length: 8 - before.length - after.length }, () => "0");
-  return [...before, ...zeros, ...after].reduce(
-    (sum, group) => sum * 65536n + BigInt(`0x${group}`),
-    0n,
-  );
+/** Addresses that a range of whereabouts leaves out: single ones, and whole subnets. */
+function countExcluded(range: Record<string, unknown>, is6: boolean): number {
+  const all = Array.isArray(range["exclude"]) ? range["exclude"] : [];
+  return all.reduce<number>((sum, text) => {
+    const [address, digits] = typeof text === "string" ? text.split("/") : [];
+    const width = is6 ? 128 : 32;
+    const prefix = digits === undefined ? width : Number(digits);
+    const isOwn = isIP(address ?? "") === (is6 ? 6 : 4) && prefix >= 0 && prefix <= width;
+    return isOwn ? sum + 2 ** (width - prefix) : sum;
+  }, 0);
 }
 
-/** Reservations in host-local's store, by family; undefined where another IPAM gives addresses. */
+/**
+ * Reservations in host-local's store, by family; undefined where another IPAM gives addresses, or
+ * where the store cannot be read.
+ */
 function usedAddresses(
   list: NetworkConfigList,
   ranges: Range[],
@@ -235,15 +267,37 @@ function usedAddresses(
   const ipam = list.plugins.map((plugin) => plugin["ipam"]).find(isObject);
   if (ipam?.["type"] !== "host-local" || ranges.length === 0) return undefined;
   const base = typeof ipam["dataDir"] === "string" ? ipam["dataDir"] : hostLocalDir;
-  const dir = join(base, list.name);
-  if (!statSync(dir, { throwIfNoEntry: false })) return { ipv4: 0, ipv6: 0 };
-  let ipv4 = 0;
-  let ipv6 = 0;
-  for (const name of readdirSync(dir)) {
-    // Files are named by their address; "lock" and "last_reserved_ip.0" are not.
-    const char = name.charCodeAt(0);
-    if (name.includes(":")) ipv6++;
-    else if (char >= 0x30 && char <= 0x39 && name.includes(".")) ipv4++;
+  const names = readStore(join(base, list.name));
+  if (!names) return undefined;
+  // Files are named by their address; "lock" and "last_reserved_ip.0" are not.
+  const isFirst6 = (name: string) => name.includes(":");
+  const isFirst4 = (name: string) => /^\d/.test(name) && name.includes(".");
+  const count = (is6: boolean): number => {
+    const own = names.filter(is6 ? isFirst6 : isFirst4);
+    const total = ranges.reduce((sum, range) => sum + (range.is6 === is6 ? range.size : 0), 0);
+    if (own.length < total) return own.length;
+    // Full, unless some are left of ranges that the config does not have any more.
+    return own.filter((name) => isInside(name, ranges)).length;
+  };
+  return { ipv4: count(false), ipv6: count(true) };
+}
+
+/** The files of a store; none of one that is not there yet, undefined of one that is unreadable. */
+function readStore(dir: string): string[] | undefined {
+  try {
+    return readdirSync(dir);
+  } catch (error) {
+    const reason = (error as NodeJS.ErrnoException).code;
+    if (reason === undefined) throw error;
+    return reason === "ENOENT" ? [] : undefined;
   }
-  return { ipv4, ipv6 };
+}
+
+function isInside(text: string, ranges: Range[]): boolean {
+  const address = toNumber(text);
+  if (address === undefined) return false;
+  const is6 = text.includes(":");
+  return ranges.some(
+    (range) => range.is6 === is6 && range.lowest <= address && address <= range.highest,
+  );
 }

@@ -1,10 +1,11 @@
 /**
  * The audit ledger: one row per call of genie, per network of it, and per request to a plugin. Rows
  * are written in the transaction of the result they belong to; a ledger that cannot be written
- * never fails an operation. Pruned in small steps, bounded by age and by count.
+ * never fails an operation. Pruned in small steps, bounded by age and by count. It holds no config,
+ * and of texts from others only so much.
  */
 import { CniError, code, type Host, log, type Request, toCniError } from "./cni.ts";
-import type { State } from "./database.ts";
+import { type State, write } from "./database.ts";
 import type { NetworkConfigList } from "./netconf.ts";
 import { podIdentity } from "./pod.ts";
 
@@ -21,7 +22,7 @@ export type LedgerOutcome = "ok" | "failed" | "denied";
 
 /** One row of the ledger. Texts are "" and numbers 0 where there is nothing to say. */
 export interface LedgerRow {
-  /** When it began, ms since the epoch. */
+  /** When the call of genie began, ms since the epoch. */
   atMs: number;
   kind: LedgerKind;
   /** ADD, DEL, CHECK, GC or STATUS. */
@@ -73,8 +74,11 @@ const columns = [
   "choice",
 ] as const;
 
-/** Longest error kept, in characters. */
-const errorLengthMax = 1024;
+/** Longest text kept of a column, in characters; the numbers of a choice are made to fit. */
+const textLengthMax = 1024;
+const choiceLengthMax = 8192;
+
+const cut = (text: string): string => text.slice(0, textLengthMax);
 
 /** Appends rows. Call inside a transaction. */
 export function insertLedger({ database }: State, rows: readonly LedgerRow[]): void {
@@ -86,48 +90,63 @@ export function insertLedger({ database }: State, rows: readonly LedgerRow[]): v
       row.atMs,
       row.kind,
       row.command,
-      row.containerId,
-      row.podNamespace,
-      row.podName,
-      row.podUid,
-      row.network,
-      row.plugin,
-      row.ifName,
+      cut(row.containerId),
+      cut(row.podNamespace),
+      cut(row.podName),
+      cut(row.podUid),
+      cut(row.network),
+      cut(row.plugin),
+      cut(row.ifName),
       row.durationUs,
       row.outcome,
       row.code,
-      row.error.slice(0, errorLengthMax),
-      row.addresses,
+      cut(row.error),
+      cut(row.addresses),
       row.configHash,
-      row.decidedBy,
-      row.rule,
-      row.choice,
+      cut(row.decidedBy),
+      cut(row.rule),
+      row.choice.length > choiceLengthMax ? "" : row.choice,
     );
   }
 }
 
 /** Rows the ledger holds at most; what is older goes, whatever its age. */
-const rowsMax = 2_000_000;
-/** Rows removed in one step: a step takes well under a millisecond. */
-const pruneStep = 64;
+export const rowsMax = 2_000_000;
+/**
+ * Rows removed in one step, some milliseconds of work: more than an ADD and a DEL of a pod with as
+ * many networks as it may have add, so that the ledger never grows past its bounds.
+ */
+const pruneStep = 512;
 
 /**
- * Removes the oldest rows that are past their time or their number, at most 64 in one step: more
- * than an operation adds, so that the ledger shrinks without anybody waiting for it.
+ * Removes the oldest rows that are past their time or their number, one step of them. Call inside a
+ * transaction, never on an ADD.
  *
+ * @param max rows kept at most
  * @returns how many were removed
  */
-export function pruneLedger({ database }: State, nowMs: number, keepMs: number): number {
-  const bounds = database.query("SELECT min(id) AS low, max(id) AS high FROM ledger").get() as {
-    low: number | null;
-    high: number | null;
-  };
-  if (bounds.low === null || bounds.high === null) return 0;
-  return database
+export function pruneLedger(
+  { database }: State,
+  nowMs: number,
+  keepMs: number,
+  max = rowsMax,
+): number {
+  // By time through its index: a clock that was wrong for a while must not hide what is older.
+  const { changes } = database
     .query(
-      `DELETE FROM ledger WHERE id >= ?1 AND id < ?1 + ${pruneStep} AND (at_ms < ?2 OR id <= ?3)`,
+      `DELETE FROM ledger WHERE id IN
+         (SELECT id FROM ledger WHERE at_ms < ? ORDER BY at_ms LIMIT ${pruneStep})`,
     )
-    .run(bounds.low, nowMs - keepMs, bounds.high - rowsMax).changes;
+    .run(nowMs - keepMs);
+  if (changes > 0) return changes;
+  // One query for each end: min and max in one would read the whole table.
+  const { surplus } = database
+    .query("SELECT (SELECT max(id) FROM ledger) - (SELECT min(id) FROM ledger) + 1 - ? AS surplus")
+    .get(max) as { surplus: number | null };
+  if (surplus === null || surplus <= 0) return 0;
+  return database
+    .query("DELETE FROM ledger WHERE id IN (SELECT id FROM ledger ORDER BY id LIMIT ?)")
+    .run(Math.min(surplus, pruneStep)).changes;
 }
 
 /** Tells configs apart without showing them: first 16 hex digits of the SHA-256 of the list. */
@@ -177,14 +196,8 @@ export function openJournal(host: Host, request: Request): Journal {
 /** What a failure says in a row; nothing for a success. */
 function failureOf(error: unknown): Pick<LedgerRow, "outcome" | "code" | "error" | "rule"> {
   if (error === undefined) return { outcome: "ok", code: 0, error: "", rule: "" };
-  const { code: number, message, details } = toCniError(error);
-  const isDenied = number === code.accessDenied;
-  return {
-    outcome: isDenied ? "denied" : "failed",
-    code: number,
-    error: message,
-    rule: isDenied ? details : "",
-  };
+  const { code: number, message, rule } = toCniError(error);
+  return { outcome: rule === "" ? "failed" : "denied", code: number, error: message, rule };
 }
 
 /** What a row tells of one attachment. */
@@ -204,7 +217,6 @@ function rowOf(journal: Journal, kind: LedgerKind, plugin: string, noted: Noted)
   const { pod } = noted;
   return {
     ...journal.base,
-    atMs: journal.base.atMs,
     kind,
     plugin,
     command: noted.command,
@@ -238,26 +250,79 @@ export function noteNetwork(
   journal.rows.push({ ...row, addresses: addresses.join(",") });
 }
 
+/** Gives the newest ADD of a network in the journal the numbers of the choice that led to it. */
+export function noteChoice(journal: Journal, network: string, choice: string): void {
+  const row = journal.rows.findLast(
+    (one) => one.kind === "network" && one.command === "ADD" && one.network === network,
+  );
+  if (row) row.choice = choice;
+}
+
+/** Notes an ADD whose genie was killed: nobody else can tell of it any more. */
+export function noteInterrupted(
+  journal: Journal | undefined,
+  attachment: Omit<Noted, "command" | "durationUs" | "error"> & {
+    state: string;
+    createdAtMs: number;
+  },
+): void {
+  if (!journal || attachment.state !== "planned") return;
+  const error = new CniError(code.tryAgainLater, "genie was ended in the middle of this ADD");
+  noteNetwork(journal, { ...attachment, command: "ADD", durationUs: 0, error });
+  const row = journal.rows.at(-1);
+  if (row) row.atMs = attachment.createdAtMs;
+}
+
 /**
  * Writes the journal, with the row of the call itself last. Call inside the transaction of the
  * result; a ledger that cannot be written is reported and fails nothing.
  *
  * @param error why the call failed
- * @param choice numbers of an automatic choice, JSON
  */
-export function writeJournal(
-  host: Host,
-  state: State,
-  journal: Journal,
-  { error, choice = "" }: { error?: unknown; choice?: string } = {},
-): void {
+export function writeJournal(host: Host, state: State, journal: Journal, error?: unknown): void {
   const durationUs = Math.round((Bun.nanoseconds() - journal.startedNs) / 1000);
-  const call = { ...journal.base, durationUs, choice, ...failureOf(error) };
+  const call = { ...journal.base, durationUs, ...failureOf(error) };
+  if (call.podName === "") {
+    const { podNamespace, podName, podUid } = journal.rows[0] ?? call;
+    Object.assign(call, { podNamespace, podName, podUid });
+  }
+  writeAside(host, state, "the ledger", () => insertLedger(state, [...journal.rows, call]));
+}
+
+/**
+ * Writes what no operation may fail for. Inside a transaction it is a savepoint: a failure takes
+ * back these writes alone, and is reported.
+ */
+export function writeAside(host: Host, state: State, what: string, inside: () => void): void {
   try {
-    // Inside a transaction this is a savepoint: a failure takes back these rows alone.
-    state.database.transaction(() => insertLedger(state, [...journal.rows, call]))();
+    state.database.transaction(inside)();
+  } catch (error) {
+    const reason = toCniError(error).message.replace(/^Internal error: /, "");
+    log(host, "warn", `Cannot write ${what}: ${reason}`);
+  }
+}
+
+/**
+ * Runs a transaction with what no operation may fail for in it; where the file does not take that,
+ * once more without: what must be written may still find room.
+ */
+export function withAudit(host: Host, commit: (isAudited: boolean) => void): void {
+  try {
+    commit(true);
+  } catch (error) {
+    if (!(error instanceof CniError) || error.code !== code.stateUnavailable) throw error;
+    log(host, "warn", `Cannot write the ledger: ${error.message}`);
+    commit(false);
+  }
+}
+
+/** Writes a journal with nothing else, in a transaction of its own. */
+export function writeAlone(host: Host, state: State, journal: Journal, error?: unknown): void {
+  // What was opened is a copy: the file cannot be written.
+  if (state.copyDir !== "") return;
+  try {
+    write(state, () => writeJournal(host, state, journal, error));
   } catch (failure) {
-    if (failure instanceof CniError) throw failure;
     log(host, "warn", `Cannot write the ledger: ${toCniError(failure).message}`);
   }
 }

@@ -2,8 +2,8 @@
  * Network namespaces as files: which one a path leads to, and which interfaces are in it.
  * `setns` is called through libc, on this thread and for the length of one read.
  */
-import { dlopen, FFIType } from "bun:ffi";
 import { closeSync, openSync, readFileSync, statfsSync, statSync } from "node:fs";
+import { libc } from "./libc.ts";
 
 /**
  * Identity of a network namespace: boot, device and inode of its file; "" when there is none at
@@ -45,12 +45,12 @@ const netKind = 0x40000000;
  */
 export function interfacesIn(netns: string): string[] | undefined {
   if (!isForeignNetns(netns)) return undefined;
-  const setns = openSetns();
-  if (!setns) return undefined;
+  const calls = libc();
+  if (!calls) return undefined;
   const own = openSync("/proc/self/ns/net", "r");
   const other = openSync(netns, "r");
   try {
-    if (setns(other, netKind) !== 0) return undefined;
+    if (calls.setns(other, netKind) !== 0) return undefined;
     const table = readFileSync("/proc/thread-self/net/dev", "utf8");
     return table
       .split("\n")
@@ -58,19 +58,8 @@ export function interfacesIn(netns: string): string[] | undefined {
       .flatMap((line) => (line.includes(":") ? [line.slice(0, line.lastIndexOf(":")).trim()] : []));
   } finally {
     // To stay in a pod's namespace would send everything that follows to the wrong place.
-    if (setns(own, netKind) !== 0) process.abort();
+    if (calls.setns(own, netKind) !== 0) process.abort();
     closeSync(other);
     closeSync(own);
-  }
-}
-
-function openSetns(): ((fd: number, kind: number) => number) | undefined {
-  try {
-    return dlopen("libc.so.6", {
-      setns: { args: [FFIType.i32, FFIType.i32], returns: FFIType.i32 },
-    }).symbols.setns;
-  } catch (error) {
-    if (error instanceof Error) return undefined;
-    throw error;
   }
 }

@@ -64,6 +64,7 @@ export function resolveNetwork(config: Config, name: string): Network {
 function resolveEntry(
   config: Config,
   entry: PluginEntry,
+  files?: ListFile[],
 ): { list: NetworkConfigList; source: string } {
   if (entry.config !== undefined) {
     const source = `plugins.${entry.name}.config`;
@@ -75,7 +76,7 @@ function resolveEntry(
     const path = listPath(config, entry.conf);
     return { list: usable(readListFile(path)), source: path };
   }
-  const found = findOnDisk(config, entry.name);
+  const found = findOnDisk(config, entry.name, files);
   if (found) return { list: usable(found), source: found.path };
   throw new CniError(
     code.networkNotFound,
@@ -89,8 +90,12 @@ function usable(file: ListFile): NetworkConfigList {
   return file.list;
 }
 
-function findOnDisk(config: Config, name: string): ListFile | undefined {
-  const files = listFiles(config.confDir).map(readListFile);
+/** @param files what is in the conf dir, where it was read already */
+function findOnDisk(
+  config: Config,
+  name: string,
+  files: ListFile[] = listFiles(config.confDir).map(readListFile),
+): ListFile | undefined {
   return (
     files.find(({ list }) => !(list instanceof CniError) && list.name === name) ??
     files.find(({ path }) => fileNames(path).includes(name))
@@ -183,9 +188,10 @@ function unknownNetwork(config: Config, name: string): CniError {
 export function listNetworks(config: Config): { networks: Network[]; problems: CniError[] } {
   const networks: Network[] = [];
   const problems: CniError[] = [];
+  const files = listFiles(config.confDir).map(readListFile);
   for (const entry of config.plugins.values()) {
     try {
-      networks.push({ name: entry.name, ...resolveEntry(config, entry), entry });
+      networks.push({ name: entry.name, ...resolveEntry(config, entry, files), entry });
     } catch (error) {
       problems.push(toCniError(error));
     }
@@ -194,7 +200,7 @@ export function listNetworks(config: Config): { networks: Network[]; problems: C
     ...networks.flatMap(({ name, list }) => [name, list.name]),
     ...config.plugins.keys(),
   ]);
-  for (const { path, list } of listFiles(config.confDir).map(readListFile)) {
+  for (const { path, list } of files) {
     if (list instanceof CniError) problems.push(list);
     else if (!taken.has(list.name)) {
       taken.add(list.name);

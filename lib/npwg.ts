@@ -5,7 +5,6 @@
  * Where the specification calls an invalid annotation "ignored", we refuse it: a pod that starts
  * without a network it asked for is worse than one that says why it does not start.
  */
-import { isIP } from "node:net";
 import * as v from "valibot";
 import {
   attachmentsMax,
@@ -14,6 +13,7 @@ import {
   type SelectionElement,
 } from "./annotations.ts";
 import { CniError, code, isNetworkName } from "./cni.ts";
+import { isIP } from "./ip.ts";
 import { isObject, parseJson } from "./json.ts";
 import type { Dns, Result } from "./result.ts";
 import { oneLine } from "./text.ts";

@@ -3,12 +3,12 @@
  * CNI-Genie's Logicalnetwork and Physicalnetwork. One GET per distinct object and call; asked for
  * only when a pod names one. Everything read is hostile until parsed.
  */
-import { BlockList, isIP } from "node:net";
 import * as v from "valibot";
 import { npwgKeys } from "./annotations.ts";
 import type { Objects } from "./api.ts";
 import { CniError, code } from "./cni.ts";
 import type { Config } from "./config.ts";
+import { contains, parseSubnet } from "./ip.ts";
 import { isObject, parseJson } from "./json.ts";
 import { type NetworkConfigList, type PluginConfig, parseConfigList } from "./netconf.ts";
 import { findListOnDisk, type Network, resolveNetwork } from "./networks.ts";
@@ -236,26 +236,6 @@ async function pluginOf(
 
 function broken(what: string, issue: string): CniError {
   return new CniError(code.invalidConfig, `Invalid ${what}: ${issue}`);
-}
-
-/** A subnet as address, prefix length and family; undefined when the text is none. */
-function parseSubnet(
-  text: string,
-): { address: string; prefix: number; family: "ipv4" | "ipv6" } | undefined {
-  const [, address = "", digits = ""] = /^([0-9a-fA-F:.]+)\/(\d{1,3})$/.exec(text) ?? [];
-  const version = isIP(address);
-  const prefix = Number(digits);
-  if (version === 0 || prefix > (version === 4 ? 32 : 128)) return undefined;
-  return { address, prefix, family: version === 4 ? "ipv4" : "ipv6" };
-}
-
-/** True when every address of `inner` is in `outer`. */
-export function contains(outer: string, inner: string): boolean {
-  const [a, b] = [parseSubnet(outer), parseSubnet(inner)];
-  if (!a || !b || a.family !== b.family || b.prefix < a.prefix) return false;
-  const list = new BlockList();
-  list.addSubnet(a.address, a.prefix, a.family);
-  return list.check(b.address, b.family);
 }
 
 /** Replaces the subnet from which the first plugin with an IPAM gives addresses. */

@@ -5,16 +5,16 @@
  */
 import { statSync } from "node:fs";
 import { join } from "node:path";
-import { checkAccess } from "./access.ts";
 import { type Objects, openObjects } from "./api.ts";
 import type { Choice, Chooser } from "./choose.ts";
 import { CniError, code, type Host, type Request, toCniError } from "./cni.ts";
 import type { Config } from "./config.ts";
 import { isConfigured } from "./credentials.ts";
+import { checkMayUse, gatesOf } from "./gate.ts";
 import { isObject } from "./json.ts";
+import { type Journal, noteNetwork } from "./ledger.ts";
 import { declaresCapability, type NetworkConfigList } from "./netconf.ts";
 import {
-  entriesOf,
   findListOnDisk,
   findPlugins,
   firstListIn,
@@ -23,7 +23,7 @@ import {
   readList,
   resolveNetwork,
 } from "./networks.ts";
-import { carriedPod, delegateArgs, lookupPod, type Pod, podIdentity, podPath } from "./pod.ts";
+import { carriedPod, delegateArgs, lookupPod, type Pod, podIdentity, podLabel } from "./pod.ts";
 import type { Attachment } from "./state.ts";
 import {
   candidateNetworks,
@@ -33,6 +33,8 @@ import {
   selectWanted,
   type Wanted,
 } from "./wanted.ts";
+
+export { podLabel };
 
 /** What an ADD will do, in the order it will do it: the primary attachment first. */
 export interface Plan {
@@ -75,7 +77,7 @@ export async function makePlan(
   host: Host,
   config: Config,
   request: Request,
-  chooser: Chooser = { state: undefined, reserves: false, failed: new Map() },
+  chooser: Chooser = { failed: new Map() },
 ): Promise<Plan> {
   const objects = openObjects(host, config);
   const pod = await lookupPod(host, config, request, objects);
@@ -85,15 +87,14 @@ export async function makePlan(
     decision === "choice"
       ? await (await import("./choose.ts")).chooseNetwork(
           host,
-          config,
-          search,
-          pod,
-          request.containerId,
+          { config, search, objects, pod, containerId: request.containerId },
           chooser,
         )
       : undefined;
   if (choice) primarySet.push(onNode({ network: choice.network }, reasonOf(choice)));
-  const named = nameInterfaces(primarySet, further, request.ifName);
+  // What every pod gets besides it has already where the choice fell on it.
+  const besides = further.filter((one) => one.from !== "node" || one.network !== choice?.network);
+  const named = nameInterfaces(primarySet, besides, request.ifName);
   // Objects are asked for side by side; the first that fails decides, in the order of the pod.
   const settled = await Promise.allSettled(
     named.map((wanted) => resolveWanted(host, config, objects, wanted, pod)),
@@ -105,7 +106,13 @@ export async function makePlan(
     if (!outcome) continue;
     if (outcome.status === "rejected") throw outcome.reason;
     const network = outcome.value;
-    await checkMayUse(host, config, objects, network, pod);
+    try {
+      await checkMayUse(host, config, objects, network, pod);
+    } catch (error) {
+      const isDenial = toCniError(error).rule !== "";
+      if (isDenial) noteDenied(chooser.journal, request, pod, wanted, network, error);
+      throw error;
+    }
     checkCapabilities(network, wanted);
     resolved.push(network);
     attachments.push(toAttachment(config, request, search, pod, wanted, network));
@@ -164,6 +171,19 @@ function resolveOnNode(config: Config, { from, network: name }: Wanted): Network
   const found = findListOnDisk(config, name);
   if (found) return { name, ...found };
   throw new CniError(code.networkNotFound, `Unknown network "${name}": it is not on the node`);
+}
+
+/** A denial is told of by the network it was about: nothing is attached that could tell. */
+function noteDenied(
+  journal: Journal | undefined,
+  { containerId }: Request,
+  pod: Pod,
+  { ifName, reason }: Wanted & { ifName: string },
+  { name, list }: Network,
+  error: unknown,
+): void {
+  const what = { command: "ADD", containerId, network: name, ifName, reason, pod, list };
+  noteNetwork(journal, { ...what, durationUs: 0, error });
 }
 
 /** Why the chosen network was, for people. */
@@ -301,53 +321,8 @@ function checkIsolation(config: Config, { namespace, network }: Wanted, pod: Pod
     code.accessDenied,
     `Access to network "${namespace}/${network}" denied for pod ${podLabel(pod)}: namespaces are ` +
       `isolated, and kubernetes.global_namespaces has ${globalNamespaces.join(", ") || "none"}`,
+    { rule: `kubernetes.namespace_isolation at ${config.file}` },
   );
-}
-
-/**
- * Whose rules a network of the node is under: its table entry's; found on disk, those of every
- * entry with that list, whatever name the pod found it by.
- */
-function gatesOf(config: Config, { name, list, source, entry }: Network): string[] {
-  if (entry) return [entry.name];
-  const names = entriesOf(config, { list, source });
-  return names.length > 0 ? names : [name];
-}
-
-/** The gate (design D9). @throws CniError 100 */
-async function checkMayUse(
-  host: Host,
-  config: Config,
-  objects: Objects,
-  network: Resolved,
-  pod: Pod,
-): Promise<void> {
-  for (const gate of network.gates) {
-    let verdict = checkAccess(config, gate, pod);
-    if (verdict.needsServiceAccount) {
-      verdict = checkAccess(config, gate, await withServiceAccount(host, config, objects, pod));
-    }
-    if (verdict.allowed) continue;
-    throw new CniError(
-      code.accessDenied,
-      `Access to network "${network.name}" denied for pod ${podLabel(pod)}: ${verdict.reason}`,
-      { details: verdict.rule ?? "" },
-    );
-  }
-}
-
-/** The pod with its service account, from the API; as it is where there is none to ask. */
-async function withServiceAccount(
-  host: Host,
-  config: Config,
-  objects: Objects,
-  pod: Pod,
-): Promise<Pod> {
-  if (pod.namespace === "" || pod.name === "" || !isConfigured(host, config.kubernetes)) return pod;
-  const object = await objects.get(podPath(pod));
-  const spec = isObject(object) ? object["spec"] : undefined;
-  const account = isObject(spec) ? spec["serviceAccountName"] : undefined;
-  return { ...pod, serviceAccount: typeof account === "string" ? account : "default" };
 }
 
 /** Capabilities a pod may ask for and a plugin must offer, or the attachment fails (§4.1.2.1). */
@@ -402,10 +377,4 @@ async function assignDevices(
 function withDevice(list: NetworkConfigList, deviceId: string): NetworkConfigList {
   const device = { deviceID: deviceId, pciBusID: deviceId };
   return { ...list, plugins: list.plugins.map((plugin) => ({ ...plugin, ...device })) };
-}
-
-/** Pod as people know it. */
-export function podLabel({ namespace, name }: { namespace: string; name: string }): string {
-  if (name === "") return "(unnamed)";
-  return namespace === "" ? name : `${namespace}/${name}`;
 }

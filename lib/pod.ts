@@ -192,3 +192,9 @@ function readAnnotations(value: unknown, what: string): Map<string, string> {
 function wrongShape(what: string, issue: string): CniError {
   return new CniError(code.invalidConfig, `Invalid ${what}: ${issue}`);
 }
+
+/** Pod as people know it. */
+export function podLabel({ namespace, name }: { namespace: string; name: string }): string {
+  if (name === "") return "(unnamed)";
+  return namespace === "" ? name : `${namespace}/${name}`;
+}

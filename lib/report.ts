@@ -1,6 +1,6 @@
 /** `genie report`: what the record says of requests, networks and attachments. Only reads. */
 import { CniError, code, type Host } from "./cni.ts";
-import { parseJson } from "./json.ts";
+import { isObject, parseJson } from "./json.ts";
 import { isoTime } from "./quantity.ts";
 import {
   type RecordReader,
@@ -98,7 +98,7 @@ export function makeReport(
     latencyEdgesUs,
     causes: causesOf(counted, view?.examples ?? []),
     decisions: decisionsOf(counted),
-    choices: (view?.choices ?? []).map(choiceReport),
+    choices: choicesOf(view?.choices ?? []).slice(0, limit),
     requests: (view?.newest ?? []).map(requestReport),
   };
 }
@@ -126,9 +126,7 @@ export function makePodReport(
     pod,
     attachments: (view?.attachments ?? []).map(attachmentReport),
     requests: rows.map(requestReport),
-    choices: rows
-      .filter(({ kind, choice }) => kind === "network" && choice !== "")
-      .map(choiceReport),
+    choices: choicesOf(rows),
   };
 }
 
@@ -269,13 +267,24 @@ function attachmentReport(one: LiveAttachment): AttachmentReport {
   };
 }
 
+/** The choices among rows; one that stands in the rows of a call and of its network is one. */
+function choicesOf(rows: NumberedRow[]): ChoiceReport[] {
+  const calls = new Map<string, NumberedRow>();
+  for (const row of rows) {
+    if (row.choice !== "") calls.set(`${row.containerId} ${row.atMs} ${row.choice}`, row);
+  }
+  return [...calls.values()].map(choiceReport);
+}
+
 function choiceReport(row: NumberedRow): ChoiceReport {
-  const { podNamespace: namespace, podName: pod, network, outcome } = row;
+  const { podNamespace: namespace, podName: pod, outcome } = row;
   let choice: unknown = row.choice;
   try {
     choice = parseJson(row.choice, "recorded choice");
   } catch (error) {
     if (!(error instanceof CniError)) throw error;
   }
+  const named = isObject(choice) ? choice["network"] : undefined;
+  const network = typeof named === "string" ? named : row.network;
   return { at: iso(row.atMs), namespace, pod, network, outcome, choice };
 }

@@ -2,7 +2,8 @@
  * What reports read of the ledger, in SQL.
  *
  * A *request* is a row of kind `network`, or the row of a call that failed without any network of
- * it failing: denied, unknown, malformed. Such a call counts for the network it names.
+ * it failing: denied, unknown, malformed. Such a call counts for no network: what its row names is
+ * genie's own config. The numbers of a choice stand in a row of either kind.
  */
 import type { LedgerRow } from "./ledger.ts";
 import type { RecordReader } from "./report_file.ts";
@@ -64,12 +65,14 @@ export function ledgerSpan({
 
 /** A row as counting wants it, of either kind. */
 interface Candidate extends TallyRow {
-  isCall: number;
   /** The call it belongs to; null of a success. */
   call: string | null;
 }
 
-/** Every request that is meant, one after the other: there may be a million. */
+/**
+ * Every request that is meant, one after the other, there may be a million; and with `isRequest` 0
+ * the calls that are none but carry the numbers of a choice.
+ */
 export function* requests(
   { database, tables }: RecordReader,
   filter: LedgerFilter,
@@ -78,32 +81,37 @@ export function* requests(
   const { where, parameters } = conditions(filter);
   const rows = database
     .query(
-      `SELECT id, at_ms AS atMs, network, command = 'ADD' AS isAdd, duration_us AS durationUs,
-         outcome, code, decided_by AS decidedBy, choice <> '' AS isChoice, kind = 'call' AS isCall,
+      `SELECT id, at_ms AS atMs, CASE kind WHEN 'call' THEN '' ELSE network END AS network,
+         command = 'ADD' AS isAdd, duration_us AS durationUs, outcome, code,
+         decided_by AS decidedBy, choice <> '' AS isChoice, kind = 'network' AS isRequest,
          CASE outcome WHEN 'ok' THEN NULL ELSE container_id || ' ' || command END AS call
        FROM ledger
-       WHERE (kind = 'network' OR (kind = 'call' AND outcome <> 'ok')) AND ${where} ORDER BY id`,
+       WHERE (kind = 'network' OR (kind = 'call' AND (outcome <> 'ok' OR choice <> '')))
+         AND ${where} ORDER BY id`,
     )
     .iterate(...parameters) as IterableIterator<Candidate>;
   /** Failed calls of which no network has failed yet, and networks that failed, of late. */
   let calls: Candidate[] = [];
   let failed: Candidate[] = [];
+  const isLate = (one: Candidate, row: Candidate) => one.id >= row.id - callSpan;
   for (const row of rows) {
     if (calls.length > 0) {
-      yield* calls.filter(({ id }) => id < row.id - callSpan);
-      calls = calls.filter(({ id }) => id >= row.id - callSpan);
+      for (const one of calls) if (!isLate(one, row)) yield { ...one, isRequest: 1 };
+      calls = calls.filter((one) => isLate(one, row));
     }
-    if (row.isCall === 0) {
-      if (row.outcome !== "ok") {
-        calls = calls.filter(({ call }) => call !== row.call);
-        failed = [...failed.filter(({ id }) => id >= row.id - callSpan), row];
+    if (row.isRequest === 1) {
+      if (row.call !== null) {
+        const { call } = row;
+        yield* calls.filter((one) => one.call === call && one.isChoice === 1);
+        calls = calls.filter((one) => one.call !== call);
+        failed = [...failed.filter((one) => isLate(one, row)), row];
       }
       yield row;
-    } else if (!failed.some(({ id, call }) => call === row.call && id >= row.id - callSpan)) {
-      calls.push(row);
-    }
+    } else if (row.call === null || failed.some((one) => one.call === row.call && isLate(one, row)))
+      yield row;
+    else calls.push(row);
   }
-  yield* calls;
+  for (const one of calls) yield { ...one, isRequest: 1 };
 }
 
 const allColumns = `id, at_ms AS atMs, kind, command, container_id AS containerId,

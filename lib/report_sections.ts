@@ -11,6 +11,7 @@ import {
   shownNetwork,
   shownOutcome,
   shownPod,
+  shownRequestNetwork,
   shownTime,
 } from "./report_words.ts";
 import { printable } from "./table.ts";
@@ -329,7 +330,7 @@ export function requestsSection({ requests, totals }: Report): Markup {
         shownTime(one.at),
         one.command,
         shownPod(one.podNamespace, one.podName),
-        shownNetwork(one.network),
+        shownRequestNetwork(one),
         shownDuration(one.durationUs),
         shownOutcome(one),
       ]),

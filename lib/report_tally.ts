@@ -17,6 +17,8 @@ export interface TallyRow {
   decidedBy: string;
   /** 1 for a row with the numbers of an automatic choice. */
   isChoice: number;
+  /** 0 for a row that carries such numbers and is counted nowhere. */
+  isRequest: number;
 }
 
 /** Durations of the ADDs that succeeded, in µs; percentiles by nearest rank, null of none. */
@@ -176,6 +178,9 @@ function timeBuckets(startMs: number, toMs: number): { bucketMs: number; timelin
   return { bucketMs, timeline };
 }
 
+/** How late a row may come. */
+const lateMax = 1024;
+
 /** The span that a tally covers, and how many of its rows it names. */
 export interface TallyOptions {
   fromMs: number;
@@ -186,14 +191,15 @@ export interface TallyOptions {
 
 /** Adds to a count kept by name; names beyond the limit are not told apart. */
 function count(counts: Map<string, number>, name: string, max: number, other: string): void {
-  const key = counts.has(name) || counts.size < max ? name : other;
-  counts.set(key, (counts.get(key) ?? 0) + 1);
+  const found = counts.get(name);
+  if (found !== undefined || counts.size < max) counts.set(name, (found ?? 0) + 1);
+  else counts.set(other, (counts.get(other) ?? 0) + 1);
 }
 
 /**
  * Counts requests. Memory grows by four bytes for each ADD.
  *
- * @param rows in any order
+ * @param rows by number, the lowest first; some may come late, but not behind 1024 others
  */
 export function tally(rows: Iterable<TallyRow>, { fromMs, toMs, limit }: TallyOptions): Tally {
   const { bucketMs, timeline } = timeBuckets(fromMs, toMs);
@@ -201,9 +207,12 @@ export function tally(rows: Iterable<TallyRow>, { fromMs, toMs, limit }: TallyOp
   const networks = new Map<string, Omit<NetworkTally, "add"> & { durations: Durations }>();
   const causes = new Map<string, CauseTally>();
   const newest = newestOf(limit);
-  const choices = newestOf(limit);
+  // One may stand in two rows, see report_rows.ts.
+  const choices = newestOf(2 * limit);
   const sum = { requests: 0, failures: 0, denied: 0 };
   for (const row of rows) {
+    if (row.isChoice === 1) choices.add(row.id);
+    if (row.isRequest === 0) continue;
     let one = networks.get(row.network);
     if (!one) {
       const name = networks.size < networksMax ? row.network : otherNetworks;
@@ -231,7 +240,6 @@ export function tally(rows: Iterable<TallyRow>, { fromMs, toMs, limit }: TallyOp
     }
     if (row.isAdd === 1) count(one.decidedBy, row.decidedBy, decidersMax, "other");
     newest.add(row.id);
-    if (row.isChoice === 1) choices.add(row.id);
   }
   return {
     ...sum,
@@ -250,15 +258,15 @@ export function tally(rows: Iterable<TallyRow>, { fromMs, toMs, limit }: TallyOp
   };
 }
 
-/** Keeps the highest numbers of many. */
+/** Keeps the highest of many rising numbers, sorting none but the last. */
 function newestOf(limit: number): { add: (id: number) => void; ids: () => number[] } {
   let kept: number[] = [];
-  const ids = () => kept.sort((a, b) => b - a).slice(0, limit);
+  const keptMax = limit + lateMax;
   const add = (id: number) => {
     kept.push(id);
-    if (kept.length > 2 * limit + 1024) kept = ids();
+    if (kept.length > 2 * keptMax) kept = kept.slice(-keptMax);
   };
-  return { add, ids };
+  return { add, ids: () => kept.sort((a, b) => b - a).slice(0, limit) };
 }
 
 function countCause(causes: Map<string, CauseTally>, row: TallyRow): void {

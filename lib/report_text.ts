@@ -16,6 +16,7 @@ import {
   shownNetwork,
   shownOutcome,
   shownPod,
+  shownRequestNetwork,
   shownTime,
 } from "./report_words.ts";
 import { type Column, formatTable, printable } from "./table.ts";
@@ -117,7 +118,7 @@ function requestTable(requests: RequestReport[], all: number, width: number): st
         shownTime(one.at),
         one.command,
         shownPod(one.podNamespace, one.podName),
-        shownNetwork(one.network),
+        shownRequestNetwork(one),
         formatDuration(one.durationUs),
         shownOutcome(one),
       ]),

@@ -31,6 +31,11 @@ export function shownPod(namespace: string, name: string): string {
   return name === "" ? "–" : `${namespace}/${name}`;
 }
 
+/** The network of a request; a call that failed before any network has none. */
+export function shownRequestNetwork({ kind, network }: RequestReport): string {
+  return shownNetwork(kind === "call" ? "" : network);
+}
+
 /** How a request ended: `ok`, or what failed and why. */
 export function shownOutcome({ outcome, code, error, rule }: RequestReport): string {
   if (outcome === "ok") return "ok";

@@ -2,7 +2,6 @@
  * One call of the runtime, read and checked: the variables, then stdin, then the version.
  * Source: CNI SPEC 1.1 §2 (parameters, operations).
  */
-import { readSync } from "node:fs";
 import {
   CniError,
   type CniVersion,
@@ -35,53 +34,6 @@ const commandSince: Partial<Record<Command, CniVersion>> = {
   GC: "1.1.0",
   STATUS: "1.1.0",
 };
-
-/** Largest stdin read, in bytes: a config, a result and 256 KiB of annotations fit many times. */
-const stdinBytesMax = 4 * 1024 * 1024;
-
-/**
- * Reads file descriptor 0 to its end, as text.
- * Synchronous on purpose: the runtime's streams cost milliseconds that every pod would pay.
- *
- * @throws CniError 6 when it is larger than 4 MiB or not UTF-8, 5 when it cannot be read
- */
-export function readStdin(): string {
-  const chunks: Buffer[] = [];
-  let total = 0;
-  for (;;) {
-    const chunk = Buffer.allocUnsafe(65536);
-    let count: number;
-    try {
-      count = readSync(0, chunk, 0, chunk.length, null);
-    } catch (error) {
-      const reason = (error as NodeJS.ErrnoException).code;
-      if (reason === "EOF") break;
-      if (reason === "EAGAIN") {
-        Bun.sleepSync(1);
-        continue;
-      }
-      throw new CniError(code.ioFailure, `Cannot read stdin: ${reason}`, { cause: error });
-    }
-    if (count === 0) break;
-    total += count;
-    if (total > stdinBytesMax) {
-      throw new CniError(
-        code.decodingFailure,
-        `Cannot read network config on stdin: it is larger than ${stdinBytesMax} bytes`,
-      );
-    }
-    chunks.push(chunk.subarray(0, count));
-  }
-  try {
-    return new TextDecoder("utf-8", { fatal: true }).decode(Buffer.concat(chunks));
-  } catch (error) {
-    throw new CniError(
-      code.decodingFailure,
-      "Cannot read network config on stdin: it is not UTF-8",
-      { cause: error },
-    );
-  }
-}
 
 /** The command named by the environment. @throws CniError 4 when it is none of ours */
 export function readCommand(env: Host["env"]): Command {

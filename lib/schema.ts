@@ -79,7 +79,8 @@ export const ledgerSchema = `
     rule TEXT NOT NULL,
     choice TEXT NOT NULL
   ) STRICT;
-  CREATE INDEX ledger_network ON ledger (network, id) WHERE kind = 'network' AND command = 'ADD';
+  CREATE INDEX ledger_network ON ledger (network, id, at_ms, duration_us, outcome)
+    WHERE kind = 'network' AND command = 'ADD';
   CREATE INDEX ledger_at ON ledger (at_ms);
   CREATE TABLE traffic (
     container_id TEXT NOT NULL,
@@ -88,9 +89,9 @@ export const ledgerSchema = `
     host_ifname TEXT NOT NULL,
     at_ms INTEGER NOT NULL,
     bytes INTEGER NOT NULL,
-    bytes_per_second REAL NOT NULL,
+    bytes_per_second REAL,
     PRIMARY KEY (container_id, ifname)
-  ) STRICT;
+  ) STRICT, WITHOUT ROWID;
 `;
 
 /** What automatic choice remembers for seconds: who chose what, and which networks said no. */
@@ -108,6 +109,7 @@ const choiceSchema = `
   ) STRICT, WITHOUT ROWID;
   CREATE INDEX attachments_network ON attachments (network, state);
   CREATE INDEX traffic_network ON traffic (network, at_ms, bytes_per_second);
+  CREATE INDEX traffic_at ON traffic (at_ms);
 `;
 
 /** Every step, in order. */

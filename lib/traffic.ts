@@ -2,7 +2,7 @@
  * Bytes that pass the host-side interfaces of the attachments, from `/sys/class/net`: behind the
  * bandwidth KPI. Loaded by every ADD, so it loads nothing itself.
  */
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import type { State } from "./database.ts";
 
@@ -14,9 +14,38 @@ export interface TrafficSource {
   hostIfName: string;
 }
 
+/** Where the kernel lists its interfaces. */
+const interfacesDir = "/sys/class/net";
+
 /**
- * Counts the bytes of some host-side interfaces and keeps bytes and rate. Call inside a
- * transaction. An interface that is gone is passed over.
+ * The host-side interface of each attachment, where its plugins tell of one: the first that is no
+ * bridge. A bridge carries the traffic of others too; the ifb of the bandwidth plugin comes last.
+ */
+export function trafficSources(
+  made: readonly {
+    attachment: { containerId: string; ifName: string; network: string };
+    result: { interfaces: readonly { name: string; sandbox?: string }[] };
+  }[],
+): TrafficSource[] {
+  return made.flatMap(({ attachment: { containerId, ifName, network }, result }) => {
+    const outside = result.interfaces.filter(({ sandbox }) => !sandbox).map(({ name }) => name);
+    const hostIfName = outside.find((name) => !isBridge(name));
+    return hostIfName === undefined ? [] : [{ containerId, ifName, network, hostIfName }];
+  });
+}
+
+function isBridge(name: string): boolean {
+  return isName(name) && existsSync(join(interfacesDir, name, "bridge"));
+}
+
+/** A delegate wrote the name: it must not lead to another folder. */
+function isName(name: string): boolean {
+  return name !== "" && !name.includes("/") && !name.startsWith(".");
+}
+
+/**
+ * Counts the bytes of some host-side interfaces and keeps bytes and rate; the rate is unknown until
+ * the second count. Call inside a transaction. An interface that is gone is forgotten.
  */
 export function sampleTraffic(
   { database }: State,
@@ -24,28 +53,67 @@ export function sampleTraffic(
   nowMs: number,
 ): void {
   const find = database.query(
-    "SELECT bytes, at_ms FROM traffic WHERE container_id = ? AND ifname = ?",
+    `SELECT bytes, at_ms, host_ifname, bytes_per_second AS rate FROM traffic
+     WHERE container_id = ? AND ifname = ?`,
   );
   const put = database.query("INSERT OR REPLACE INTO traffic VALUES (?, ?, ?, ?, ?, ?, ?)");
+  const remove = database.query("DELETE FROM traffic WHERE container_id = ? AND ifname = ?");
   for (const { containerId, ifName, network, hostIfName } of sources) {
-    const bytes = countBytes(hostIfName);
-    if (bytes === undefined) continue;
-    const before = find.get(containerId, ifName) as { bytes: number; at_ms: number } | null;
+    const received = readInterface(hostIfName, "statistics/rx_bytes");
+    const sent = readInterface(hostIfName, "statistics/tx_bytes");
+    if (received === undefined || sent === undefined) {
+      remove.run(containerId, ifName);
+      continue;
+    }
+    const bytes = received + sent;
+    const before = find.get(containerId, ifName) as {
+      bytes: number;
+      at_ms: number;
+      host_ifname: string;
+      rate: number | null;
+    } | null;
     const seconds = before ? (nowMs - before.at_ms) / 1000 : 0;
-    const rate = before && seconds > 0 ? Math.max(0, bytes - before.bytes) / seconds : 0;
+    // Fewer bytes than before: it is another interface of that name.
+    const isSame = before && before.host_ifname === hostIfName && bytes >= before.bytes;
+    const rate = isSame && seconds > 0 ? (bytes - before.bytes) / seconds : null;
     put.run(containerId, ifName, network, hostIfName, nowMs, bytes, rate);
   }
 }
 
-/** Received and sent bytes of an interface of the node; undefined when there is none. */
-function countBytes(name: string): number | undefined {
-  // A delegate wrote the name: it must not lead to another folder.
-  if (name.includes("/") || name.startsWith(".")) return undefined;
-  const dir = join("/sys/class/net", name, "statistics");
+/** Interfaces counted anew at one choice, the one counted longest ago first, and how often. */
+const oldestMax = 16;
+const periodMs = 5_000;
+
+/** Counts those whose turn it is. Call inside a transaction. */
+export function sampleOldest(state: State, nowMs: number): void {
+  const sources = state.database
+    .query(
+      `SELECT container_id AS containerId, ifname AS ifName, network, host_ifname AS hostIfName
+       FROM traffic WHERE at_ms < ? ORDER BY at_ms LIMIT ${oldestMax}`,
+    )
+    .all(nowMs - periodMs) as TrafficSource[];
+  sampleTraffic(state, sources, nowMs);
+}
+
+/** Forgets the counts of a container's attachments that are not on record any more. */
+export function forgetTraffic({ database }: State, containerId: string): void {
+  database
+    .query(
+      `DELETE FROM traffic WHERE container_id = ?1 AND ifname NOT IN
+         (SELECT ifname FROM attachments WHERE container_id = ?1)`,
+    )
+    .run(containerId);
+}
+
+/** A number the kernel tells of an interface of the node; undefined when there is none. */
+function readInterface(name: string, file: string): number | undefined {
+  const path = join(interfacesDir, name, file);
+  if (!isName(name) || !existsSync(path)) return undefined;
   try {
-    const read = (file: string) => Number(readFileSync(join(dir, file), "utf8"));
-    return read("rx_bytes") + read("tx_bytes");
+    const value = Number(readFileSync(path, "utf8"));
+    return Number.isFinite(value) ? value : undefined;
   } catch (error) {
+    // It went away meanwhile.
     if ((error as NodeJS.ErrnoException).code === undefined) throw error;
     return undefined;
   }

@@ -11,7 +11,7 @@ import {
 } from "./annotations.ts";
 import { CniError, code } from "./cni.ts";
 import type { Config } from "./config.ts";
-import { delegatesToOurself, listNetworks, type PluginSearch } from "./networks.ts";
+import { delegatesToOurself, listNetworks, type Network, type PluginSearch } from "./networks.ts";
 import type { NetworkElement } from "./npwg.ts";
 import type { Pod } from "./pod.ts";
 
@@ -138,14 +138,29 @@ function selectDefault(config: Config): { decision: Decision; primarySet: Wanted
   };
 }
 
-/** Names of the networks that may be chosen: `select.candidates`, else the table, else the disk. */
+/**
+ * The networks that may be chosen: `select.candidates`, else the table, else the disk. Without its
+ * config where that is not at hand or is wrong: resolving it says why.
+ */
+export function listCandidates(
+  config: Config,
+  search: PluginSearch,
+): { name: string; network?: Network }[] {
+  const listed = new Map(listNetworks(config).networks.map((one) => [one.name, one]));
+  const inTable = config.plugins.size > 0 ? [...config.plugins.keys()] : [...listed.keys()];
+  const names = config.select.candidates ?? inTable;
+  return [...new Set(names)].flatMap((name) => {
+    const network = listed.get(name);
+    const isOurs = network !== undefined && delegatesToOurself(network, search);
+    // One that was named is refused with a reason.
+    if (isOurs && !config.select.candidates) return [];
+    return [{ name, ...(network && { network }) }];
+  });
+}
+
+/** Names of the networks that may be chosen, see {@link listCandidates}. */
 export function candidateNetworks(config: Config, search: PluginSearch): string[] {
-  if (config.select.candidates) return [...new Set(config.select.candidates)];
-  const tableOnly = config.plugins.size > 0;
-  return listNetworks(config)
-    .networks.filter((network) => network.entry || !tableOnly)
-    .filter((network) => !delegatesToOurself(network, search))
-    .map(({ name }) => name);
+  return listCandidates(config, search).map(({ name }) => name);
 }
 
 /**

@@ -1,4 +1,7 @@
-/** The words of the protocol: names, versions, errors, log lines, what goes to stdout. */
+/**
+ * The words of the protocol: names, versions, errors, log lines, what goes to stdout; and, through
+ * the program, lib/streams.ts.
+ */
 import { describe, expect, test } from "bun:test";
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";

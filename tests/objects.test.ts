@@ -9,7 +9,8 @@ import { join } from "node:path";
 import { type Objects, openObjects } from "../lib/api.ts";
 import { CniError } from "../lib/cni.ts";
 import { type Config, defaultConfig, parseConfig } from "../lib/config.ts";
-import { contains, definitionPath, resolveDefinition, resolveLogical } from "../lib/objects.ts";
+import { contains } from "../lib/ip.ts";
+import { definitionPath, resolveDefinition, resolveLogical } from "../lib/objects.ts";
 import { type ApiServer, startApiServer } from "./apiserver.ts";
 import { makeHost, tempDir } from "./fakes.ts";
 

@@ -191,6 +191,18 @@ describe("makePlan()", () => {
       ["blue@eth0 the only candidate"],
     ],
     [
+      "the best of several candidates",
+      "[plugins.blue]\n[plugins.green]",
+      requestOf({}),
+      ["blue@eth0 best of 2 candidates by KPIs"],
+    ],
+    [
+      "the best of several candidates on disk, genie none of them",
+      "",
+      requestOf({ cni: "" }),
+      ["blue@eth0 best of 3 candidates by KPIs"],
+    ],
+    [
       "what every pod gets besides",
       always,
       requestOf({}),
@@ -269,20 +281,6 @@ describe("makePlan()", () => {
       7,
       "Cannot attach 33 networks to one pod: at most 32",
     ],
-    [
-      "several candidates",
-      "[plugins.blue]\n[plugins.green]",
-      requestOf({}),
-      7,
-      "Cannot choose among blue, green: set default.networks in the plugin table, or annotate",
-    ],
-    [
-      "several candidates on disk, genie none of them",
-      "",
-      requestOf({ cni: "" }),
-      7,
-      "Cannot choose among blue, green, red: set",
-    ],
     ["no candidate", "select.candidates = []", requestOf({}), 101, "Cannot choose a network"],
     [
       "pitfall 40: a network the pod may not use",
@@ -310,7 +308,7 @@ describe("makePlan()", () => {
       `${deny}[select]\ncandidates = ['blue']`,
       requestOf({ cni: "" }),
       100,
-      'Access to network "blue" denied',
+      'blue: the pod may not use it: plugins.blue.deny.namespaces "team"',
     ],
     [
       "annotations of a wrong shape",

@@ -98,7 +98,7 @@ const rows: LedgerRow[] = [
   ledgerRow({ atMs: startMs + 120 * minute, containerId: "c3", kind: "call", ...failure }),
   // The call failed before any network: a request of its own.
   ledgerRow({
-    ...{ atMs: startMs + 180 * minute, containerId: "c4", kind: "call", network: "red" },
+    ...{ atMs: startMs + 180 * minute, containerId: "c4", kind: "call", network: "pods" },
     ...{ podNamespace: "team-b", podName: "db", durationUs: 900, decidedBy: "", ...denial },
   }),
   ledgerRow({
@@ -139,9 +139,9 @@ Span: 2026-09-01 00:00:00 to 2026-09-01 06:00:00 UTC
 Attachments now: 3, leaked 1, failing 0
 
 NETWORK  REQUESTS  FAILED     P50     P95     P99   USED   TRAFFIC  LIVE
+(none)          1       1       –       –       –      0         –     0
 blue            4       1  10.0ms  30.0ms  30.0ms  2/100  1.50MB/s     2
 green           1       0   1.50s   1.50s   1.50s      1         –     1
-red             1       1       –       –       –      0         –     0
 P50 to P99: successful ADDs; USED: addresses; LIVE: attachments now
 
 Leaked (genie gc retries) and failing (the runtime retries)
@@ -152,7 +152,7 @@ Newest requests, 6 of 6
 TIME (UTC)           COMMAND  POD         NETWORK    TOOK  OUTCOME
 2026-09-01 06:00:00  DEL      team-a/web  blue      500µs  ok
 2026-09-01 04:00:00  ADD      team-a/api  green     1.50s  ok
-2026-09-01 03:00:00  ADD      team-b/db   red       900µs  denied 100: ${denied}
+2026-09-01 03:00:00  ADD      team-b/db   (none)    900µs  denied 100: ${denied}
 2026-09-01 02:00:00  ADD      team-a/web  blue     12.0ms  failed 103: plugin bridge timed out
 2026-09-01 01:00:00  ADD      team-a/api  blue     30.0ms  ok
 2026-09-01 00:00:00  ADD      team-a/web  blue     10.0ms  ok
@@ -187,7 +187,7 @@ TIME (UTC)           COMMAND  POD         NETWORK    TOOK  OUTCOME
 
   test("gives programs the whole of it", async () => {
     const { timeline, latencyEdgesUs: edges, networks, requests, ...rest } = await json(small.conf);
-    const [blue] = networks;
+    const [, blue] = networks;
     expect(rest).toEqual({
       version: 1,
       generatedAt: "2026-09-01T12:00:00.000Z",
@@ -220,7 +220,7 @@ TIME (UTC)           COMMAND  POD         NETWORK    TOOK  OUTCOME
         {
           ...{ code: 100, cause: "access denied", denied: true, requests: 1 },
           ...{
-            networks: [{ network: "red", requests: 1 }],
+            networks: [{ network: "", requests: 1 }],
             error: denial.error,
             rule: denial.rule,
           },
@@ -231,14 +231,14 @@ TIME (UTC)           COMMAND  POD         NETWORK    TOOK  OUTCOME
         },
       ],
       decisions: [
+        { network: "", decidedBy: "", requests: 1 },
         { network: "blue", decidedBy: "annotation", requests: 3 },
         { network: "green", decidedBy: "choice", requests: 1 },
-        { network: "red", decidedBy: "", requests: 1 },
       ],
       choices: [
         {
           ...{ at: "2026-09-01T04:00:00.000Z", namespace: "team-a", pod: "api" },
-          ...{ network: "green", outcome: "ok", choice: JSON.parse(choiceOfTwo) },
+          ...{ network: "calico", outcome: "ok", choice: JSON.parse(choiceOfTwo) },
         },
       ],
     });
@@ -270,7 +270,7 @@ TIME (UTC)           COMMAND  NETWORK  INTERFACE    TOOK  WHY         OUTCOME
 2026-09-01 04:00:00  ADD      green    eth0        1.50s  choice      ok
 2026-09-01 01:00:00  ADD      blue     eth0       30.0ms  annotation  ok
 
-Choice of 2026-09-01 04:00:00 UTC: green
+Choice of 2026-09-01 04:00:00 UTC: calico
 NETWORK  SCORE  OCCUPANCY  RESPONSE  FAILURES   TRAFFIC  SUBNETS  RECENT  WHY NOT
 calico    8.91      12.0%    34.0ms      2.0%  1.20MB/s        1       0  –
 flannel    6.4      61.0%    51.0ms        0%         –        1       3  –
@@ -338,6 +338,48 @@ function parseCsv(text: string): string[][] {
   }
   return parsed;
 }
+
+describe("a request", () => {
+  const call = { kind: "call", network: "pods" } as const;
+  const told: [name: string, rows: Partial<LedgerRow>[], requests: number, choices: number][] = [
+    ["is a network", [{}, { ...call }, { kind: "plugin" }], 1, 0],
+    ["is a call that failed alone", [{ ...call, ...failure }], 1, 0],
+    ["is a network, not the call it failed", [failure, { ...call, ...failure }], 1, 0],
+    ["is that too when the call was written first", [{ ...call, ...failure }, failure], 1, 0],
+    [
+      "is each of two calls that failed alike",
+      [
+        { ...call, ...failure },
+        { ...call, ...failure },
+      ],
+      2,
+      0,
+    ],
+    [
+      "is a failed call whose networks did not fail: those of another container did",
+      [{}, { ...failure, containerId: "c2" }, { ...call, ...failure }],
+      ...([3, 0] as const),
+    ],
+    ["is no call with a choice", [{}, { ...call, choice: choiceOfTwo }], 1, 1],
+    [
+      "has one choice, in how many rows it may stand",
+      [{ choice: choiceOfTwo }, { ...call, choice: choiceOfTwo }],
+      ...([1, 1] as const),
+    ],
+    [
+      "has the choice of a failed attempt",
+      [failure, { ...call, ...failure, choice: choiceOfTwo }, {}, { ...call }],
+      ...([2, 1] as const),
+    ],
+  ];
+  test.each(told)("%s", async (_name, parts, requests, choices) => {
+    const { stateDir, conf } = node();
+    withLedger(stateDir, (state) => insertLedger(state, parts.map(ledgerRow)));
+    const made = await json(conf);
+    expect([made.totals.requests, made.choices.length]).toEqual([requests, choices]);
+    expect(made.requests).toHaveLength(requests);
+  });
+});
 
 describe("genie report --csv", () => {
   test("gives every row of every kind, newest first", async () => {
@@ -541,7 +583,7 @@ No requests in this time.
 /** A request to count. */
 const counts = (more: Partial<TallyRow>): TallyRow => ({
   ...{ id: 1, atMs: startMs, network: "blue", isAdd: 1, durationUs: 1000, outcome: "ok" },
-  ...{ code: 0, decidedBy: "cni", isChoice: 0 },
+  ...{ code: 0, decidedBy: "cni", isChoice: 0, isRequest: 1 },
   ...more,
 });
 

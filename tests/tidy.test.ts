@@ -13,13 +13,13 @@ const root = join(import.meta.dir, "..");
  * order says nothing.
  */
 const layers: string[][] = [
-  // Data and text alone, and the kernel's namespaces.
+  // Data and text alone, and calls of libc.
   [
-    ...["access", "crds", "html", "netns", "quantity", "report_assets", "schema", "select"],
+    ...["access", "crds", "html", "libc", "quantity", "report_assets", "schema", "select"],
     ...["table", "text", "trace", "usage"],
   ],
-  ["cni", "credentials"],
-  ["annotations", "database", "device", "exec", "json", "traffic"],
+  ["cni", "credentials", "netns"],
+  ["annotations", "database", "device", "exec", "json", "streams", "traffic"],
   // Formats of others, locks, the record.
   [
     ...["device_info", "ending", "kubeconfig", "lock", "netconf", "npwg", "own_config", "request"],
@@ -29,7 +29,7 @@ const layers: string[][] = [
   ["api", "genie_conf", "objects"],
   // What a pod asks for, and on which networks.
   ["pod", "settings", "wanted"],
-  ["ledger", "report_csv", "report_rows", "report_shape", "report_tally", "report_words"],
+  ["gate", "ledger", "report_csv", "report_rows", "report_shape", "report_tally", "report_words"],
   ["delegate", "report", "report_charts", "report_text"],
   ["choose", "owner", "report_sections", "undo"],
   ["plan", "report_html", "status"],
@@ -52,7 +52,7 @@ const owners: [what: string, pattern: RegExp, files: string[]][] = [
   ["a child process", /\bBun\.spawn(Sync)?\b|"node:child_process"|\bBun\.\$/, ["exec"]],
   // A report opens the file for reading only; whoever writes goes through database.ts.
   ["the database", /"bun:sqlite"/, ["database", "report_file"]],
-  ["foreign functions", /"bun:ffi"/, ["exec", "netns"]],
+  ["foreign functions", /"bun:ffi"/, ["libc"]],
   ["the Kubernetes client", /"@kubernetes\/client-node"/, ["kubeconfig"]],
   ["a request", /\bfetch\(/, ["kube"]],
   ["the command line", /\bprocess\.argv\b/, ["genie"]],
@@ -81,7 +81,8 @@ const columnsMax = 100;
  */
 const unfinished = new RegExp(
   "^(lib|tests)/(" +
-    "attach|choose|detach|faults|genie|kpi|objects|plan|report\\w*|select|status|trace|traffic" +
+    "attach|choose|detach|faults|gate|kpi|(real_)?kubernetes|ledger|libc|objects|plan|report\\w*|" +
+    "select|status|trace|traffic" +
     ")(\\.test)?\\.ts$",
 );
 
