@@ -12,42 +12,29 @@ import { CniError, code, type Host, log, type Request, toCniError } from "./cni.
 import type { Config } from "./config.ts";
 import { closeState, openState, type State, write } from "./database.ts";
 import { type ChainOptions, delChain, undoOptions } from "./delegate.ts";
+import { intend, rememberRefusal } from "./intend.ts";
 import {
   type Journal,
   noteChoice,
-  noteInterrupted,
   openJournal,
   withAudit,
   writeAlone,
   writeAside,
   writeJournal,
 } from "./ledger.ts";
-import { newOperation, type Operation, release, takeLock } from "./lock.ts";
+import { newOperation, type Operation, release } from "./lock.ts";
 import { mayAddDefaultRoute } from "./netconf.ts";
-import { interfacesIn, netnsId } from "./netns.ts";
+import { netnsId } from "./netns.ts";
 import { attachOne, type Done, refreshHostInterfaces } from "./owner.ts";
 import { makePlan, type Plan, podLabel } from "./plan.ts";
 import { mergeResults, type Result, toVersion, withoutDefaultRoutes } from "./result.ts";
 import { loadConfig, loadNodeSettings } from "./settings.ts";
-import {
-  type Attachment,
-  attachments,
-  type CallId,
-  endOf,
-  forget,
-  insertPlanned,
-  putStatus,
-  recorded,
-  type StoredAttachment,
-  setAttached,
-  setEnded,
-  setFailing,
-} from "./state.ts";
+import { type Attachment, forget, putStatus, setAttached, setEnded, setFailing } from "./state.ts";
 import { makeStatus, type PodStatus, publishStatus } from "./status.ts";
 import { oneLine } from "./text.ts";
 import { mark } from "./trace.ts";
 import { sampleTraffic, trafficSources } from "./traffic.ts";
-import { undo, undoAll } from "./undo.ts";
+import { undoAll } from "./undo.ts";
 
 /**
  * ADD: attaches the pod to every network it asked for, or to none.
@@ -179,7 +166,9 @@ async function attempt(
   mark("intend");
   const failures = new Set<Attachment>();
   try {
-    const result = await attachAll(call, operation, plan, chain, failures);
+    const { result, status } = await attachAll(call, operation, plan, chain, failures);
+    // Committed: whatever happens to the status, the pod has its networks.
+    if (status?.isInline) await publishOrPut(host, state, plan, status, chain.deadlineMs);
     log(host, "debug", "attached", { pod: podLabel(pod), container: request.containerId });
     return { kind: "attached", result };
   } catch (error) {
@@ -242,7 +231,7 @@ async function attachAll(
   plan: Plan,
   chain: ChainOptions,
   failures: Set<Attachment>,
-): Promise<Result> {
+): Promise<{ result: Result; status: PodStatus | undefined }> {
   const { attachments: planned } = plan;
   const done: Done[] = [];
   const undoErrors = new Map<Attachment, CniError[]>();
@@ -285,8 +274,7 @@ async function attachAll(
       }),
     );
     mark("commit");
-    if (status?.isInline) await publishOrPut(host, state, plan, status, chain.deadlineMs);
-    return result;
+    return { result, status };
   } catch (error) {
     await rollBack(host, state, operation, planned, done, undoErrors, undoOptions(host, chain));
     throw error;

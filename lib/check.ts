@@ -3,11 +3,11 @@
  * Source: CNI SPEC 1.1 §2 "CHECK", "STATUS".
  */
 import { existsSync } from "node:fs";
-import { CniError, code, type Host, log, type Request, toCniError } from "./cni.ts";
+import { CniError, code, type Host, type Request, toCniError } from "./cni.ts";
 import type { Config } from "./config.ts";
-import { closeState, openState, type State, write } from "./database.ts";
+import { closeState, openState } from "./database.ts";
 import { type ChainOptions, checkChain, statusChain } from "./delegate.ts";
-import { type Journal, openJournal, writeJournal } from "./ledger.ts";
+import { openJournal, writeAlone } from "./ledger.ts";
 import { newOperation } from "./lock.ts";
 import {
   findListOnDisk,
@@ -58,22 +58,13 @@ export async function check(host: Host, request: Request): Promise<undefined> {
       }
       await checkChain(host, attachment, storedResult(attachment), options);
     }
-    writeSafely(host, state, journal, undefined);
+    writeAlone(host, state, journal);
     return undefined;
   } catch (error) {
-    writeSafely(host, state, journal, error);
+    writeAlone(host, state, journal, error);
     throw error;
   } finally {
     closeState(state);
-  }
-}
-
-/** The ledger's rows of a CHECK, in a transaction of their own: nothing else is written. */
-function writeSafely(host: Host, state: State, journal: Journal, error: unknown): void {
-  try {
-    write(state, () => writeJournal(host, state, journal, { error }));
-  } catch (failure) {
-    log(host, "warn", toCniError(failure).message);
   }
 }
 
@@ -98,24 +89,9 @@ export async function status(host: Host, request: Request): Promise<undefined> {
       );
     }
     const search = pluginSearch(config, request);
-    for (const network of neededNetworks(config, search)) {
-      await statusChain(
-        host,
-        {
-          network: network.name,
-          list: network.list,
-          plugins: findPlugins(network, search),
-          cniPath: search.dirs.join(":"),
-          timeoutMs: statusTimeoutMs,
-        },
-        {
-          netns: "",
-          token: "status",
-          deadlineMs: host.now() + statusTimeoutMs,
-          signal: host.signal,
-        },
-      );
-    }
+    const { needed, candidates } = neededNetworks(config, search);
+    if (candidates) await askAny(host, config, candidates, search);
+    for (const network of needed) await ask(host, network, search);
   } catch (error) {
     const { code: number, message, details } = toCniError(error);
     const known = number === code.unavailable || number === code.unavailableLimited;
@@ -124,22 +100,50 @@ export async function status(host: Host, request: Request): Promise<undefined> {
   return undefined;
 }
 
+/** Asks the plugins of a network. @throws CniError of the first that says no, 102 for a missing one */
+async function ask(host: Host, network: Network, search: PluginSearch): Promise<void> {
+  const { name, list } = network;
+  const plugins = findPlugins(network, search);
+  const cniPath = search.dirs.join(":");
+  const deadlineMs = host.now() + statusTimeoutMs;
+  const call = { network: name, list, plugins, cniPath, timeoutMs: statusTimeoutMs };
+  await statusChain(host, call, { netns: "", token: "status", deadlineMs, signal: host.signal });
+}
+
+/** Where the choice is ours, one network that works is enough. @throws as {@link ask}, of the first */
+async function askAny(
+  host: Host,
+  config: Config,
+  names: string[],
+  search: PluginSearch,
+): Promise<void> {
+  const asked = await Promise.allSettled(
+    names.map(async (name) => ask(host, resolveNetwork(config, name), search)),
+  );
+  const [first] = asked.flatMap((one) => (one.status === "rejected" ? [one.reason] : []));
+  if (asked.every(({ status }) => status === "rejected")) throw first;
+}
+
 /**
- * Networks of the node that every pod needs. Those that are objects of the API are left out: STATUS
- * is polled, and must not depend on the API server.
+ * Networks of the node that every pod needs, and those of which one is chosen. Those that are
+ * objects of the API are left out: STATUS is polled, and must not depend on the API server.
  * @throws CniError 50 when there are none at all
  */
-function neededNetworks(config: Config, search: PluginSearch): Network[] {
+function neededNetworks(
+  config: Config,
+  search: PluginSearch,
+): { needed: Network[]; candidates?: string[] } {
   const clusterNetwork = config.multus?.clusterNetwork ?? "";
-  if (clusterNetwork.includes("/")) return [networkAt(clusterNetwork)];
+  if (clusterNetwork.includes("/")) return { needed: [networkAt(clusterNetwork)] };
   if (clusterNetwork !== "") {
     const found = findListOnDisk(config, clusterNetwork);
-    return found ? [{ name: clusterNetwork, ...found }] : [];
+    return { needed: found ? [{ name: clusterNetwork, ...found }] : [] };
   }
   const names = config.default.networks.map((text) => text.replace(/@.*/, ""));
   const always = config.default.always.filter((text) => !text.includes("/"));
-  const needed = names.length > 0 ? names : candidateNetworks(config, search);
-  if (needed.length === 0) throw new CniError(code.unavailable, "No network is configured");
-  const all = new Set([...needed, ...always.map((text) => text.replace(/@.*/, ""))]);
-  return [...all].map((name) => resolveNetwork(config, name));
+  const candidates = names.length > 0 ? undefined : candidateNetworks(config, search);
+  if (candidates?.length === 0) throw new CniError(code.unavailable, "No network is configured");
+  const all = new Set([...names, ...always.map((text) => text.replace(/@.*/, ""))]);
+  const needed = [...all].map((name) => resolveNetwork(config, name));
+  return { needed, ...(candidates && { candidates }) };
 }

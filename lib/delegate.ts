@@ -236,6 +236,7 @@ export async function gcChain(
   const { list } = network;
   if (list.disableGC || compareVersions(list.cniVersion, "1.1.0") < 0) return [];
   const reserved = { "cni.dev/valid-attachments": valid, "cni.dev/attachments": valid };
+  const note = noter(nobody(network), "GC", options);
   const errors: CniError[] = [];
   for (const index of list.plugins.keys()) {
     try {
@@ -244,6 +245,7 @@ export async function gcChain(
       errors.push(toCniError(error));
     }
   }
+  note(errors[0]);
   return errors;
 }
 

@@ -12,7 +12,16 @@ import { CniError, code, type Host, log, type Request, toCniError } from "./cni.
 import { closeState, openCopy, openState, type State } from "./database.ts";
 import { type ChainOptions, delChain } from "./delegate.ts";
 import { isObject } from "./json.ts";
-import { type Journal, openJournal, pruneLedger, writeJournal } from "./ledger.ts";
+import {
+  type Journal,
+  noteInterrupted,
+  openJournal,
+  pruneLedger,
+  withAudit,
+  writeAlone,
+  writeAside,
+  writeJournal,
+} from "./ledger.ts";
 import { endHolder, newOperation, type Operation, release, takeLock } from "./lock.ts";
 import { isForeignNetns } from "./netns.ts";
 import { parseResult, type Result } from "./result.ts";
@@ -27,6 +36,7 @@ import {
   setEnded,
   setFailing,
 } from "./state.ts";
+import { forgetTraffic } from "./traffic.ts";
 import { type Fate, fateOf, undo, undoAll, withPresentPlugins } from "./undo.ts";
 
 /** Limit for a whole DEL, in ms. */
@@ -95,7 +105,11 @@ async function deleteRecorded(
   chain: ChainOptions,
 ): Promise<void> {
   const call = { containerId: request.containerId, requestIfName: request.ifName };
-  const found = await findLocked(host, state, operation, call, chain);
+  const found = await findLocked(host, state, operation, call, chain).catch((error: unknown) => {
+    if (chain.journal) writeAlone(host, state, chain.journal, error);
+    throw error;
+  });
+  for (const row of found.rows) noteInterrupted(chain.journal, row);
   const errors = new Map<StoredAttachment, CniError[]>();
   let outcomes: Outcome[] = [];
   try {
@@ -183,27 +197,31 @@ function settle(
   nowMs: number,
 ): void {
   if (state.copyDir !== "") return;
+  const retried = found.outcomes.find(({ fate }) => fate === "failing");
   try {
-    release(state, operation, () => {
-      for (const { attachment, errors, fate } of found.outcomes) {
-        if (fate === "gone") forget(state, attachment);
-        else {
-          const error = errors.map(({ message }) => message).join("; ");
-          setFailing(state, attachment, { state: fate, error, nowMs });
+    withAudit(host, (isAudited) =>
+      release(state, operation, () => {
+        for (const { attachment, errors, fate } of found.outcomes) {
+          if (fate === "gone") forget(state, attachment);
+          else {
+            const error = errors.map(({ message }) => message).join("; ");
+            setFailing(state, attachment, { state: fate, error, nowMs });
+          }
         }
-      }
-      for (const one of found.damaged) {
-        setFailing(state, one, { state: "leaked", error: "Its plan cannot be read", nowMs });
-      }
-      // Whatever is left: an ADD that began before this moment must not attach any more.
-      setEnded(state, found.call, "DEL", nowMs);
-      const error = found.outcomes.flatMap(({ errors }) => errors)[0];
-      // A DEL with nothing to do, of which runtimes send three per pod, is no news.
-      if (journal && journal.rows.length > 0) {
-        writeJournal(host, state, journal, { error });
-        pruneLedger(state, nowMs, auditKeepMs);
-      }
-    });
+        for (const one of found.damaged) {
+          setFailing(state, one, { state: "leaked", error: "Its plan cannot be read", nowMs });
+        }
+        // Whatever is left: an ADD that began before this moment must not attach any more.
+        setEnded(state, found.call, "DEL", nowMs);
+        if (!isAudited) return;
+        // A DEL with nothing to do, of which runtimes send three per pod, is no news.
+        if (journal && journal.rows.length > 0) {
+          writeJournal(host, state, journal, retried?.errors[0]);
+        }
+        writeAside(host, state, "the ledger", () => pruneLedger(state, nowMs, auditKeepMs));
+        writeAside(host, state, "traffic", () => forgetTraffic(state, found.call.containerId));
+      }),
+    );
   } catch (error) {
     // The rows stay: a later DEL, ADD or gc calls the delegates again, which is harmless.
     log(host, "error", toCniError(error).message, { container: found.call.containerId });

@@ -5,7 +5,15 @@ import { CniError, code, type Host, log, type Request, toCniError } from "./cni.
 import { closeState, openState, type State, write } from "./database.ts";
 import { type ChainOptions, gcChain, type ValidAttachment } from "./delegate.ts";
 import { isObject } from "./json.ts";
-import { openJournal, writeJournal } from "./ledger.ts";
+import {
+  noteInterrupted,
+  openJournal,
+  pruneLedger,
+  withAudit,
+  writeAlone,
+  writeAside,
+  writeJournal,
+} from "./ledger.ts";
 import { everyContainer, newOperation, release, takeLock } from "./lock.ts";
 import { delegatesToOurself, findPlugin, listNetworks } from "./networks.ts";
 import { pluginSearch } from "./plan.ts";
@@ -18,6 +26,7 @@ import {
   type StoredAttachment,
   setFailing,
 } from "./state.ts";
+import { forgetTraffic } from "./traffic.ts";
 import { delegateTimeoutMs, fateOf, undo } from "./undo.ts";
 
 /** Limit for a whole GC, in ms. */
@@ -45,7 +54,12 @@ export async function gc(host: Host, request: Request): Promise<undefined> {
       signal: host.signal,
       journal,
     };
-    const found = await takeLock(host, state, operation, chain, () => recorded(host, state));
+    const found = await takeLock(host, state, operation, chain, () => recorded(host, state)).catch(
+      (error: unknown) => {
+        writeAlone(host, state, journal, error);
+        throw error;
+      },
+    );
     const errors: CniError[] = [];
     try {
       for (const row of staleRows(request, found.readable, valid).reverse()) {
@@ -59,7 +73,14 @@ export async function gc(host: Host, request: Request): Promise<undefined> {
       errors.push(toCniError(error));
     }
     try {
-      release(state, operation, () => writeJournal(host, state, journal, { error: errors[0] }));
+      withAudit(host, (isAudited) =>
+        release(state, operation, () => {
+          if (!isAudited) return;
+          writeJournal(host, state, journal, errors[0]);
+          const prune = () => pruneLedger(state, host.now(), settings.auditKeepMs);
+          writeAside(host, state, "the ledger", prune);
+        }),
+      );
     } catch (error) {
       errors.push(toCniError(error));
     }
@@ -129,12 +150,16 @@ async function collect(
   chain: ChainOptions,
   { delRetryWindowMs }: NodeSettings,
 ): Promise<CniError[]> {
+  noteInterrupted(chain.journal, row);
   const errors = await undo(host, row, request.path, { ...chain, netns: row.netns });
   const nowMs = host.now();
   const fate = fateOf(row, errors, delRetryWindowMs, nowMs);
   try {
     write(state, () => {
-      if (fate === "gone") return forget(state, row);
+      if (fate === "gone") {
+        forget(state, row);
+        return writeAside(host, state, "traffic", () => forgetTraffic(state, row.containerId));
+      }
       const error = errors.map(({ message }) => message).join("; ");
       return setFailing(state, row, { state: fate, error, nowMs });
     });

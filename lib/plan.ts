@@ -216,7 +216,7 @@ function toAttachment(
     cniPath: search.dirs.join(":"),
     capabilityArgs: {
       // NPWG v1.3 §7.5: what the runtime offers belongs to the primary alone.
-      ...(primary && request.config.runtimeConfig),
+      ...(primary && declaredOnly(request.config.runtimeConfig ?? {}, network.list)),
       ...wanted.capabilityArgs,
     },
     args: withCniArgs(request.config.args ?? {}, cniArgs),
@@ -225,6 +225,16 @@ function toAttachment(
     pod: { namespace: pod.namespace, name: pod.name, uid: pod.uid },
     ...(defaultRoute && { defaultRoute }),
   };
+}
+
+/** What some plugin declares; the rest, all of a pod's annotations maybe, is not even recorded. */
+function declaredOnly(
+  offered: Record<string, unknown>,
+  list: NetworkConfigList,
+): Record<string, unknown> {
+  return Object.fromEntries(
+    Object.entries(offered).filter(([capability]) => declaresCapability(list, capability)),
+  );
 }
 
 /** A pod's `cni-args` go below `args.cni` (CNI CONVENTIONS; NPWG §4.1.2.1.6). */

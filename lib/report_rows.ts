@@ -28,8 +28,8 @@ export interface NumberedRow extends LedgerRow {
 
 type Bindings = (string | number)[];
 
-/** Rows of one transaction lie together: so far apart at most are a call and a network of it. */
-const callSpan = 64;
+/** A call is written behind its networks, in one transaction: at most so far behind. */
+const callSpan = 512;
 
 function conditions(filter: LedgerFilter): { where: string; parameters: Bindings } {
   const parts: [string, string | number | undefined][] = [
@@ -90,28 +90,32 @@ export function* requests(
          AND ${where} ORDER BY id`,
     )
     .iterate(...parameters) as IterableIterator<Candidate>;
-  /** Failed calls of which no network has failed yet, and networks that failed, of late. */
-  let calls: Candidate[] = [];
-  let failed: Candidate[] = [];
-  const isLate = (one: Candidate, row: Candidate) => one.id >= row.id - callSpan;
+  /** The calls of which a network failed, with its row: the one that failed last stands last. */
+  const failed = new Map<string, number>();
   for (const row of rows) {
-    if (calls.length > 0) {
-      for (const one of calls) if (!isLate(one, row)) yield { ...one, isRequest: 1 };
-      calls = calls.filter((one) => isLate(one, row));
+    const { id, call } = row;
+    if (call === null) yield row;
+    else if (row.isRequest === 1) {
+      failed.delete(call);
+      failed.set(call, id);
+      forgetBefore(failed, id - callSpan);
+      yield row;
+    } else {
+      const networkId = failed.get(call);
+      const isTold = networkId !== undefined && networkId >= id - callSpan;
+      // The next failure of this container is another one.
+      if (isTold) failed.delete(call);
+      row.isRequest = isTold ? 0 : 1;
+      yield row;
     }
-    if (row.isRequest === 1) {
-      if (row.call !== null) {
-        const { call } = row;
-        yield* calls.filter((one) => one.call === call && one.isChoice === 1);
-        calls = calls.filter((one) => one.call !== call);
-        failed = [...failed.filter((one) => isLate(one, row)), row];
-      }
-      yield row;
-    } else if (row.call === null || failed.some((one) => one.call === row.call && isLate(one, row)))
-      yield row;
-    else calls.push(row);
   }
-  for (const one of calls) yield { ...one, isRequest: 1 };
+}
+
+function forgetBefore(failed: Map<string, number>, id: number): void {
+  for (const [call, found] of failed) {
+    if (found >= id) return;
+    failed.delete(call);
+  }
 }
 
 const allColumns = `id, at_ms AS atMs, kind, command, container_id AS containerId,

@@ -178,9 +178,6 @@ function timeBuckets(startMs: number, toMs: number): { bucketMs: number; timelin
   return { bucketMs, timeline };
 }
 
-/** How late a row may come. */
-const lateMax = 1024;
-
 /** The span that a tally covers, and how many of its rows it names. */
 export interface TallyOptions {
   fromMs: number;
@@ -199,7 +196,7 @@ function count(counts: Map<string, number>, name: string, max: number, other: st
 /**
  * Counts requests. Memory grows by four bytes for each ADD.
  *
- * @param rows by number, the lowest first; some may come late, but not behind 1024 others
+ * @param rows by number, the lowest first
  */
 export function tally(rows: Iterable<TallyRow>, { fromMs, toMs, limit }: TallyOptions): Tally {
   const { bucketMs, timeline } = timeBuckets(fromMs, toMs);
@@ -258,15 +255,15 @@ export function tally(rows: Iterable<TallyRow>, { fromMs, toMs, limit }: TallyOp
   };
 }
 
-/** Keeps the highest of many rising numbers, sorting none but the last. */
+/** Keeps the last of many numbers, and gives them from the last on. */
 function newestOf(limit: number): { add: (id: number) => void; ids: () => number[] } {
   let kept: number[] = [];
-  const keptMax = limit + lateMax;
+  const last = () => (limit === 0 ? [] : kept.slice(-limit));
   const add = (id: number) => {
     kept.push(id);
-    if (kept.length > 2 * keptMax) kept = kept.slice(-keptMax);
+    if (kept.length > 2 * limit + 1024) kept = last();
   };
-  return { add, ids: () => kept.sort((a, b) => b - a).slice(0, limit) };
+  return { add, ids: () => last().reverse() };
 }
 
 function countCause(causes: Map<string, CauseTally>, row: TallyRow): void {

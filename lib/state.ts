@@ -149,9 +149,6 @@ export function forget(state: State, attachment: Attachment): void {
   state.database
     .query("DELETE FROM attachments WHERE container_id = ? AND ifname = ?")
     .run(attachment.containerId, attachment.ifName);
-  state.database
-    .query("DELETE FROM traffic WHERE container_id = ? AND ifname = ?")
-    .run(attachment.containerId, attachment.ifName);
 }
 
 /** One call of the runtime by what identifies it. */

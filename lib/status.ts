@@ -5,7 +5,7 @@
  * Source: NPWG v1.3 §5; CNI-Genie's `multi-ip-preferences`.
  */
 
-import { npwgKeys } from "./annotations.ts";
+import { annotationKeys, npwgKeys } from "./annotations.ts";
 import { type Host, log, toCniError } from "./cni.ts";
 import type { Config } from "./config.ts";
 import { isConfigured } from "./credentials.ts";
@@ -34,7 +34,7 @@ export interface PodStatus extends WaitingStatus {
 export async function makeStatus(
   host: Host,
   config: Config,
-  { pod, decision, primarySet, objects }: Plan,
+  { pod, decision, primarySet, choice, objects }: Plan,
   done: readonly Done[],
 ): Promise<PodStatus | undefined> {
   const [first] = done;
@@ -56,6 +56,8 @@ export async function makeStatus(
     annotations: {
       [npwgKeys.status]: formatStatus(sources),
       ...(isGenies && { "multi-ip-preferences": formatMultiIpPreferences(own) }),
+      // As in CNI-Genie: the pod says from now on which network was chosen for it.
+      ...(choice && { [annotationKeys.cni]: choice.network }),
     },
     isInline: status === "inline" && objects.used(),
   };

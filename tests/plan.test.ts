@@ -308,7 +308,7 @@ describe("makePlan()", () => {
       `${deny}[select]\ncandidates = ['blue']`,
       requestOf({ cni: "" }),
       100,
-      'blue: the pod may not use it: plugins.blue.deny.namespaces "team"',
+      'Access to network "blue" denied for pod team/web: plugins.blue.deny.namespaces "team"',
     ],
     [
       "annotations of a wrong shape",

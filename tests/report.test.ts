@@ -345,7 +345,6 @@ describe("a request", () => {
     ["is a network", [{}, { ...call }, { kind: "plugin" }], 1, 0],
     ["is a call that failed alone", [{ ...call, ...failure }], 1, 0],
     ["is a network, not the call it failed", [failure, { ...call, ...failure }], 1, 0],
-    ["is that too when the call was written first", [{ ...call, ...failure }, failure], 1, 0],
     [
       "is each of two calls that failed alike",
       [
@@ -359,6 +358,11 @@ describe("a request", () => {
       "is a failed call whose networks did not fail: those of another container did",
       [{}, { ...failure, containerId: "c2" }, { ...call, ...failure }],
       ...([3, 0] as const),
+    ],
+    [
+      "is a call that failed alone after one whose network failed",
+      [failure, { ...call, ...failure }, { ...call, ...failure }],
+      ...([2, 0] as const),
     ],
     ["is no call with a choice", [{}, { ...call, choice: choiceOfTwo }], 1, 1],
     [

@@ -15,7 +15,7 @@ const root = join(import.meta.dir, "..");
 const layers: string[][] = [
   // Data and text alone, and calls of libc.
   [
-    ...["access", "crds", "html", "libc", "quantity", "report_assets", "schema", "select"],
+    ...["access", "crds", "html", "ip", "libc", "quantity", "report_assets", "schema", "select"],
     ...["table", "text", "trace", "usage"],
   ],
   ["cni", "credentials", "netns"],
@@ -32,7 +32,7 @@ const layers: string[][] = [
   ["gate", "ledger", "report_csv", "report_rows", "report_shape", "report_tally", "report_words"],
   ["delegate", "report", "report_charts", "report_text"],
   ["choose", "owner", "report_sections", "undo"],
-  ["plan", "report_html", "status"],
+  ["intend", "plan", "report_html", "status"],
   // What genie is asked to do, one module each.
   ["attach", "check", "detach", "explain", "gc", "report_command", "validate"],
   ["cli"],
@@ -40,8 +40,8 @@ const layers: string[][] = [
 
 /** Modules that decide on plain data: no file, clock, process or network; tests need no host. */
 const pure = [
-  ...["access", "annotations", "config", "crds", "ending", "genie_conf", "html", "json"],
-  ...["multus", "netconf", "npwg", "quantity", "report_choice", "report_words", "result"],
+  ...["access", "annotations", "config", "crds", "ending", "genie_conf", "html", "ip"],
+  ...["json", "multus", "netconf", "npwg", "quantity", "report_choice", "report_words", "result"],
   ...["schema", "select", "table", "text", "toml", "usage"],
 ];
 /** What a pure module may import besides ours. */
@@ -81,8 +81,8 @@ const columnsMax = 100;
  */
 const unfinished = new RegExp(
   "^(lib|tests)/(" +
-    "attach|choose|detach|faults|gate|kpi|(real_)?kubernetes|ledger|libc|objects|plan|report\\w*|" +
-    "select|status|trace|traffic" +
+    "attach|check|choose|detach|faults|gate|intend|kpi|(real_)?kubernetes|ledger|libc|objects|" +
+    "plan|report\\w*|select|status|trace|traffic" +
     ")(\\.test)?\\.ts$",
 );
 
