@@ -9,9 +9,10 @@
  * Delegates get real pipes, made with pipe(2). Bun's own "pipe" is a socket pair, and a script that
  * writes to /dev/stdout or /dev/stderr fails on a socket (ENXIO) though it works under libcni.
  */
-import { closeSync } from "node:fs";
+import { closeSync, constants, openSync } from "node:fs";
 import { CniError, code, toCniError } from "./cni.ts";
 import { libc } from "./libc.ts";
+import { type Collector, collect } from "./output.ts";
 
 /** The one way a run ended. `spawn` means that nothing ran at all. */
 export type Ending =
@@ -143,8 +144,9 @@ interface Child {
   pid: number;
   exited: Promise<unknown>;
   ending: () => Ending;
-  stdout: ReadableStream<Uint8Array>;
-  stderr: ReadableStream<Uint8Array>;
+  /** Our end of a pipe, or Bun's stream where there is none. */
+  stdout: number | ReadableStream<Uint8Array>;
+  stderr: number | ReadableStream<Uint8Array>;
   /** Gives our ends back. Once, after both streams are done with. */
   close: () => void;
 }
@@ -194,8 +196,8 @@ function spawn(file: string, args: string[], { env, stdin }: RunOptions): Child 
         child.signalCode === null
           ? { kind: "exit", status: child.exitCode ?? 0 }
           : { kind: "signal", signal: String(child.signalCode) },
-      stdout: out ? Bun.file(out.read).stream() : streamOf(child.stdout),
-      stderr: err ? Bun.file(err.read).stream() : streamOf(child.stderr),
+      stdout: out?.read ?? streamOf(child.stdout),
+      stderr: err?.read ?? streamOf(child.stderr),
       close,
     };
   } catch (error) {
@@ -213,12 +215,23 @@ function streamOf(stream: unknown): ReadableStream<Uint8Array> {
 
 const closeOnExec = 0o2000000;
 
-/** A pipe(2), or undefined where libc cannot be called: Bun's socket pair then has to do. */
+/**
+ * A pipe(2), or undefined where libc cannot be called: Bun's socket pair then has to do. Our end is
+ * opened again, to be read without waiting; the child's stays as every program expects it.
+ */
 function openPipe(): { read: number; write: number } | undefined {
   const fds = new Int32Array(2);
   if (libc()?.pipe2(fds, closeOnExec) !== 0) return undefined;
-  const [read = -1, write = -1] = fds;
-  return { read, write };
+  const [blocking = -1, write = -1] = fds;
+  try {
+    const read = openSync(`/proc/self/fd/${blocking}`, constants.O_RDONLY | constants.O_NONBLOCK);
+    return { read, write };
+  } catch (error) {
+    closeSync(write);
+    throw error;
+  } finally {
+    closeSync(blocking);
+  }
 }
 
 /** Waits for the ending, ends the group where it is not the child's own, reads what is left. */
@@ -248,67 +261,20 @@ async function finish(child: Child, cut: Cutter) {
   }
 }
 
-/** One output being read. */
-interface Collector {
-  /** Settles at the end of the stream. */
-  done: Promise<void>;
-  ended: () => boolean;
-  /** Bytes seen so far, kept or not. */
-  seen: () => number;
-  bytes: () => Uint8Array;
-  cancel: () => Promise<void>;
-}
-
-/**
- * Reads a stream into memory that is bounded whatever comes. With `onOverflow` it keeps the first
- * `bytesMax` bytes and stops there; without, it keeps the last ones and reads on.
- */
-function collect(
-  stream: ReadableStream<Uint8Array>,
-  bytesMax: number,
-  onOverflow?: () => void,
-): Collector {
-  const reader = stream.getReader();
-  const chunks: Uint8Array[] = [];
-  let seen = 0;
-  let held = 0;
-  let ended = false;
-  const read = async () => {
-    for (;;) {
-      const { done, value } = await reader.read();
-      ended = done;
-      if (done) return;
-      seen += value.length;
-      held += value.length;
-      chunks.push(value);
-      if (onOverflow !== undefined && seen > bytesMax) return onOverflow();
-      while (held - (chunks[0]?.length ?? 0) >= bytesMax) held -= chunks.shift()?.length ?? 0;
-    }
-  };
-  return {
-    done: read(),
-    ended: () => ended,
-    seen: () => seen,
-    bytes: () => {
-      const all = Buffer.concat(chunks);
-      return onOverflow ? all.subarray(0, bytesMax) : all.subarray(-bytesMax);
-    },
-    cancel: () => reader.cancel(),
-  };
-}
-
 /**
  * Waits until the outputs of an exited child end, or are only held open. All the child wrote is in
  * the pipe by then, so silence means that it has been read; ticks rather than one long wait, since
  * a busy event loop must not be taken for silence.
  */
 async function drain(outputs: Collector[]): Promise<void> {
+  for (const output of outputs) output.pump();
   if (outputs.every((output) => output.ended())) return;
   const ended = Promise.all(outputs.map((output) => output.done));
   const seen = () => outputs.reduce((sum, output) => sum + output.seen(), 0);
   let last = seen();
   for (let tick = 0, quiet = 0; tick < drainTicksMax && quiet < drainQuietTicks; tick++) {
     if (await within(ended, drainTickMs)) return;
+    for (const output of outputs) output.pump();
     quiet = seen() === last ? quiet + 1 : 0;
     last = seen();
   }

@@ -1,12 +1,18 @@
-/** `genie plan`: what an ADD of a pod would do, and why. Asks whom ADD would ask; runs nothing. */
-import { type Host, interfaceNameIssue, type Request, type StdinConfig } from "./cni.ts";
+/**
+ * `genie plan`: what an ADD of a pod would do, and why. Asks whom ADD would ask: of plugins only those
+ * whose STATUS decides an automatic choice. Attaches nothing and changes nothing.
+ */
+import { CniError, type Host, interfaceNameIssue, type Request, type StdinConfig } from "./cni.ts";
 import type { Config } from "./config.ts";
+import { choiceDocument, formatChoiceTable } from "./explain_choice.ts";
 import { resolveNetwork } from "./networks.ts";
 import { readOwnConfig } from "./own_config.ts";
 import { makePlan, type Plan, podLabel } from "./plan.ts";
 import { annotationsCapability } from "./pod.ts";
+import { readRecord } from "./report_file.ts";
 import { readPath } from "./request.ts";
 import { loadConfig } from "./settings.ts";
+import type { Attachment } from "./state.ts";
 import { formatTable } from "./table.ts";
 import { type Flags, text, UsageError } from "./usage.ts";
 
@@ -20,7 +26,10 @@ export async function runPlan(host: Host, flags: Flags, width: number): Promise<
   const stdin = readOwnConfig(text(flags, "cni-config"));
   const request = dryRequest(host, stdin, flags);
   const config = await loadConfig(stdin);
-  const plan = await makePlan(host, config, request);
+  const plan = await makePlan(host, config, request, {
+    failed: new Map(),
+    reader: (inside) => readRecord(config.stateDir, inside),
+  });
   if (flags["json"]) {
     host.stdout(`${JSON.stringify(planDocument(config, plan), null, 2)}\n`);
     return 0;
@@ -30,7 +39,7 @@ export async function runPlan(host: Host, flags: Flags, width: number): Promise<
     one.ifName,
     one.list.plugins.map(({ type }) => type).join(", "),
     one.list.cniVersion,
-    resolveNetwork(config, one.network).source,
+    sourceOf(config, one),
     one.reason,
   ]);
   host.stdout(
@@ -48,7 +57,20 @@ export async function runPlan(host: Host, flags: Flags, width: number): Promise<
         width,
       ),
   );
+  if (plan.choice) {
+    host.stdout(`\n${formatChoiceTable(plan.choice, config.select.weights, width)}`);
+  }
   return 0;
+}
+
+/** Where the config of a network is from. Objects of the API are no files. */
+function sourceOf(config: Config, { network }: Attachment): string {
+  try {
+    return resolveNetwork(config, network).source;
+  } catch (error) {
+    if (error instanceof CniError) return "the Kubernetes API";
+    throw error;
+  }
 }
 
 const annotationOrigin: Record<Plan["pod"]["source"], string> = {
@@ -60,7 +82,7 @@ const annotationOrigin: Record<Plan["pod"]["source"], string> = {
 };
 
 /** Stable shape of `genie plan --json`. */
-function planDocument(config: Config, { pod, attachments }: Plan): object {
+function planDocument(config: Config, { pod, attachments, choice }: Plan): object {
   return {
     pod: { namespace: pod.namespace, name: pod.name, uid: pod.uid },
     annotationsFrom: pod.source,
@@ -70,9 +92,10 @@ function planDocument(config: Config, { pod, attachments }: Plan): object {
       primary: one.primary,
       cniVersion: one.list.cniVersion,
       plugins: one.list.plugins.map(({ type }, i) => ({ type, path: one.plugins[i] })),
-      config: resolveNetwork(config, one.network).source,
+      config: sourceOf(config, one),
       reason: one.reason,
     })),
+    ...(choice && { choice: choiceDocument(choice, config.select.weights) }),
   };
 }
 

@@ -8,7 +8,7 @@
 import { readFileSync, renameSync, statSync, writeFileSync } from "node:fs";
 import { isAbsolute, join } from "node:path";
 import manifest from "../package.json";
-import { CniError, code, type Host, type StdinConfig } from "./cni.ts";
+import { CniError, code, type Host, type StdinConfig, toCniError } from "./cni.ts";
 import type { Config } from "./config.ts";
 import { isObject, parseJson } from "./json.ts";
 import { readSmallFile } from "./networks.ts";
@@ -148,7 +148,7 @@ export async function loadNodeSettings(host: Host, stdin: StdinConfig): Promise<
     path = "";
     const absent = (error as NodeJS.ErrnoException).code === "ENOENT";
     if (!absent) {
-      host.stderr(`genie: warn: Cannot read plugin table: ${oneLine(String(error), 200)}\n`);
+      host.stderr(`genie: warn: Cannot read plugin table: ${oneLine(toCniError(error).message, 200)}\n`);
     }
   }
   const known = readParsed(text, path);

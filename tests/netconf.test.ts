@@ -252,6 +252,12 @@ describe("requestConfig()", () => {
       { ...head, args: { a: "admin", b: "runtime", "org.apache.mesos": {} } },
     ],
     [
+      "pitfall 32: args.cni of a pod and of the config are one, the pod's win key by key",
+      { type: "bridge", args: { cni: { a: "admin", b: "admin" }, x: 1 } },
+      { args: { cni: { b: "pod" }, x: { y: 2 } } },
+      { ...head, args: { cni: { a: "admin", b: "pod" }, x: { y: 2 } } },
+    ],
+    [
       "pitfall 15: the administrator's args alone",
       { type: "bridge", args: { a: "admin" } },
       {},

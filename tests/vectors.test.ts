@@ -231,7 +231,7 @@ function withoutNulls(value: Record<string, unknown>): Record<string, unknown> {
 
 /** Does what happens before a step; the answer ends what lasts as long as the step. */
 function prepare(node: Node, { remove, write, sql, busy }: v.InferOutput<typeof Before>) {
-  for (const name of remove ?? []) rmSync(join(node.dir, name), { recursive: true });
+  for (const name of remove ?? []) rmSync(join(node.dir, name), { recursive: true, force: true });
   for (const [name, content] of Object.entries(write ?? {})) {
     const text = typeof content === "string" ? content : JSON.stringify(content);
     mkdirSync(dirname(join(node.dir, name)), { recursive: true });
