@@ -148,7 +148,9 @@ export async function loadNodeSettings(host: Host, stdin: StdinConfig): Promise<
     path = "";
     const absent = (error as NodeJS.ErrnoException).code === "ENOENT";
     if (!absent) {
-      host.stderr(`genie: warn: Cannot read plugin table: ${oneLine(toCniError(error).message, 200)}\n`);
+      host.stderr(
+        `genie: warn: Cannot read plugin table: ${oneLine(toCniError(error).message, 200)}\n`,
+      );
     }
   }
   const known = readParsed(text, path);

@@ -312,11 +312,14 @@ export interface WaitingStatus extends CallId {
   annotations: Record<string, string>;
 }
 
-/** Leaves a status for the agent. Call inside a transaction. */
+/** Leaves a status for the agent, unless its call was deleted meanwhile. Call in a transaction. */
 export function putStatus({ database }: State, status: WaitingStatus, nowMs: number): void {
   const { containerId, requestIfName, pod, annotations } = status;
   database
-    .query("INSERT OR REPLACE INTO statuses VALUES (?, ?, ?, ?, ?, ?, ?)")
+    .query(
+      `INSERT OR REPLACE INTO statuses SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7 WHERE EXISTS
+         (SELECT 1 FROM attachments WHERE container_id = ?1 AND request_ifname = ?2)`,
+    )
     .run(
       containerId,
       requestIfName,

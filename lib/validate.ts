@@ -74,7 +74,9 @@ function validate(host: Host, config: Config, stdin: StdinConfig): Finding[] {
     ["select.candidates", config.select.candidates ?? []],
   ];
   for (const [key, names] of named) {
-    for (const name of names.map((one) => one.replace(/@.*/, ""))) {
+    // A name with a namespace is an object of the API, which validate does not ask.
+    const onNode = names.filter((one) => !one.includes("/"));
+    for (const name of onNode.map((one) => one.replace(/@.*/, ""))) {
       try {
         resolveNetwork(config, name);
       } catch (error) {

@@ -24,7 +24,8 @@ function write(name: string, content: string | object): string {
   return path;
 }
 
-const table = () => `conf_dir = "${confDir}"\nbin_dirs = ["${bin}"]\n`;
+const table = () =>
+  `state_dir = "${dir.path}/state"\nconf_dir = "${confDir}"\nbin_dirs = ["${bin}"]\n`;
 const ownConf = (pluginsFile: string, more: object = {}) => ({
   cniVersion: "1.0.0",
   name: "k8s-pod-network",

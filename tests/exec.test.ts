@@ -1,4 +1,4 @@
-/** How a spawn ends: every ending, and that nothing holds us, fills us or is left behind. */
+/** `lib/exec.ts` and `lib/output.ts`: every ending, and that nothing holds us, fills us or is left. */
 import { afterAll, describe, expect, test } from "bun:test";
 import { closeSync, copyFileSync, openSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";

@@ -15,8 +15,8 @@ const root = join(import.meta.dir, "..");
 const layers: string[][] = [
   // Data and text alone, and calls of libc.
   [
-    ...["access", "crds", "html", "ip", "libc", "quantity", "report_assets", "schema", "select"],
-    ...["table", "text", "trace", "usage"],
+    ...["access", "crds", "html", "ip", "libc", "output", "quantity", "report_assets", "schema"],
+    ...["select", "table", "text", "trace", "usage"],
   ],
   ["cni", "credentials", "netns"],
   ["annotations", "database", "device", "exec", "json", "streams", "traffic"],
@@ -32,7 +32,7 @@ const layers: string[][] = [
   ["gate", "ledger", "report_csv", "report_rows", "report_shape", "report_tally", "report_words"],
   ["delegate", "report", "report_charts", "report_text"],
   ["choose", "owner", "report_sections", "undo"],
-  ["intend", "plan", "report_html", "status"],
+  ["explain_choice", "intend", "plan", "report_html", "status"],
   // What genie is asked to do, one module each.
   ["attach", "check", "detach", "explain", "gc", "report_command", "validate"],
   ["cli"],
