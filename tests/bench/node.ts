@@ -43,9 +43,8 @@ export interface BenchNode {
   floor: string;
   /** Plugin configs, one per network, as a runtime would hand them to `bridge`. */
   networks: { name: string; type: string; [key: string]: unknown }[];
-  /** Set once {@link startApi} has run. */
-  kubeconfig: string;
-  api: Bun.Subprocess | undefined;
+  /** API servers by the delay of their answers in ms, see {@link startApi}. */
+  apis: Map<number, { kubeconfig: string; server: Bun.Subprocess }>;
   netnsCount: number;
 }
 
@@ -72,8 +71,7 @@ export function openNode(genie: string, pluginDir: string): BenchNode {
     genie: join(dir, "bin", "genie"),
     floor: join(dir, "bin", "floor"),
     networks: Array.from({ length: networkCount }, (_, i) => bridgeConfig(id, dir, i)),
-    kubeconfig: "",
-    api: undefined,
+    apis: new Map(),
     netnsCount: 0,
   };
   try {
@@ -155,11 +153,14 @@ export function tableFile(node: BenchNode, name: string): string {
   return join(node.dir, name.replaceAll(" ", "-"), "plugins.toml");
 }
 
-/** Starts the API server with one pod that asks for the first network. Once per node. */
-export async function startApi(node: BenchNode): Promise<void> {
-  if (node.api) return;
-  const dir = join(node.dir, "api");
-  mkdirSync(dir);
+/** Path of a network as a NetworkAttachmentDefinition of the bench's namespace. */
+function definitionPath(name: string): string {
+  const group = "/apis/k8s.cni.cncf.io/v1/namespaces";
+  return `${group}/${podNamespace}/network-attachment-definitions/${name}`;
+}
+
+/** The pod, which asks for the first network, and every network as an object. */
+function apiObjects(node: BenchNode): Record<string, object> {
   const pod = {
     apiVersion: "v1",
     kind: "Pod",
@@ -171,15 +172,35 @@ export async function startApi(node: BenchNode): Promise<void> {
     },
     spec: { serviceAccountName: "default" },
   };
-  const path = `/api/v1/namespaces/${podNamespace}/pods/${podName}`;
-  writeFileSync(join(dir, "objects.json"), JSON.stringify({ [path]: pod }));
-  const server = Bun.spawn([process.execPath, "tests/apiserver.ts", "--dir", dir], {
+  const definitions = node.networks.map((network) => [
+    definitionPath(network.name),
+    {
+      apiVersion: "k8s.cni.cncf.io/v1",
+      kind: "NetworkAttachmentDefinition",
+      metadata: { name: network.name, namespace: podNamespace },
+      spec: { config: JSON.stringify(network) },
+    },
+  ]);
+  return {
+    [`/api/v1/namespaces/${podNamespace}/pods/${podName}`]: pod,
+    ...Object.fromEntries(definitions),
+  };
+}
+
+/** Starts an API server whose answers are delayed so much; once per node and delay. */
+export async function startApi(node: BenchNode, delayMs: number): Promise<string> {
+  const running = node.apis.get(delayMs);
+  if (running) return running.kubeconfig;
+  const dir = join(node.dir, `api-${delayMs}`);
+  mkdirSync(dir);
+  writeFileSync(join(dir, "objects.json"), JSON.stringify(apiObjects(node)));
+  const words = ["tests/apiserver.ts", "--dir", dir, "--delay", String(delayMs)];
+  const server = Bun.spawn([process.execPath, ...words], {
     cwd: root,
     stdin: "ignore",
     stdout: "pipe",
     stderr: "inherit",
   });
-  node.api = server;
   let text = "";
   const decoder = new TextDecoder();
   for await (const chunk of server.stdout) {
@@ -187,7 +208,9 @@ export async function startApi(node: BenchNode): Promise<void> {
     if (text.includes("\n")) break;
   }
   if (!text.includes("\n")) throw new Error("tests/apiserver.ts ended before it served");
-  node.kubeconfig = (JSON.parse(text) as { kubeconfig: string }).kubeconfig;
+  const { kubeconfig } = JSON.parse(text) as { kubeconfig: string };
+  node.apis.set(delayMs, { kubeconfig, server });
+  return kubeconfig;
 }
 
 /** A new container in a fresh network namespace. */
@@ -232,7 +255,7 @@ export function closeNode(node: BenchNode): string[] {
       failures.push(String(error));
     }
   };
-  attempt(() => node.api?.kill("SIGKILL"));
+  for (const { server } of node.apis.values()) attempt(() => server.kill("SIGKILL"));
   const mine = (name: string, prefix: string) => name.startsWith(`${prefix}-${node.id}-`);
   attempt(() => {
     // Each veth goes with the namespace that holds its other end.

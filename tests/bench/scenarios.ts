@@ -55,6 +55,9 @@ export const scenarios: readonly Scenario[] = [
   bare("bare 5 networks", networkCount, lifecycle),
   genie("genie 5 networks", networkCount, lifecycle, "bare 5 networks"),
   genieWithApi("genie API 1 network", "bare 1 network"),
+  genieWithObjects("genie API 1 object", 1, 0, "bare 2 networks"),
+  genieWithObjects("genie API 4 objects", networkCount - 1, 0, "bare 5 networks"),
+  genieWithObjects("genie API 1 object, 10 ms away", 1, 10, "bare 2 networks"),
 ];
 
 /** The storm is run with this scenario and its baseline. */
@@ -111,10 +114,34 @@ function genieWithApi(name: string, baseline: string): Scenario {
     baseline,
     verbs: lifecycle,
     prepare: async (node) => {
-      await startApi(node);
-      writeTable(node, name, `[kubernetes]\nkubeconfig = "${node.kubeconfig}"`);
+      const kubeconfig = await startApi(node, 0);
+      writeTable(node, name, `[kubernetes]\nkubeconfig = "${kubeconfig}"`);
     },
     calls: (node, verb, pod) => [genieCall(node, verb, pod, name)],
+  };
+}
+
+/** The first network from the node, further ones as NetworkAttachmentDefinitions, status written. */
+function genieWithObjects(
+  name: string,
+  count: number,
+  delayMs: number,
+  baseline: string,
+): Scenario {
+  return {
+    name,
+    baseline,
+    verbs: lifecycle,
+    prepare: async (node) => {
+      const kubeconfig = await startApi(node, delayMs);
+      writeTable(node, name, `[kubernetes]\nkubeconfig = "${kubeconfig}"`);
+    },
+    calls: (node, verb, pod) => {
+      const [first = "", ...others] = node.networks.map((network) => network.name);
+      const objects = others.slice(0, count).join(",");
+      const annotations = { cni: first, "k8s.v1.cni.cncf.io/networks": objects };
+      return [genieCall(node, verb, pod, name, annotations)];
+    },
   };
 }
 
