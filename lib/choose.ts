@@ -97,11 +97,11 @@ export async function chooseNetwork(
   const kpis = all.flatMap((one) => one.kpis ?? []);
   const usable = all.flatMap((one) => (one.kpis && !one.rejected ? [one.kpis] : []));
   if (usable.length === 0) throw noneUsable(rejected);
-  const nowMs = host.now();
   const decide = (loads: Loads) => rank(candidatesOf(usable, loads), config.select.weights);
   const ranking =
-    memory.write((state) => reserve(state, containerId, nowMs, decide)) ??
-    decide(memory.read((reader) => readLoads(reader, containerId, nowMs)) ?? new Map());
+    // What time it is, is asked once it is our turn: others have chosen while we waited for it.
+    memory.write((state) => reserve(state, containerId, host.now(), decide)) ??
+    decide(memory.read((reader) => readLoads(reader, containerId, host.now())) ?? new Map());
   return { network: ranking[0]?.candidate.network ?? "", ranking, kpis, rejected };
 }
 
@@ -206,15 +206,14 @@ async function checkHealth(
   const { name, list } = network;
   if (compareVersions(list.cniVersion, "1.1.0") < 0) return "";
   const hash = configHash(list);
-  const askedMs = host.now();
   const known = memory.read(
     ({ database }) =>
       database
         .query(
           `SELECT error FROM health
-           WHERE network = ? AND config_hash = ? AND at_ms > ? AND at_ms <= ?`,
+           WHERE network = ? AND config_hash = ? AND abs(? - at_ms) < ${healthMs}`,
         )
-        .get(name, hash, askedMs - healthMs, askedMs) as { error: string } | null,
+        .get(name, hash, host.now()) as { error: string } | null,
   );
   if (known) return known.error;
   const error = await askStatus(host, network, plugins, search);
@@ -252,9 +251,9 @@ function readLoads({ database }: Reader, containerId: string, nowMs: number): Lo
       `SELECT network, count(*) AS recent,
          sum(NOT EXISTS (SELECT 1 FROM attachments AS a
            WHERE a.container_id = choices.container_id AND a.state = 'attached')) AS pending
-       FROM choices WHERE at_ms > ? AND at_ms <= ? AND container_id <> ? GROUP BY network`,
+       FROM choices WHERE abs(? - at_ms) < ${recentMs} AND container_id <> ? GROUP BY network`,
     )
-    .all(nowMs - recentMs, nowMs, containerId) as {
+    .all(nowMs, containerId) as {
     network: string;
     recent: number;
     pending: number;
@@ -287,7 +286,7 @@ function reserve(
 ): Ranked[] {
   const { database } = state;
   // Of a clock that was put back, too: they would count until it has caught up.
-  database.query("DELETE FROM choices WHERE at_ms <= ? OR at_ms > ?").run(nowMs - recentMs, nowMs);
+  database.query(`DELETE FROM choices WHERE abs(? - at_ms) >= ${recentMs}`).run(nowMs);
   const ranking = decide(readLoads(state, containerId, nowMs));
   const network = ranking[0]?.candidate.network ?? "";
   database

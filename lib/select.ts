@@ -42,7 +42,7 @@ export interface Ranked {
 
 /** Pods on their way that count as one more, and what that takes off: this share of all weights. */
 const recentPerDoubling = 8;
-const shareOfDoubling = 0.3;
+const shareOfDoubling = 0.4;
 /** Traffic below which a difference does not matter, in bytes per second: 1 MB/s. */
 const bandwidthScaleMin = 1e6;
 /** Above this a weight, or any other number, says nothing more; sums stay finite. */
@@ -109,7 +109,11 @@ type Column = (number | undefined)[];
 const figuresOf: Record<Kpi, (candidates: Candidate[]) => Column> = {
   // The share that is free, against the freest.
   occupancy: (all) => ratioToMost(all.map(({ occupancy }) => known(occupancy, (used) => 1 - used))),
-  response_time: (all) => ratioToLeast(all.map(({ responseTimeUs }) => responseTimeUs)),
+  // The root of the ratio: under load times vary more than networks differ.
+  response_time: (all) =>
+    ratioToLeast(all.map(({ responseTimeUs }) => responseTimeUs)).map((ratio) =>
+      known(ratio, Math.sqrt),
+    ),
   failures: (all) => all.map(({ failures }) => known(failures, (share) => 1 - share)),
   bandwidth: (all) => {
     const values = all.flatMap(({ bandwidth }) => bandwidth ?? []);

@@ -101,7 +101,7 @@ describe("a pod that leaves the choice to us", () => {
       network: "b",
       candidates: [
         { network: "b", responseTimeUs: 10_000, failures: 0, recent: 0 },
-        { network: "a", responseTimeUs: 30_000, figures: { response_time: 0.3333 } },
+        { network: "a", responseTimeUs: 30_000, figures: { response_time: 0.5774 } },
         { network: "c", failures: 1 },
       ],
       rejected: [],

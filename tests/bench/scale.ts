@@ -1,0 +1,323 @@
+/**
+ * `bun tests/bench/scale.ts`: what a large record costs. ADD with an empty file and with one of a
+ * million ledger rows and thousands of live attachments, in turns; and what an automatic choice over
+ * eight candidates adds. The plugin is a shell script of two lines, so that nearly all that is
+ * measured is genie. Exit status: 0 done, whether or not the targets hold; 1 a call failed; 2 used
+ * wrongly.
+ */
+import { copyFileSync, existsSync, mkdirSync, statSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { parseArgs } from "node:util";
+import { closeState, openState, type State, write } from "../../lib/database.ts";
+import { insertLedger } from "../../lib/ledger.ts";
+import { insertPlanned, setAttached } from "../../lib/state.ts";
+import { fakePlugin, makeHost, tempDir } from "../fakes.ts";
+import { ledgerRow } from "../record.ts";
+
+const root = join(import.meta.dir, "..", "..");
+const usage = `Usage: bun tests/bench/scale.ts [options]
+
+  --rounds N      rounds of every contender (default 101)
+  --rows N        ledger rows of the large record (default 1000000)
+  --live N        live attachments of the large record (default 5000)
+  --binary PATH   genie to measure (default: dist/genie)
+  --json FILE     write every figure to FILE
+  --quick         few rounds and a small record: shows that it runs, measures nothing
+  --help          this text
+
+Files go to TMPDIR.
+`;
+
+/** How much to measure. */
+export interface ScaleOptions {
+  rounds: number;
+  rows: number;
+  live: number;
+  binary: string;
+}
+
+/** Medians in ms, and what follows from them. */
+export interface ScaleFigures {
+  rows: number;
+  live: number;
+  rounds: number;
+  /** Size of the large record in bytes, and how long it took to fill, in s. */
+  fileBytes: number;
+  fillSeconds: number;
+  /** By contender: `add empty`, `add large`, `del empty`, `del large`, `choice empty`, ... */
+  medianMs: Record<string, number>;
+  /** What the large record adds to an ADD, in percent; at most 10. */
+  addPercent: number;
+  /** What a choice over eight candidates adds to an ADD with the large record, in ms; at most 3. */
+  choiceMs: number;
+}
+
+const networkCount = 8;
+const networks = Array.from({ length: networkCount }, (_, i) => `net${i}`);
+
+interface Node {
+  dir: string;
+  genie: string;
+  netns: string;
+}
+
+/** A folder per contender: tables that differ in their record alone. */
+function makeNode(dir: string, binary: string): Node {
+  const node = { dir, genie: join(dir, "genie"), netns: join(dir, "netns") };
+  copyFileSync(binary, node.genie);
+  writeFileSync(node.netns, "");
+  for (const name of ["bin", "net.d", "ipam"]) mkdirSync(join(dir, name));
+  const result = '{"cniVersion":"1.0.0","ips":[{"address":"198.18.0.2/20"}]}';
+  fakePlugin(join(dir, "bin"), "stub", `#!/bin/sh\nread -r _\necho '${result}'\n`);
+  networks.forEach((name, i) => {
+    const subnet = `198.18.${16 * i}.0/20`;
+    const ipam = { type: "host-local", dataDir: join(dir, "ipam"), subnet };
+    const list = { cniVersion: "1.0.0", name, plugins: [{ type: "stub", ipam }] };
+    writeFileSync(join(dir, "net.d", `${name}.conflist`), JSON.stringify(list));
+  });
+  for (const size of ["empty", "large"]) {
+    const folders = `conf_dir = "${join(dir, "net.d")}"\nstate_dir = "${join(dir, size)}"\n`;
+    const entries = networks.map((name) => `[plugins.${name}]\nconf = "${name}.conflist"\n`);
+    writeFileSync(join(dir, `${size}.toml`), `${folders}bin_dirs = []\n${entries.join("")}`);
+  }
+  return node;
+}
+
+/** Fills the large record, and the store of host-local with as many addresses. */
+function fill({ dir, netns }: Node, { rows, live }: ScaleOptions): void {
+  const state = openState(makeHost(), join(dir, "large"));
+  try {
+    for (const name of networks) mkdirSync(join(dir, "ipam", name));
+    for (let i = 0; i < live; i += 1000) {
+      write(state, () => {
+        for (let k = i; k < Math.min(live, i + 1000); k++) addLive(state, dir, netns, k);
+      });
+    }
+    const startMs = Date.now() - 20 * 86_400_000;
+    for (let i = 0; i < rows; i += 10_000) {
+      const count = Math.min(10_000, rows - i);
+      const batch = Array.from({ length: count }, (_, k) => rowOf(i + k, startMs, rows));
+      write(state, () => insertLedger(state, batch));
+    }
+    state.database.run("PRAGMA wal_checkpoint(TRUNCATE)");
+  } finally {
+    closeState(state);
+  }
+}
+
+/** Three rows for each operation, as a chain of one plugin leaves them. */
+function rowOf(i: number, startMs: number, rows: number): ReturnType<typeof ledgerRow> {
+  const kind = (["plugin", "network", "call"] as const)[i % 3] ?? "call";
+  const operation = Math.floor(i / 3);
+  const pod = Math.floor(operation / 2);
+  return ledgerRow({
+    atMs: Math.round(startMs + (i / rows) * 19.99 * 86_400_000),
+    kind,
+    command: operation % 2 === 0 ? "ADD" : "DEL",
+    containerId: crypto.randomUUID().replaceAll("-", "").repeat(2),
+    podNamespace: `team-${pod % 40}`,
+    podName: `web-${pod.toString(36)}-x7k2p`,
+    podUid: crypto.randomUUID(),
+    network: networks[pod % networkCount] ?? "",
+    durationUs: 10_000 + ((i * 7919) % 9000),
+  });
+}
+
+function addLive(state: State, dir: string, netns: string, i: number): void {
+  const network = networks[i % networkCount] ?? "";
+  const n = Math.floor(i / networkCount) + 2;
+  const address = `198.18.${16 * (i % networkCount) + (n >> 8)}.${n & 255}`;
+  const containerId = `live-${i}`;
+  const attachment = {
+    containerId,
+    requestIfName: "eth0",
+    requestNetwork: "genie",
+    ifName: "eth0",
+    primary: true,
+    network,
+    reason: "asked for by cni",
+    list: {
+      cniVersion: "1.0.0" as const,
+      name: network,
+      disableCheck: false,
+      disableGC: false,
+      plugins: [{ type: "stub", ipam: { type: "host-local", dataDir: join(dir, "ipam") } }],
+    },
+    plugins: [join(dir, "bin", "stub")],
+    cniArgs: "IgnoreUnknown=1;K8S_POD_NAMESPACE=team;K8S_POD_NAME=web",
+    cniPath: join(dir, "bin"),
+    capabilityArgs: {},
+    args: {},
+    timeoutMs: 90_000,
+    netns,
+    pod: { namespace: "team", name: `web-${i}`, uid: crypto.randomUUID() },
+  };
+  insertPlanned(state, [attachment], Date.now());
+  setAttached(state, attachment, { cniVersion: "1.0.0", ips: [{ address: `${address}/20` }] });
+  state.database
+    .query("INSERT INTO traffic VALUES (?, 'eth0', ?, 'lo', ?, 0, ?)")
+    .run(containerId, network, Date.now() - (i % 600) * 1000, i * 100);
+  writeFileSync(join(dir, "ipam", network, address), `${containerId}\r\neth0`);
+}
+
+interface Contender {
+  name: string;
+  size: "empty" | "large";
+  /** The annotation; absent: the choice is genie's. */
+  cni?: string;
+}
+
+const contenders: Contender[] = (["empty", "large"] as const).flatMap((size) => [
+  { name: size, size, cni: "net0" },
+  { name: `choice ${size}`, size },
+]);
+
+/** One ADD and its DEL. @returns what each took in ms */
+function call(node: Node, { size, cni }: Contender, containerId: string): [number, number] {
+  const annotations = cni === undefined ? {} : { cni };
+  const stdin = Buffer.from(
+    JSON.stringify({
+      cniVersion: "1.0.0",
+      name: "genie",
+      type: "genie",
+      plugins_file: join(node.dir, `${size}.toml`),
+      runtimeConfig: { "io.kubernetes.cri.pod-annotations": annotations },
+    }),
+  );
+  const run = (command: string): number => {
+    const startNs = Bun.nanoseconds();
+    const { exitCode, stdout, stderr } = Bun.spawnSync([node.genie], {
+      stdin,
+      cwd: "/",
+      env: {
+        CNI_COMMAND: command,
+        CNI_CONTAINERID: containerId,
+        CNI_IFNAME: "eth0",
+        CNI_NETNS: node.netns,
+        CNI_PATH: join(node.dir, "bin"),
+        CNI_ARGS: "IgnoreUnknown=1;K8S_POD_NAMESPACE=team;K8S_POD_NAME=web",
+      },
+    });
+    const tookMs = (Bun.nanoseconds() - startNs) / 1e6;
+    if (exitCode === 0) return tookMs;
+    throw new Error(`${command} with ${size} failed: ${stdout}${stderr}`);
+  };
+  return [run("ADD"), run("DEL")];
+}
+
+/**
+ * Measures everything.
+ * @throws Error when a call fails, with what it printed
+ */
+export function measureScale(options: ScaleOptions): ScaleFigures {
+  using dir = tempDir();
+  const node = makeNode(dir.path, options.binary);
+  const startNs = Bun.nanoseconds();
+  fill(node, options);
+  const fillSeconds = (Bun.nanoseconds() - startNs) / 1e9;
+  const times = new Map<string, number[]>();
+  for (let round = -3; round < options.rounds; round++) {
+    for (let i = 0; i < contenders.length; i++) {
+      // In turns, so that whatever disturbs the machine disturbs all alike.
+      const contender = contenders[(i + round + contenders.length) % contenders.length];
+      if (!contender) continue;
+      const [addMs, delMs] = call(node, contender, `pod-${round + 3}-${i}`);
+      if (round < 0) continue;
+      for (const [verb, ms] of [
+        ["add", addMs],
+        ["del", delMs],
+      ] as const) {
+        const key = `${verb} ${contender.name}`;
+        times.set(key, [...(times.get(key) ?? []), ms]);
+      }
+    }
+  }
+  const medianMs = Object.fromEntries([...times].map(([key, all]) => [key, median(all)]));
+  const {
+    "add empty": empty = 0,
+    "add large": large = 0,
+    "add choice large": choice = 0,
+  } = medianMs;
+  return {
+    rows: options.rows,
+    live: options.live,
+    rounds: options.rounds,
+    fileBytes: statSync(join(node.dir, "large", "genie.db")).size,
+    fillSeconds,
+    medianMs,
+    addPercent: (large / empty - 1) * 100,
+    choiceMs: choice - large,
+  };
+}
+
+function median(values: number[]): number {
+  return values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)] ?? 0;
+}
+
+/** Figures for people, and whether the targets hold. */
+export function formatScale(figures: ScaleFigures): string {
+  const { rows, live, rounds, fileBytes, fillSeconds, medianMs, addPercent, choiceMs } = figures;
+  const mib = (fileBytes / 2 ** 20).toFixed(0);
+  const lines = Object.entries(medianMs)
+    .sort()
+    .map(([name, ms]) => `  ${name.padEnd(18)} ${ms.toFixed(2).padStart(8)} ms`);
+  const judge = (value: number, limit: number, unit: string) =>
+    `${value.toFixed(1)} ${unit}, at most ${limit}: ${value <= limit ? "holds" : "MISSED"}`;
+  return `${rows} ledger rows and ${live} live attachments: ${mib} MiB, filled in ${fillSeconds.toFixed(0)} s
+${rounds} rounds, medians:
+${lines.join("\n")}
+A large record adds to an ADD: ${judge(addPercent, 10, "%")}
+A choice over ${networkCount} candidates adds: ${judge(choiceMs, 3, "ms")}
+`;
+}
+
+function readCount(option: string, text: string): number {
+  if (/^\d{1,8}$/.test(text) && Number(text) > 0) return Number(text);
+  throw new Error(`${option} needs a whole number, 1 or more`);
+}
+
+function main(): number {
+  let json = "";
+  let options: ScaleOptions;
+  try {
+    const { values } = parseArgs({
+      args: process.argv.slice(2),
+      options: {
+        rounds: { type: "string" },
+        rows: { type: "string" },
+        live: { type: "string" },
+        binary: { type: "string", default: join(root, "dist", "genie") },
+        json: { type: "string", default: "" },
+        quick: { type: "boolean", default: false },
+        help: { type: "boolean", default: false },
+      },
+    });
+    if (values.help) {
+      process.stdout.write(usage);
+      return 0;
+    }
+    const { quick, binary } = values;
+    json = values.json;
+    options = {
+      rounds: readCount("--rounds", values.rounds ?? (quick ? "3" : "101")),
+      rows: readCount("--rows", values.rows ?? (quick ? "20000" : "1000000")),
+      live: readCount("--live", values.live ?? (quick ? "200" : "5000")),
+      binary,
+    };
+    if (!existsSync(binary)) throw new Error(`${binary} is not there: bun run build`);
+  } catch (error) {
+    process.stderr.write(`scale: ${error instanceof Error ? error.message : error}\n\n${usage}`);
+    return 2;
+  }
+  try {
+    const figures = measureScale(options);
+    process.stdout.write(formatScale(figures));
+    if (json !== "") writeFileSync(json, `${JSON.stringify(figures, null, 2)}\n`);
+    return 0;
+  } catch (error) {
+    process.stderr.write(`scale: ${error instanceof Error ? error.message : error}\n`);
+    return 1;
+  }
+}
+
+if (import.meta.main) process.exit(main());
