@@ -1,10 +1,9 @@
 /**
  * ADD over all attachments of a container. It writes the plan down under the container's lock,
  * attaches one network after the other, and commits the results. Whatever goes wrong in between is
- * undone in reverse, the failed delegate included; what cannot be undone stays in the record for DEL
- * and `genie gc`. A process killed at any instant leaves rows from which the next DEL or ADD of the
- * container can undo everything.
- * Source: CNI SPEC 1.1 §2-§4; design D4, D6, D7, D8.
+ * undone in reverse, the failed delegate included; what cannot be undone stays in the record for
+ * DEL and `genie gc`. A process killed at any instant leaves rows from which the next DEL or ADD of
+ * the container can undo everything. Source: CNI SPEC 1.1 §2-§4; design D4, D6, D7, D8.
  */
 import { existsSync } from "node:fs";
 import type { Choice } from "./choose.ts";
@@ -190,7 +189,9 @@ async function noteNumbers(journal: Journal, choice: Choice): Promise<void> {
 const readyWaitMs = 45_000;
 const readyPollMs = 100;
 
-/** A Multus config may name a file that says when the default network is ready. @throws CniError 11 */
+/**
+ * A Multus config may name a file that says when the default network is ready. @throws CniError 11
+ */
 async function waitUntilReady(host: Host, config: Config, deadlineMs: number): Promise<void> {
   const { readinessFile } = config;
   if (readinessFile === undefined) return;

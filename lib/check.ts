@@ -100,7 +100,9 @@ export async function status(host: Host, request: Request): Promise<undefined> {
   return undefined;
 }
 
-/** Asks the plugins of a network. @throws CniError of the first that says no, 102 for a missing one */
+/**
+ * Asks the plugins of a network. @throws CniError of the first that says no, 102 for a missing one
+ */
 async function ask(host: Host, network: Network, search: PluginSearch): Promise<void> {
   const { name, list } = network;
   const plugins = findPlugins(network, search);
@@ -110,7 +112,9 @@ async function ask(host: Host, network: Network, search: PluginSearch): Promise<
   await statusChain(host, call, { netns: "", token: "status", deadlineMs, signal: host.signal });
 }
 
-/** Where the choice is ours, one network that works is enough. @throws as {@link ask}, of the first */
+/**
+ * Where the choice is ours, one network that works is enough. @throws as {@link ask}, of the first
+ */
 async function askAny(
   host: Host,
   config: Config,

@@ -10,7 +10,7 @@ import type { Config } from "./config.ts";
 import { read, type State, write } from "./database.ts";
 import { statusChain } from "./delegate.ts";
 import { checkMayUse, gatesOf } from "./gate.ts";
-import { type NetworkKpis, networkKpis, occupancyWith } from "./kpi.ts";
+import { keepStore, type NetworkKpis, networkKpis, occupancyWith } from "./kpi.ts";
 import { configHash, type Journal } from "./ledger.ts";
 import { findPlugins, type Network, type PluginSearch, resolveNetwork } from "./networks.ts";
 import type { Pod } from "./pod.ts";
@@ -100,8 +100,10 @@ export async function chooseNetwork(
   const decide = (loads: Loads) => rank(candidatesOf(usable, loads), config.select.weights);
   const ranking =
     // What time it is, is asked once it is our turn: others have chosen while we waited for it.
-    memory.write((state) => reserve(state, containerId, host.now(), decide)) ??
-    decide(memory.read((reader) => readLoads(reader, containerId, host.now())) ?? new Map());
+    memory.write((state) => {
+      for (const { store } of kpis) if (store) keepStore(state, store);
+      return reserve(state, containerId, host.now(), decide);
+    }) ?? decide(memory.read((reader) => readLoads(reader, containerId, host.now())) ?? new Map());
   return { network: ranking[0]?.candidate.network ?? "", ranking, kpis, rejected };
 }
 
@@ -155,7 +157,7 @@ interface Examined {
 async function examine(
   host: Host,
   { config, search, objects, pod }: ChoiceRequest,
-  { failed }: Chooser,
+  { failed, state }: Chooser,
   memory: Memory,
   name: string,
   known: Network | undefined,
@@ -166,6 +168,8 @@ async function examine(
     code: number,
     rule,
   });
+  // Whoever only asks wants to know everything.
+  const isBrief = state !== undefined;
   let kpis: NetworkKpis | undefined;
   const examined = (rejected?: Rejected): Examined => ({
     ...(kpis && { kpis }),
@@ -177,7 +181,7 @@ async function examine(
     const plugins = findPlugins(network, search);
     const nowMs = host.now();
     kpis =
-      memory.read((reader) => networkKpis(reader, network, nowMs)) ??
+      memory.read((reader) => networkKpis(reader, network, nowMs, isBrief)) ??
       networkKpis(undefined, network, nowMs);
     const failure = failed.get(name);
     if (failure !== undefined) {

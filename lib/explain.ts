@@ -1,6 +1,6 @@
 /**
- * `genie plan`: what an ADD of a pod would do, and why. Asks whom ADD would ask: of plugins only those
- * whose STATUS decides an automatic choice. Attaches nothing and changes nothing.
+ * `genie plan`: what an ADD of a pod would do, and why. Asks whom ADD would ask: of plugins only
+ * those whose STATUS decides an automatic choice. Attaches nothing and changes nothing.
  */
 import { CniError, type Host, interfaceNameIssue, type Request, type StdinConfig } from "./cni.ts";
 import type { Config } from "./config.ts";

@@ -54,7 +54,9 @@ export async function intend(
   }
 }
 
-/** The DEL that follows a refused ADD has nothing to undo: guessing would delete what is not ours. */
+/**
+ * The DEL that follows a refused ADD has nothing to undo: guessing would delete what is not ours.
+ */
 export function rememberRefusal(host: Host, state: State, planned: Attachment[]): void {
   const [first] = planned;
   if (!first) return;

@@ -3,7 +3,7 @@
  * attachments. Each figure says where it comes from and how old it is, or that it is unknown.
  * Reads the record and host-local's store; `traffic.ts` counts the bytes.
  */
-import { readdirSync } from "node:fs";
+import { readdirSync, statSync } from "node:fs";
 import { join } from "node:path";
 import type { State } from "./database.ts";
 import { isIP, toNumber } from "./ip.ts";
@@ -42,6 +42,16 @@ export interface NetworkKpis {
   /** Bytes per second over the host-side interfaces of its attachments. */
   bandwidth: Measured;
   attachments: Measured;
+  /** Of host-local's store, where it had to be read: keep it, see {@link keepStore}. */
+  store?: StoreCount;
+}
+
+/** How many addresses a folder of host-local held, and at which state of it. */
+export interface StoreCount {
+  dir: string;
+  stamp: string;
+  ipv4: number;
+  ipv6: number;
 }
 
 /**
@@ -55,23 +65,32 @@ const trafficAgeMaxMs = 10 * 60_000;
 /** Where host-local keeps its reservations when the config names no `dataDir`. */
 const hostLocalDir = "/var/lib/cni/networks";
 
+/** Reads nothing but a database. */
+type Reader = Pick<State, "database">;
+
 const unknown = (source: string): Measured => ({ value: undefined, source, ageMs: 0 });
 const measured = (value: number, source: string, ageMs = 0): Measured => ({ value, source, ageMs });
 
 /**
  * Measures a network.
+ *
  * @param state the record; undefined where there is none that can be read
+ * @param isBrief measures no more than a choice needs: attachments may stay unknown
  */
 export function networkKpis(
-  state: Pick<State, "database"> | undefined,
+  state: Reader | undefined,
   { name, list, entry }: Network,
   nowMs: number,
+  isBrief = false,
 ): NetworkKpis {
   const ranges = rangesOf(list);
-  const used = usedAddresses(list, ranges);
-  const attachments = state
-    ? measured(countAttachments(state, name), "attachments on record")
-    : unknown("no record");
+  const used = usedAddresses(state, list, ranges, nowMs);
+  const isNeeded = !isBrief || (!used && (entry?.capacity !== undefined || ranges.length > 0));
+  const attachments = !state
+    ? unknown("no record")
+    : isNeeded
+      ? measured(countAttachments(state, name), "attachments on record")
+      : unknown("not counted");
   const family = (is6: boolean): Occupancy => {
     const own = ranges.filter((range) => range.is6 === is6);
     const total = own.length > 0 ? own.reduce((sum, { size }) => sum + size, 0) : undefined;
@@ -109,6 +128,7 @@ export function networkKpis(
         : measured(1 - durations.length / adds.length, `last ${adds.length} ADDs`, ageMs),
     bandwidth: state ? readTraffic(state, name, nowMs) : unknown("no record"),
     attachments,
+    ...(used?.read && { store: used.read }),
   };
 }
 
@@ -143,9 +163,6 @@ function fullest(ipv4: Occupancy, ipv6: Occupancy): Measured {
   );
 }
 
-/** Reads nothing but a database. */
-type Reader = Pick<State, "database">;
-
 function countAttachments({ database }: Reader, network: string): number {
   const { count } = database
     .query("SELECT count(*) AS count FROM attachments WHERE network = ? AND state <> 'leaked'")
@@ -158,6 +175,9 @@ interface RecentAdd {
   duration_us: number;
   outcome: string;
 }
+
+/** Attachments whose traffic stands for that of all, of one network. */
+const trafficRowsMax = 64;
 
 /** The recent ADDs of a network, newest first. Whom a rule denied says nothing of the network. */
 function recent({ database }: Reader, network: string, nowMs: number): RecentAdd[] {
@@ -172,14 +192,17 @@ function recent({ database }: Reader, network: string, nowMs: number): RecentAdd
   return rows.filter((row) => row.outcome !== "denied" && row.at_ms > nowMs - recentAgeMaxMs);
 }
 
-/** The traffic of all its attachments, from those that were measured lately: they share it alike. */
+/**
+ * The traffic of all its attachments, from those that were measured lately: they share it alike.
+ */
 function readTraffic({ database }: Reader, network: string, nowMs: number): Measured {
   const row = database
     .query(
-      `SELECT count(*) AS count, total(at_ms > ?2 AND bytes_per_second IS NOT NULL) AS lately,
-         sum(bytes_per_second) FILTER (WHERE at_ms > ?2) AS sum,
-         min(at_ms) FILTER (WHERE at_ms > ?2 AND bytes_per_second IS NOT NULL) AS oldest
-       FROM traffic WHERE network = ?1`,
+      `SELECT (SELECT count(*) FROM traffic WHERE network = ?1) AS count, count(*) AS lately,
+         sum(rate) AS sum, min(at_ms) AS oldest
+       FROM (SELECT at_ms, bytes_per_second AS rate FROM traffic
+             WHERE network = ?1 AND at_ms > ?2 AND bytes_per_second IS NOT NULL
+             ORDER BY at_ms DESC LIMIT ${trafficRowsMax})`,
     )
     .get(network, nowMs - trafficAgeMaxMs) as {
     count: number;
@@ -261,25 +284,72 @@ function countExcluded(range: Record<string, unknown>, is6: boolean): number {
  * where the store cannot be read.
  */
 function usedAddresses(
+  state: Reader | undefined,
   list: NetworkConfigList,
   ranges: Range[],
-): { ipv4: number; ipv6: number } | undefined {
+  nowMs: number,
+): { ipv4: number; ipv6: number; read?: StoreCount } | undefined {
   const ipam = list.plugins.map((plugin) => plugin["ipam"]).find(isObject);
   if (ipam?.["type"] !== "host-local" || ranges.length === 0) return undefined;
   const base = typeof ipam["dataDir"] === "string" ? ipam["dataDir"] : hostLocalDir;
-  const names = readStore(join(base, list.name));
-  if (!names) return undefined;
-  // Files are named by their address; "lock" and "last_reserved_ip.0" are not.
-  const isFirst6 = (name: string) => name.includes(":");
-  const isFirst4 = (name: string) => /^\d/.test(name) && name.includes(".");
-  const count = (is6: boolean): number => {
-    const own = names.filter(is6 ? isFirst6 : isFirst4);
-    const total = ranges.reduce((sum, range) => sum + (range.is6 === is6 ? range.size : 0), 0);
-    if (own.length < total) return own.length;
-    // Full, unless some are left of ranges that the config does not have any more.
-    return own.filter((name) => isInside(name, ranges)).length;
+  const dir = join(base, list.name);
+  const stamp = stampOf(dir);
+  const known = state && stamp !== undefined ? findStore(state, dir, stamp.text) : undefined;
+  const counted = known ?? countStore(readStore(dir));
+  if (!counted) return undefined;
+  const seemsFull = (is6: boolean, count: number): boolean => {
+    const own = ranges.filter((range) => range.is6 === is6);
+    return own.length > 0 && count >= own.reduce((sum, { size }) => sum + size, 0);
   };
-  return { ipv4: count(false), ipv6: count(true) };
+  // A folder that has just changed may change again without being newer by its clock.
+  const isSettled = stamp !== undefined && Math.abs(nowMs - stamp.atMs) > storeSettleMs;
+  const isWorthKeeping = !known && isSettled;
+  const read = isWorthKeeping ? { read: { dir, stamp: stamp.text, ...counted } } : {};
+  if (!seemsFull(false, counted.ipv4) && !seemsFull(true, counted.ipv6)) {
+    return { ...counted, ...read };
+  }
+  // Full, unless some are left of ranges that the config does not have any more.
+  const inside = countStore(readStore(dir)?.filter((name) => isInside(name, ranges)));
+  return inside && { ...inside, ...read };
+}
+
+/** How long a store must have been left alone before its count is kept, in ms. */
+const storeSettleMs = 100;
+
+/** What changes when a file is made in a folder or removed; undefined where there is no folder. */
+function stampOf(dir: string): { text: string; atMs: number } | undefined {
+  const found = statSync(dir, { bigint: true, throwIfNoEntry: false });
+  if (!found) return undefined;
+  return { text: `${found.ino} ${found.mtimeNs}`, atMs: Number(found.mtimeNs / 1_000_000n) };
+}
+
+function findStore(
+  { database }: Reader,
+  dir: string,
+  stamp: string,
+): { ipv4: number; ipv6: number } | undefined {
+  const row = database
+    .query("SELECT ipv4, ipv6 FROM stores WHERE dir = ? AND stamp = ?")
+    .get(dir, stamp) as { ipv4: number; ipv6: number } | null;
+  return row ?? undefined;
+}
+
+/** Keeps a count, so that the folder is not read again before it changes. In a transaction. */
+export function keepStore({ database }: Reader, { dir, stamp, ipv4, ipv6 }: StoreCount): void {
+  database.query("INSERT OR REPLACE INTO stores VALUES (?, ?, ?, ?)").run(dir, stamp, ipv4, ipv6);
+}
+
+/** Files are named by their address; "lock" and "last_reserved_ip.0" are not. */
+function countStore(names: string[] | undefined): { ipv4: number; ipv6: number } | undefined {
+  if (!names) return undefined;
+  let ipv4 = 0;
+  let ipv6 = 0;
+  for (const name of names) {
+    const char = name.charCodeAt(0);
+    if (name.includes(":")) ipv6++;
+    else if (char >= 0x30 && char <= 0x39 && name.includes(".")) ipv4++;
+  }
+  return { ipv4, ipv6 };
 }
 
 /** The files of a store; none of one that is not there yet, undefined of one that is unreadable. */

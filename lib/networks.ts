@@ -60,6 +60,26 @@ export function resolveNetwork(config: Config, name: string): Network {
   return { name, list: usable(found), source: found.path };
 }
 
+/**
+ * Networks of the table by name, what is in the conf dir read once at most. One that cannot be
+ * resolved is left out.
+ */
+export function tableNetworks(config: Config): Map<string, Network> {
+  let files: ListFile[] | undefined;
+  const networks = new Map<string, Network>();
+  for (const entry of config.plugins.values()) {
+    if (entry.conf === undefined && entry.config === undefined) {
+      files ??= listFiles(config.confDir).map(readListFile);
+    }
+    try {
+      networks.set(entry.name, { name: entry.name, ...resolveEntry(config, entry, files), entry });
+    } catch (error) {
+      if (!(error instanceof CniError)) throw error;
+    }
+  }
+  return networks;
+}
+
 /** The list of a table entry: inline, in a file, or in the conf dir under the entry's own name. */
 function resolveEntry(
   config: Config,

@@ -94,12 +94,18 @@ export const ledgerSchema = `
   ) STRICT, WITHOUT ROWID;
 `;
 
-/** What automatic choice remembers for seconds: who chose what, and which networks said no. */
+/** What automatic choice remembers: who chose what of late, which networks said no, full stores. */
 const choiceSchema = `
   CREATE TABLE choices (
     container_id TEXT PRIMARY KEY,
     network TEXT NOT NULL,
     at_ms INTEGER NOT NULL
+  ) STRICT, WITHOUT ROWID;
+  CREATE TABLE stores (
+    dir TEXT PRIMARY KEY,
+    stamp TEXT NOT NULL,
+    ipv4 INTEGER NOT NULL,
+    ipv6 INTEGER NOT NULL
   ) STRICT, WITHOUT ROWID;
   CREATE TABLE health (
     network TEXT PRIMARY KEY,

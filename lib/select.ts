@@ -1,12 +1,12 @@
 /**
- * Automatic choice: ranks candidate networks by their KPIs. Pure and deterministic: the same numbers
- * give the same order, and every number that decided is handed back for people to read.
+ * Automatic choice: ranks candidate networks by their KPIs. Pure and deterministic: the same
+ * numbers give the same order, and every number that decided is handed back for people to read.
  *
  * Each KPI becomes a figure from 0 (bad) to 1 (the best candidate), by ratio to the best one: two
  * networks that are nearly equal get nearly equal figures, so that noise does not send every pod to
- * one of them. Unknown is neutral: the mean of those that are known. Pods on their way are taken off
- * the score by their logarithm: a herd spreads over networks in a ratio that their scores decide, by
- * halves where they are equal. A figure that gets worse never improves a rank.
+ * one of them. Unknown is neutral: the mean of those that are known. Pods on their way are taken
+ * off the score by their logarithm: a herd spreads over networks in a ratio that their scores
+ * decide, by halves where they are equal. A figure that gets worse never improves a rank.
  */
 
 /** The KPIs that `select.weights` may name. */

@@ -81,7 +81,7 @@ export function sampleTraffic(
 }
 
 /** Interfaces counted anew at one choice, the one counted longest ago first, and how often. */
-const oldestMax = 16;
+const oldestMax = 4;
 const periodMs = 5_000;
 
 /** Counts those whose turn it is. Call inside a transaction. */

@@ -11,7 +11,13 @@ import {
 } from "./annotations.ts";
 import { CniError, code } from "./cni.ts";
 import type { Config } from "./config.ts";
-import { delegatesToOurself, listNetworks, type Network, type PluginSearch } from "./networks.ts";
+import {
+  delegatesToOurself,
+  listNetworks,
+  type Network,
+  type PluginSearch,
+  tableNetworks,
+} from "./networks.ts";
 import type { NetworkElement } from "./npwg.ts";
 import type { Pod } from "./pod.ts";
 
@@ -146,9 +152,12 @@ export function listCandidates(
   config: Config,
   search: PluginSearch,
 ): { name: string; network?: Network }[] {
-  const listed = new Map(listNetworks(config).networks.map((one) => [one.name, one]));
-  const inTable = config.plugins.size > 0 ? [...config.plugins.keys()] : [...listed.keys()];
-  const names = config.select.candidates ?? inTable;
+  const inTable = [...config.plugins.keys()];
+  const listed =
+    inTable.length > 0
+      ? tableNetworks(config)
+      : new Map(listNetworks(config).networks.map((one) => [one.name, one]));
+  const names = config.select.candidates ?? (inTable.length > 0 ? inTable : [...listed.keys()]);
   return [...new Set(names)].flatMap((name) => {
     const network = listed.get(name);
     const isOurs = network !== undefined && delegatesToOurself(network, search);

@@ -1,8 +1,8 @@
 /**
- * The compiled program on records in a bad state: cut, damaged here or there, foreign, of an older or
- * a newer genie, on a disk that is full or read-only (design D4, D12). Whatever the state, calls end
- * as the protocol says, and nothing is lost silently. The file itself: database.test.ts; disks that
- * fill up in the middle: faults.test.ts; DEL without a record: detach.test.ts.
+ * The compiled program on records in a bad state: cut, damaged here or there, foreign, of an older
+ * or a newer genie, on a disk that is full or read-only (design D4, D12). In whatever state, calls
+ * end as the protocol says, and nothing is lost silently. The file itself: database.test.ts; disks
+ * that fill up in the middle: faults.test.ts; DEL without a record: detach.test.ts.
  */
 import { Database } from "bun:sqlite";
 import { describe, expect, test } from "bun:test";

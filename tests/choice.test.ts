@@ -1,6 +1,7 @@
 /**
- * Automatic choice through the compiled program: what a pod gets that asks for nothing, what happens
- * when that fails, how a herd spreads, and how `genie plan` explains it.
+ * Automatic choice through the compiled program: what a pod gets that asks for nothing, what
+ * happens when that fails, how a herd spreads, and how `genie plan` explains it
+ * (`lib/explain_choice.ts`).
  */
 import { Database } from "bun:sqlite";
 import { describe, expect, test } from "bun:test";
@@ -156,7 +157,7 @@ describe("a pod that leaves the choice to us", () => {
     expect(left(node)).toEqual(nothing);
   });
 
-  test("is told of the last failure when as many as allowed failed, and of the others", async () => {
+  test("is told of the last failure when as many as allowed failed", async () => {
     using node = makeNetworks({ a: fails(42, "no carrier"), b: fails(43, "no address") });
     const error = wireError(await wire(node, add()));
     expect([error.code, error.msg]).toEqual([43, expect.stringContaining("no address")]);
@@ -337,7 +338,8 @@ describe("a herd of 100 pods at once on two equal networks", () => {
     return Object.fromEntries(
       database
         .query(
-          "SELECT network, count(*) FROM attachments WHERE state = 'attached' GROUP BY 1 ORDER BY 1",
+          "SELECT network, count(*) FROM attachments WHERE state = 'attached' GROUP BY 1" +
+            " ORDER BY 1",
         )
         .values() as [string, number][],
     );

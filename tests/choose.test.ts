@@ -1,4 +1,4 @@
-/** The automatic choice in itself: lib/choose.ts and its gate, with fake plugins and a real record. */
+/** The automatic choice: lib/choose.ts and lib/gate.ts, with fake plugins and a real record. */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -229,7 +229,7 @@ describe("chooseNetwork()", () => {
     expect(error.rule !== "").toBe(number === 100);
   });
 
-  test("needs no service account where no rule asks for one, and closes where one does", async () => {
+  test("needs a service account only where a rule asks for one, and closes there", async () => {
     const rule = "allow = { service_accounts = ['team/db'] }";
     const error = await failure(() => choose(`[plugins.blue]\n${rule}`));
     expect([error.code, error.rule]).toEqual([100, "plugins.blue.allow at /p.toml:6"]);

@@ -1,4 +1,7 @@
-/** `lib/exec.ts` and `lib/output.ts`: every ending, and that nothing holds us, fills us or is left. */
+/**
+ * `lib/exec.ts`, `lib/output.ts`, `lib/libc.ts`: every ending, and that nothing holds us, fills us
+ * or is left behind.
+ */
 import { afterAll, describe, expect, test } from "bun:test";
 import { closeSync, copyFileSync, openSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";

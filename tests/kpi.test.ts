@@ -1,10 +1,10 @@
 /** What is measured of a network: lib/kpi.ts and lib/traffic.ts, on real files and interfaces. */
 import { afterAll, describe, expect, test } from "bun:test";
-import { mkdirSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, rmSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { PluginEntry } from "../lib/config.ts";
 import { closeState, openState, type State, write } from "../lib/database.ts";
-import { networkKpis, occupancyWith, rangesOf } from "../lib/kpi.ts";
+import { keepStore, networkKpis, occupancyWith, rangesOf } from "../lib/kpi.ts";
 import { insertLedger } from "../lib/ledger.ts";
 import type { Network } from "../lib/networks.ts";
 import {
@@ -177,6 +177,44 @@ describe("occupancy of host-local", () => {
     withRecord(addAttachment, (state) => expect(short(one, state).v4).toEqual([1, 253]));
   });
 
+  test("is counted anew when the store has changed, and not before", () => {
+    const dataDir = store(numbers("10.1.0.", 5));
+    const one = network({ type: "host-local", dataDir, subnet: "10.1.0.0/24" });
+    const folder = join(dataDir, "blue-list");
+    const later = Date.now() + 3_600_000;
+    withRecord(
+      () => undefined,
+      (state) => {
+        const measure = (at = later) => networkKpis(state, one, at);
+        const keep = () => {
+          const { store: read } = measure();
+          if (!read) throw new Error("it was not read");
+          write(state, () => keepStore(state, read));
+        };
+        // Its clock may stand still while it changes once more.
+        expect(measure(Date.now()).store).toBeUndefined();
+        keep();
+        expect([measure().store, measure().ipv4.used.value]).toEqual([undefined, 5]);
+        // What is kept is believed: nobody looked.
+        state.database.run("UPDATE stores SET ipv4 = 77");
+        expect(measure().ipv4.used.value).toBe(77);
+        for (const [name, at] of [
+          ["10.1.0.200", 1000],
+          ["fd00::1", 2000],
+        ] as const) {
+          writeFileSync(join(folder, name), "c1");
+          utimesSync(folder, at, at);
+          expect(measure().ipv4.used.value).toBe(6);
+          keep();
+        }
+        rmSync(join(folder, "10.1.0.2"));
+        utimesSync(folder, 3000, 3000);
+        expect(measure().ipv4.used.value).toBe(5);
+        expect(state.database.query("SELECT count(*) FROM stores").values()).toEqual([[1]]);
+      },
+    );
+  });
+
   test("says where it has its numbers from", () => {
     const one = network(hostLocal(["10.1.0.3"], { subnet: "10.1.0.0/24" }));
     expect(networkKpis(undefined, one, nowMs)).toMatchObject({
@@ -273,6 +311,19 @@ describe("occupancy of other networks", () => {
     const kpis = networkKpis(undefined, one, nowMs);
     expect(kpis.attachments).toEqual({ value: undefined, source: "no record", ageMs: 0 });
     expect(kpis.occupancy.value).toBeUndefined();
+  });
+
+  test("attachments are counted where a choice needs them, else for whoever asks", () => {
+    withRecord(two, (state) => {
+      const count = (ipam: object | undefined, entry = {}) =>
+        networkKpis(state, network(ipam, entry), nowMs, true).attachments.value;
+      expect([
+        count({ type: "x" }),
+        count({ type: "x" }, { capacity: 8 }),
+        count({ type: "whereabouts", range: "10.1.0.0/28" }),
+        count(hostLocal([], { subnet: "10.1.0.0/28" })),
+      ]).toEqual([undefined, 2, 2, undefined]);
+    });
   });
 
   test("pods on their way fill it further", () => {
@@ -377,7 +428,7 @@ describe("recent ADDs", () => {
           ),
         ).toBe("SEARCH ledger USING COVERING INDEX ledger_network (network=?)");
         expect(plan("SELECT count(*) FROM attachments WHERE network = ?")).toContain("INDEX");
-        expect(plan("SELECT * FROM traffic WHERE at_ms < ? ORDER BY at_ms LIMIT 16")).toBe(
+        expect(plan("SELECT * FROM traffic WHERE at_ms < ? ORDER BY at_ms LIMIT 4")).toBe(
           "SEARCH traffic USING INDEX traffic_at (at_ms<?)",
         );
       },
@@ -472,7 +523,7 @@ describe("traffic", () => {
     );
   });
 
-  test("is counted where that was longest ago, a few at a time; the dead do not stand in the way", () => {
+  test("is counted where that was longest ago; the dead do not stand in the way", () => {
     withRecord(
       (state) => {
         for (let i = 0; i < 40; i++) counted(state, `c${i}`, nowMs - 60_000 + i, 1);
@@ -482,11 +533,12 @@ describe("traffic", () => {
       (state) => {
         const waiting = () =>
           state.database.query("SELECT count(*) FROM traffic WHERE at_ms < ?").values(nowMs - 5000);
-        for (const left of [24, 8, 0]) {
+        for (const left of [36, 32, 28]) {
           write(state, () => sampleOldest(state, nowMs));
           expect(waiting()).toEqual([[left]]);
         }
-        expect(rows(state)).toHaveLength(21);
+        // Two of each four were gone.
+        expect(rows(state)).toHaveLength(41 - 6);
       },
     );
   });

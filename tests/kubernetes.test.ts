@@ -567,7 +567,7 @@ describe("device plugins", () => {
     await fn(node, kubelet);
   }
 
-  test("the device goes into every plugin's config and the record; DEL asks no kubelet", async () => {
+  test("the device goes into every plugin's config and record; DEL asks nobody", async () => {
     await withKubelet(async (node, kubelet) => {
       await add(node, { [networksKey]: "vf,a,vf2" });
       const first = { deviceID: "0000:01:02.1", pciBusID: "0000:01:02.1" };

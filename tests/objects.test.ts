@@ -1,5 +1,5 @@
 /**
- * Networks that are objects of the Kubernetes API (lib/objects.ts): how a NetworkAttachmentDefinition
+ * Networks that are objects of the API (lib/objects.ts): how a NetworkAttachmentDefinition
  * becomes a config list, and CNI-Genie's rules for logical and physical networks. Everything read
  * is hostile until parsed.
  */
@@ -586,7 +586,7 @@ describe("openObjects()", () => {
       },
     });
 
-  test("sends nothing by itself, and reads each object once, also one that is not there", async () => {
+  test("sends nothing by itself, and reads each object once, absent ones too", async () => {
     api.put("/api/v1/namespaces/team/pods/a", { metadata: { name: "a", namespace: "team" } });
     api.requests.length = 0;
     const objects = open();

@@ -308,7 +308,7 @@ describe.skipIf(missing !== undefined)("NetworkAttachmentDefinitions, for real:"
     });
   });
 
-  test("logical networks: the pod's address is of the sub-subnet, its parent refer_nic", async () => {
+  test("logical networks: the address is of the sub-subnet, the parent refer_nic", async () => {
     await withCluster([blue4], async ({ node, pod, put, status }) => {
       node.run(
         "sh",

@@ -1,7 +1,7 @@
 /**
  * `bun tests/bench/scale.ts`: what a large record costs. ADD with an empty file and with one of a
- * million ledger rows and thousands of live attachments, in turns; and what an automatic choice over
- * eight candidates adds. The plugin is a shell script of two lines, so that nearly all that is
+ * million ledger rows and thousands of live attachments, in turns; and what an automatic choice
+ * over eight candidates adds. The plugin is a shell script of two lines, so that nearly all that is
  * measured is genie. Exit status: 0 done, whether or not the targets hold; 1 a call failed; 2 used
  * wrongly.
  */
@@ -263,7 +263,8 @@ export function formatScale(figures: ScaleFigures): string {
     .map(([name, ms]) => `  ${name.padEnd(18)} ${ms.toFixed(2).padStart(8)} ms`);
   const judge = (value: number, limit: number, unit: string) =>
     `${value.toFixed(1)} ${unit}, at most ${limit}: ${value <= limit ? "holds" : "MISSED"}`;
-  return `${rows} ledger rows and ${live} live attachments: ${mib} MiB, filled in ${fillSeconds.toFixed(0)} s
+  const filled = `filled in ${fillSeconds.toFixed(0)} s`;
+  return `${rows} ledger rows and ${live} live attachments: ${mib} MiB, ${filled}
 ${rounds} rounds, medians:
 ${lines.join("\n")}
 A large record adds to an ADD: ${judge(addPercent, 10, "%")}

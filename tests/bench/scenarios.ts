@@ -121,7 +121,9 @@ function genieWithApi(name: string, baseline: string): Scenario {
   };
 }
 
-/** The first network from the node, further ones as NetworkAttachmentDefinitions, status written. */
+/**
+ * The first network from the node, further ones as NetworkAttachmentDefinitions, status written.
+ */
 function genieWithObjects(
   name: string,
   count: number,
