@@ -208,6 +208,15 @@ function isUnusable(error: unknown): boolean {
   return error instanceof ForeignFile || /^SQLITE_(CORRUPT|NOTADB)/.test(sqliteCode(error));
 }
 
+/** Renames a file; another process that closes the database may just have removed its log. */
+function moveIfThere(from: string, to: string): void {
+  try {
+    renameSync(from, to);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
+  }
+}
+
 /**
  * Renames the unusable file and its log. Two processes may find it unusable at once: the one that
  * gets the marker looks again, because the other may have begun a new file meanwhile.
@@ -224,7 +233,7 @@ function setAside(host: Host, file: string): void {
     if (isSound(file)) return;
     const aside = `${file}.unusable-${host.now()}`;
     for (const suffix of ["-wal", "-shm", ""]) {
-      if (existsSync(file + suffix)) renameSync(file + suffix, aside + suffix);
+      moveIfThere(file + suffix, aside + suffix);
     }
     log(host, "error", `Set aside unusable database ${file}: DEL falls back to best effort`, {
       kept: aside,
