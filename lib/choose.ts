@@ -10,7 +10,8 @@ import type { Config } from "./config.ts";
 import { read, type State, write } from "./database.ts";
 import { statusChain } from "./delegate.ts";
 import { checkMayUse, gatesOf } from "./gate.ts";
-import { keepStore, type NetworkKpis, networkKpis, occupancyWith } from "./kpi.ts";
+import { keepStore, storeBelievedMs } from "./ipam.ts";
+import { type Figures, type NetworkKpis, networkKpis, occupancyWith, readFigures } from "./kpi.ts";
 import { configHash, type Journal } from "./ledger.ts";
 import { findPlugins, type Network, type PluginSearch, resolveNetwork } from "./networks.ts";
 import type { Pod } from "./pod.ts";
@@ -18,6 +19,8 @@ import { type Candidate, type Ranked, rank } from "./select.ts";
 import { oneLine } from "./text.ts";
 import { sampleOldest } from "./traffic.ts";
 import { listCandidates } from "./wanted.ts";
+
+export { networkKpis };
 
 /** A database to read from. */
 export type Reader = Pick<State, "database">;
@@ -90,8 +93,17 @@ export async function chooseNetwork(
     );
   }
   const memory = openMemory(host, chooser);
+  const figures = memory.read((reader) =>
+    readFigures(
+      reader,
+      names.map(({ name }) => name),
+      host.now(),
+    ),
+  );
   const all = await Promise.all(
-    names.map((one) => examine(host, request, chooser, memory, one.name, one.network)),
+    names.map(({ name, network }) =>
+      examine(host, request, chooser, memory, { name, network, figures: figures?.get(name) }),
+    ),
   );
   const rejected = all.flatMap((one) => one.rejected ?? []);
   const kpis = all.flatMap((one) => one.kpis ?? []);
@@ -154,13 +166,19 @@ interface Examined {
   rejected?: Rejected;
 }
 
+/** A candidate with what is known of it so far. */
+interface Named {
+  name: string;
+  network: Network | undefined;
+  figures: Figures | undefined;
+}
+
 async function examine(
   host: Host,
   { config, search, objects, pod }: ChoiceRequest,
   { failed, state }: Chooser,
   memory: Memory,
-  name: string,
-  known: Network | undefined,
+  { name, network: known, figures }: Named,
 ): Promise<Examined> {
   const reject = (number: number, reason: string, rule = ""): Rejected => ({
     network: name,
@@ -181,7 +199,7 @@ async function examine(
     const plugins = findPlugins(network, search);
     const nowMs = host.now();
     kpis =
-      memory.read((reader) => networkKpis(reader, network, nowMs, isBrief)) ??
+      memory.read((reader) => networkKpis(reader, network, nowMs, isBrief, figures)) ??
       networkKpis(undefined, network, nowMs);
     const failure = failed.get(name);
     if (failure !== undefined) {
@@ -253,9 +271,9 @@ function readLoads({ database }: Reader, containerId: string, nowMs: number): Lo
   const rows = database
     .query(
       `SELECT network, count(*) AS recent,
-         sum(NOT EXISTS (SELECT 1 FROM attachments AS a
+         sum(at_ms > ?1 - ${storeBelievedMs} OR NOT EXISTS (SELECT 1 FROM attachments AS a
            WHERE a.container_id = choices.container_id AND a.state = 'attached')) AS pending
-       FROM choices WHERE abs(? - at_ms) < ${recentMs} AND container_id <> ? GROUP BY network`,
+       FROM choices WHERE abs(?1 - at_ms) < ${recentMs} AND container_id <> ?2 GROUP BY network`,
     )
     .all(nowMs, containerId) as {
     network: string;

@@ -5,7 +5,7 @@ import type { Choice } from "./choose.ts";
 import type { Config } from "./config.ts";
 import type { Measured, NetworkKpis } from "./kpi.ts";
 import { formatCount, formatDuration, formatRate, formatShare } from "./quantity.ts";
-import { type Kpi, kpis, type Ranked } from "./select.ts";
+import type { Kpi, Ranked } from "./select.ts";
 import { formatTable } from "./table.ts";
 
 type Weights = Config["select"]["weights"];
@@ -18,6 +18,9 @@ const shortfalls: Record<Kpi, string> = {
   bandwidth: "more traffic",
   subnets: "fewer subnets",
 };
+
+/** The KPIs in the order of the weights. */
+const kpis = Object.keys(shortfalls) as Kpi[];
 
 /** The KPI of which most is missing to the winner's score; pods on their way count like one. */
 function verdict(loser: Ranked, winner: Ranked, weights: Weights): string {

@@ -301,6 +301,9 @@ export interface PluginSearch {
   dirs: string[];
   /** `type` under which the runtime calls us. */
   ownType: string | undefined;
+  /** What was found in this call: a plugin's path by type, and where a path leads. */
+  found?: Map<string, string | undefined>;
+  real?: Map<string, string>;
 }
 
 /**
@@ -311,7 +314,7 @@ export interface PluginSearch {
  */
 export function findPlugins(network: Network, search: PluginSearch): string[] {
   return network.list.plugins.map(({ type }) => {
-    const path = findPlugin(type, search.dirs);
+    const path = findOnce(type, search);
     if (isOurself(type, path, search)) {
       throw new CniError(
         code.invalidConfig,
@@ -330,14 +333,27 @@ export function findPlugins(network: Network, search: PluginSearch): string[] {
 
 /** Is any plugin of this network genie itself? Such a network is never a candidate. */
 export function delegatesToOurself(network: Network, search: PluginSearch): boolean {
-  return network.list.plugins.some(({ type }) =>
-    isOurself(type, findPlugin(type, search.dirs), search),
-  );
+  return network.list.plugins.some(({ type }) => isOurself(type, findOnce(type, search), search));
 }
 
-function isOurself(type: string, path: string | undefined, { ownType }: PluginSearch): boolean {
-  if (type === "genie" || type === ownType) return true;
-  return path !== undefined && realpathSync(path) === realpathSync(process.execPath);
+function isOurself(type: string, path: string | undefined, search: PluginSearch): boolean {
+  if (type === "genie" || type === search.ownType) return true;
+  if (path === undefined) return false;
+  search.real ??= new Map();
+  const real = search.real.get(path) ?? realpathSync(path);
+  search.real.set(path, real);
+  ownPath ??= realpathSync(process.execPath);
+  return real === ownPath;
+}
+
+/** Where this program is; it does not move while it runs. */
+let ownPath: string | undefined;
+
+/** As {@link findPlugin}; networks of one call mostly share their plugins. */
+function findOnce(type: string, search: PluginSearch): string | undefined {
+  search.found ??= new Map();
+  if (!search.found.has(type)) search.found.set(type, findPlugin(type, search.dirs));
+  return search.found.get(type);
 }
 
 /** Absolute path of a plugin's binary in the first folder that has it, or undefined. */

@@ -4,7 +4,6 @@ import { closeSync, fsyncSync, openSync, renameSync, rmSync, writeFileSync } fro
 import { basename, dirname, join } from "node:path";
 import { CniError, code, type Host, type StdinConfig, toCniError } from "./cni.ts";
 import { asciiJson } from "./html.ts";
-import { networkKpis } from "./kpi.ts";
 import { listNetworks } from "./networks.ts";
 import { readOwnConfig } from "./own_config.ts";
 import { parseDuration } from "./quantity.ts";
@@ -132,6 +131,8 @@ async function readSource(host: Host, own: StdinConfig): Promise<ReportSource> {
   const totals = new Map<string, { ipv4?: number; ipv6?: number }>();
   const notices: string[] = [];
   try {
+    // With the choice, so that an ADD has all that it loads for one in one place.
+    const { networkKpis } = await import("./choose.ts");
     for (const network of listNetworks(await loadConfig(own)).networks) {
       const { ipv4, ipv6 } = networkKpis(undefined, network, host.now());
       totals.set(network.name, {

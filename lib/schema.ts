@@ -104,6 +104,7 @@ const choiceSchema = `
   CREATE TABLE stores (
     dir TEXT PRIMARY KEY,
     stamp TEXT NOT NULL,
+    at_ms INTEGER NOT NULL,
     ipv4 INTEGER NOT NULL,
     ipv6 INTEGER NOT NULL
   ) STRICT, WITHOUT ROWID;

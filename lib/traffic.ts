@@ -57,12 +57,13 @@ export function sampleTraffic(
      WHERE container_id = ? AND ifname = ?`,
   );
   const put = database.query("INSERT OR REPLACE INTO traffic VALUES (?, ?, ?, ?, ?, ?, ?)");
-  const remove = database.query("DELETE FROM traffic WHERE container_id = ? AND ifname = ?");
   for (const { containerId, ifName, network, hostIfName } of sources) {
     const received = readInterface(hostIfName, "statistics/rx_bytes");
     const sent = readInterface(hostIfName, "statistics/tx_bytes");
     if (received === undefined || sent === undefined) {
-      remove.run(containerId, ifName);
+      database
+        .query("DELETE FROM traffic WHERE container_id = ? AND ifname = ?")
+        .run(containerId, ifName);
       continue;
     }
     const bytes = received + sent;
@@ -81,7 +82,7 @@ export function sampleTraffic(
 }
 
 /** Interfaces counted anew at one choice, the one counted longest ago first, and how often. */
-const oldestMax = 4;
+const oldestMax = 2;
 const periodMs = 5_000;
 
 /** Counts those whose turn it is. Call inside a transaction. */

@@ -62,8 +62,8 @@ function practise(binary: string, dir: string): string[] {
   writeFileSync(
     table,
     `conf_dir = "${dir}"\nbin_dirs = ["${dir}"]\nstate_dir = "${join(dir, "state")}"\n` +
-      `[default]\nnetworks = ["a"]\n[plugins.a.config]\ncniVersion = "1.0.0"\n` +
-      `plugins = [{ type = "practice" }]\n`,
+      `[default]\nnetworks = ["a"]\n` +
+      ["a", "b"].map((name) => practiceNetwork(name, dir)).join(""),
   );
   const stdin = JSON.stringify({
     cniVersion: "1.1.0",
@@ -72,8 +72,9 @@ function practise(binary: string, dir: string): string[] {
     plugins_file: table,
     runtimeConfig: { "io.kubernetes.cri.pod-annotations": { cni: "a" } },
   });
+  const choice = stdin.replace('"cni":"a"', '"cni":""');
   // The table is kept parsed after the first ADD, so the second is what most pods meet.
-  const commands = ["ADD", "DEL", "ADD", "CHECK", "DEL", "STATUS", "VERSION"];
+  const commands = ["ADD", "DEL", "ADD", "CHECK", "DEL", "STATUS", "VERSION", "ADD"];
   commands.forEach((command, i) => {
     Bun.spawnSync([binary], {
       cwd: "/",
@@ -86,11 +87,19 @@ function practise(binary: string, dir: string): string[] {
         CNI_PATH: dir,
         CNI_ARGS: "IgnoreUnknown=1;K8S_POD_NAMESPACE=a;K8S_POD_NAME=b",
       },
-      stdin: Buffer.from(stdin),
+      stdin: Buffer.from(i === commands.length - 1 ? choice : stdin),
     });
   });
-  // Most important first: ADD, then DEL.
-  return [2, 4, 3, 5, 6, 0, 1]
+  // Most important first: ADD, then DEL; then an ADD of our own choice.
+  return [2, 4, 7, 3, 5, 6, 0, 1]
     .map((i) => join(dir, `order-${i}`))
     .filter((path) => existsSync(path));
+}
+
+function practiceNetwork(name: string, dir: string): string {
+  const ipam = `{ type = "host-local", dataDir = "${dir}", subnet = "192.0.2.0/24" }`;
+  return (
+    `[plugins.${name}.config]\ncniVersion = "1.0.0"\n` +
+    `plugins = [{ type = "practice", ipam = ${ipam} }]\n`
+  );
 }

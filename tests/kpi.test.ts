@@ -1,10 +1,12 @@
-/** What is measured of a network: lib/kpi.ts and lib/traffic.ts, on real files and interfaces. */
+/** What is measured of a network: lib/kpi.ts, lib/ipam.ts and lib/traffic.ts, on real files and interfaces. */
+import type { Database } from "bun:sqlite";
 import { afterAll, describe, expect, test } from "bun:test";
 import { mkdirSync, rmSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { PluginEntry } from "../lib/config.ts";
 import { closeState, openState, type State, write } from "../lib/database.ts";
-import { keepStore, networkKpis, occupancyWith, rangesOf } from "../lib/kpi.ts";
+import { keepStore, rangesOf } from "../lib/ipam.ts";
+import { networkKpis, occupancyWith } from "../lib/kpi.ts";
 import { insertLedger } from "../lib/ledger.ts";
 import type { Network } from "../lib/networks.ts";
 import {
@@ -185,31 +187,33 @@ describe("occupancy of host-local", () => {
     withRecord(
       () => undefined,
       (state) => {
-        const measure = (at = later) => networkKpis(state, one, at);
-        const keep = () => {
-          const { store: read } = measure();
+        const measure = (at: number) => networkKpis(state, one, at);
+        const keep = (at: number) => {
+          const { store: read } = measure(at);
           if (!read) throw new Error("it was not read");
           write(state, () => keepStore(state, read));
+          return read.stamp;
         };
         // Its clock may stand still while it changes once more.
-        expect(measure(Date.now()).store).toBeUndefined();
-        keep();
-        expect([measure().store, measure().ipv4.used.value]).toEqual([undefined, 5]);
+        expect([keep(Date.now()), keep(later) === ""]).toEqual(["", false]);
+        expect([measure(later).store, measure(later).ipv4.used.value]).toEqual([undefined, 5]);
         // What is kept is believed: nobody looked.
         state.database.run("UPDATE stores SET ipv4 = 77");
-        expect(measure().ipv4.used.value).toBe(77);
+        expect(measure(later + 60_000).ipv4.used.value).toBe(77);
         for (const [name, at] of [
-          ["10.1.0.200", 1000],
-          ["fd00::1", 2000],
+          ["10.1.0.200", 10_000],
+          ["fd00::1", 20_000],
         ] as const) {
           writeFileSync(join(folder, name), "c1");
           utimesSync(folder, at, at);
-          expect(measure().ipv4.used.value).toBe(6);
-          keep();
+          expect(measure(later + at).ipv4.used.value).toBe(6);
+          keep(later + at);
         }
         rmSync(join(folder, "10.1.0.2"));
-        utimesSync(folder, 3000, 3000);
-        expect(measure().ipv4.used.value).toBe(5);
+        utimesSync(folder, 30_000, 30_000);
+        // For a second nobody looks again.
+        const times = [20_999, 21_000];
+        expect(times.map((ms) => measure(later + ms).ipv4.used.value)).toEqual([6, 5]);
         expect(state.database.query("SELECT count(*) FROM stores").values()).toEqual([[1]]);
       },
     );
@@ -396,41 +400,50 @@ describe("recent ADDs", () => {
     expect(measure([failed, add(), failed])).toEqual([12_000, 12_000, 0]);
   });
 
-  test("are the newest fifty, and their age is told", () => {
-    const old = Array.from({ length: 60 }, () => add({ outcome: "failed" }));
-    const young = Array.from({ length: 50 }, (_, i) => add({ atMs: nowMs - 5000 + i }));
+  test("are the newest, and their age is told", () => {
+    const old = Array.from({ length: 40 }, () => add({ outcome: "failed" }));
+    const young = Array.from({ length: 32 }, (_, i) => add({ atMs: nowMs - 5000 + i }));
     expect(measure([...old, ...young])).toEqual([12_000, 12_000, 0]);
     withRecord(
       (state) => insertLedger(state, [...old, ...young]),
       (state) =>
         expect(networkKpis(state, network(undefined), nowMs).failures).toEqual({
           value: 0,
-          source: "last 50 ADDs",
-          ageMs: 4951,
+          source: "last 32 ADDs",
+          ageMs: 4969,
         }),
     );
   });
 
-  test("are found without reading the table, however long it is", () => {
+  test("are found without reading a table, however long it is, and so is all the rest", () => {
     withRecord(
-      () => undefined,
-      ({ database }) => {
-        const plan = (sql: string) =>
+      (state) => addAttachment(state),
+      (state) => {
+        const { database } = state;
+        const asked: string[] = [];
+        const query = (sql: string) => {
+          asked.push(sql);
+          return database.query(sql);
+        };
+        const watched = { ...state, database: { query } as unknown as Database };
+        networkKpis(watched, network(hostLocal([], { subnet: "10.1.0.0/24" })), nowMs);
+        networkKpis(watched, network({ type: "x" }, { capacity: 8 }), nowMs);
+        sampleOldest(watched, nowMs);
+        forgetTraffic(watched, "c1");
+        const steps = asked.flatMap((sql) =>
           database
             .query(`EXPLAIN QUERY PLAN ${sql}`)
             .values()
-            .map((row) => row.at(-1))
-            .join("; ");
-        expect(
-          plan(
-            `SELECT at_ms, duration_us, outcome FROM ledger WHERE kind = 'network' AND
-               command = 'ADD' AND network = ? ORDER BY id DESC LIMIT 50`,
-          ),
-        ).toBe("SEARCH ledger USING COVERING INDEX ledger_network (network=?)");
-        expect(plan("SELECT count(*) FROM attachments WHERE network = ?")).toContain("INDEX");
-        expect(plan("SELECT * FROM traffic WHERE at_ms < ? ORDER BY at_ms LIMIT 4")).toBe(
-          "SEARCH traffic USING INDEX traffic_at (at_ms<?)",
+            .map((row) => String(row.at(-1))),
         );
+        // What is read in whole is what was asked for, or the few rows found already.
+        const scans = steps.filter((step) => /^SCAN|TEMP B-TREE/.test(step));
+        expect(scans.filter((step) => !/^SCAN (json_each|\(subquery)/.test(step))).toEqual([]);
+        expect(steps).toContain("SEARCH ledger USING COVERING INDEX ledger_network (network=?)");
+        expect(steps).toContain(
+          "SEARCH traffic USING COVERING INDEX traffic_network (network=? AND at_ms>?)",
+        );
+        expect(steps).toContain("SEARCH traffic USING INDEX traffic_at (at_ms<?)");
       },
     );
   });
@@ -480,6 +493,7 @@ describe("traffic", () => {
         counted(state, "c2", nowMs - 2000, 300);
         counted(state, "c3", nowMs - 3000, null);
         counted(state, "c4", nowMs - 900_000, 5e9);
+        for (const id of ["c1", "c2", "c3", "c4"]) addAttachment(state, { containerId: id });
       },
       (state) =>
         expect(bandwidth(state)).toEqual({
@@ -533,12 +547,12 @@ describe("traffic", () => {
       (state) => {
         const waiting = () =>
           state.database.query("SELECT count(*) FROM traffic WHERE at_ms < ?").values(nowMs - 5000);
-        for (const left of [36, 32, 28]) {
+        for (const left of [38, 36, 34]) {
           write(state, () => sampleOldest(state, nowMs));
           expect(waiting()).toEqual([[left]]);
         }
-        // Two of each four were gone.
-        expect(rows(state)).toHaveLength(41 - 6);
+        // One of each two was gone.
+        expect(rows(state)).toHaveLength(41 - 3);
       },
     );
   });

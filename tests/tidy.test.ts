@@ -22,7 +22,17 @@ const layers: string[][] = [
   ["annotations", "database", "device", "exec", "json", "streams", "traffic"],
   // Formats of others, locks, the record.
   [
-    ...["device_info", "ending", "kubeconfig", "lock", "netconf", "npwg", "own_config", "request"],
+    ...[
+      "device_info",
+      "ending",
+      "ipam",
+      "kubeconfig",
+      "lock",
+      "netconf",
+      "npwg",
+      "own_config",
+      "request",
+    ],
     ...["report_choice", "report_file", "result", "state", "toml"],
   ],
   ["config", "kpi", "kube", "multus", "networks", "report_live", "routes"],

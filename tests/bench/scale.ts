@@ -68,7 +68,9 @@ function makeNode(dir: string, binary: string): Node {
   writeFileSync(node.netns, "");
   for (const name of ["bin", "net.d", "ipam"]) mkdirSync(join(dir, name));
   const result = '{"cniVersion":"1.0.0","ips":[{"address":"198.18.0.2/20"}]}';
-  fakePlugin(join(dir, "bin"), "stub", `#!/bin/sh\nread -r _\necho '${result}'\n`);
+  // Like host-local, an ADD changes the store of a network.
+  const touch = `[ $CNI_COMMAND = DEL ] || : > ${join(dir, "ipam", "net0")}/$CNI_CONTAINERID`;
+  fakePlugin(join(dir, "bin"), "stub", `#!/bin/sh\nread -r _\n${touch}\necho '${result}'\n`);
   networks.forEach((name, i) => {
     const subnet = `198.18.${16 * i}.0/20`;
     const ipam = { type: "host-local", dataDir: join(dir, "ipam"), subnet };
