@@ -28,7 +28,7 @@ const cniConfigHelp = `  --cni-config FILE    the CNI config through which the r
 const commandLines: Record<string, CommandLine> = {
   plan: {
     usage: "--namespace NAME --pod NAME [options]",
-    summary: "show what a pod would be attached to, and why; runs nothing",
+    summary: "show what a pod would be attached to, and why; attaches nothing",
     help: `  --namespace NAME     namespace of the pod
   --pod NAME           name of the pod
   --annotation K=V     an annotation of the pod, any number of times; without one, the pod is

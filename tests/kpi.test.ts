@@ -1,4 +1,4 @@
-/** What is measured of a network: lib/kpi.ts, lib/ipam.ts and lib/traffic.ts, on real files and interfaces. */
+/** What is measured of a network: lib/kpi.ts, ipam.ts and traffic.ts, on real files and links. */
 import type { Database } from "bun:sqlite";
 import { afterAll, describe, expect, test } from "bun:test";
 import { mkdirSync, rmSync, utimesSync, writeFileSync } from "node:fs";

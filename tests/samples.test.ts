@@ -151,8 +151,10 @@ function wasKilled({ command, exit, stdout }: Sample): boolean {
 /** Starts an ADD whose delegate hangs, and returns once it does. */
 async function startHanging(node: Node, sample: Sample): Promise<Promise<GenieRun>[]> {
   prepare(node, sample, { ADD: { hang: true } });
+  const before = calls(node.bin).length;
   const run = start(node, sample);
-  while (calls(node.bin).length === 0) await Bun.sleep(5);
+  // Its own call, not an earlier one: what comes next changes what the plugin does.
+  while (calls(node.bin).length === before) await Bun.sleep(5);
   return [run];
 }
 
