@@ -128,7 +128,10 @@ export function addLoad(loads: Map<string, NetworkLoad>, one: LiveAttachment): v
 export function traffic({ database, tables }: RecordReader): Map<string, number> {
   if (!tables.has("traffic")) return new Map();
   const sums = database
-    .query("SELECT network, sum(bytes_per_second) FROM traffic GROUP BY network")
+    .query(
+      `SELECT network, sum(bytes_per_second) FROM traffic WHERE bytes_per_second IS NOT NULL
+       GROUP BY network`,
+    )
     .values();
   return new Map(sums.map(([network, sum]) => [String(network), Number(sum)]));
 }

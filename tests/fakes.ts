@@ -35,6 +35,8 @@ export function fakePlugin(dir: string, name: string, script: Script | string = 
     typeof script === "string"
       ? script
       : `#!${process.execPath} ${fixture}\n${JSON.stringify(script)}`;
+  // A new file: one that runs cannot be written to.
+  rmSync(path, { force: true });
   writeFileSync(path, text, { mode: 0o755 });
   return path;
 }

@@ -9,6 +9,7 @@ import { keepStore, rangesOf } from "../lib/ipam.ts";
 import { networkKpis, occupancyWith } from "../lib/kpi.ts";
 import { insertLedger } from "../lib/ledger.ts";
 import type { Network } from "../lib/networks.ts";
+import { traffic } from "../lib/report_live.ts";
 import {
   forgetTraffic,
   sampleOldest,
@@ -482,6 +483,18 @@ describe("traffic", () => {
         });
         // Ten minutes later it says nothing of now.
         expect(bandwidth(state, nowMs + 600_000).value).toBeUndefined();
+      },
+    );
+  });
+
+  test("is not nothing in a report either, as long as it is unknown", () => {
+    withRecord(
+      (state) => counted(state, "c1", nowMs, null),
+      ({ database }) => {
+        const tables = new Set(["traffic"]);
+        expect(traffic({ database, tables })).toEqual(new Map());
+        database.run("UPDATE traffic SET bytes_per_second = 5");
+        expect(traffic({ database, tables })).toEqual(new Map([["blue", 5]]));
       },
     );
   });

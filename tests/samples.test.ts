@@ -151,10 +151,12 @@ function wasKilled({ command, exit, stdout }: Sample): boolean {
 /** Starts an ADD whose delegate hangs, and returns once it does. */
 async function startHanging(node: Node, sample: Sample): Promise<Promise<GenieRun>[]> {
   prepare(node, sample, { ADD: { hang: true } });
-  const before = calls(node.bin).length;
   const run = start(node, sample);
+  const { CNI_CONTAINERID: id } = sample.env;
+  const isRunning = () =>
+    calls(node.bin).some(({ command, env }) => command === "ADD" && env["CNI_CONTAINERID"] === id);
   // Its own call, not an earlier one: what comes next changes what the plugin does.
-  while (calls(node.bin).length === before) await Bun.sleep(5);
+  while (!isRunning()) await Bun.sleep(5);
   return [run];
 }
 
