@@ -46,9 +46,6 @@ export interface RunOptions {
   signal?: AbortSignal;
 }
 
-/** Signature of {@link run}, for callers that take it as an argument. */
-export type Run = typeof run;
-
 const stdoutBytesMax = 1024 * 1024;
 const stderrBytesMax = 64 * 1024;
 /** Between SIGTERM and SIGKILL. */
