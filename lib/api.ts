@@ -3,7 +3,7 @@
  * once. Loads nothing of Kubernetes before that.
  */
 import type { Host } from "./cni.ts";
-import type { Config } from "./config.ts";
+import type { Config } from "./config_schema.ts";
 import type { Kube } from "./kube.ts";
 
 /** The API as one call uses it: connected when first needed, each object read once. */

@@ -8,7 +8,7 @@
 import { existsSync } from "node:fs";
 import type { Choice } from "./choose.ts";
 import { CniError, code, type Host, log, type Request, toCniError } from "./cni.ts";
-import type { Config } from "./config.ts";
+import type { Config } from "./config_schema.ts";
 import { closeState, openState, type State, write } from "./database.ts";
 import { type ChainOptions, delChain, undoOptions } from "./delegate.ts";
 import { intend, rememberRefusal } from "./intend.ts";

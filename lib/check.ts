@@ -4,7 +4,7 @@
  */
 import { existsSync } from "node:fs";
 import { CniError, code, type Host, type Request, toCniError } from "./cni.ts";
-import type { Config } from "./config.ts";
+import type { Config } from "./config_schema.ts";
 import { closeState, openState } from "./database.ts";
 import { type ChainOptions, checkChain, statusChain } from "./delegate.ts";
 import { openJournal, writeAlone } from "./ledger.ts";

@@ -6,7 +6,7 @@
  */
 import type { Objects } from "./api.ts";
 import { CniError, code, compareVersions, type Host, log, toCniError } from "./cni.ts";
-import type { Config } from "./config.ts";
+import type { Config } from "./config_schema.ts";
 import { read, type State, write } from "./database.ts";
 import { statusChain } from "./delegate.ts";
 import { checkMayUse, gatesOf } from "./gate.ts";

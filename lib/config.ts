@@ -1,14 +1,21 @@
 /**
- * The plugin table `plugins.toml`: text in, data out. Pure: no I/O. The schema below holds every
- * key, default and limit; units end the field names.
+ * The plugin table `plugins.toml`: text in, data out. Pure: no I/O. Its keys, defaults and limits
+ * stand in config_schema.ts.
  */
 import { parse, TomlError } from "smol-toml";
 import * as v from "valibot";
-import { CniError, code, interfaceNameIssue, isNetworkName, logLevels } from "./cni.ts";
+import { CniError, code } from "./cni.ts";
+import {
+  type Config,
+  network,
+  Plugin,
+  type PluginEntry,
+  Table,
+  topLevel,
+} from "./config_schema.ts";
 import { isObject } from "./json.ts";
-import type { MultusNetworks } from "./multus.ts";
 import { parseDuration } from "./quantity.ts";
-import { editDistance, oneLine } from "./text.ts";
+import { oneLine } from "./text.ts";
 import {
   depthMax,
   isTable,
@@ -20,230 +27,8 @@ import {
   unquote,
 } from "./toml.ts";
 
-const kubeconfigDefault = "/etc/cni/genie/kubeconfig";
 /** Largest plugin table, in characters. */
 const tableLengthMax = 1024 * 1024;
-
-// A schema's message is what was expected; describe() makes the sentence around it.
-
-/** Our own tables refuse unknown keys. The check: strictObject takes a list or date for empty. */
-function table<const T extends v.ObjectEntries>(entries: T) {
-  const strict = v.strictObject(entries, (issue) => suggestion(`${issue.input}`, entries));
-  return v.pipe(v.unknown(), v.check(isTable, "a table"), strict);
-}
-
-function text(expected: string, test: (value: string) => boolean) {
-  return v.pipe(v.string(expected), v.check(test, expected));
-}
-
-function duration(max: string) {
-  const limitMs = parseDuration(max) ?? 0;
-  return v.pipe(
-    text(`a duration such as "90s", "5m" or "1h", more than 0 and at most "${max}"`, (value) => {
-      return (parseDuration(value) ?? Infinity) <= limitMs;
-    }),
-    v.transform((value) => parseDuration(value) ?? 0),
-  );
-}
-
-function oneOf<const T extends readonly string[]>(...names: T) {
-  return v.picklist(names, names.map((name) => `"${name}"`).join(" or "));
-}
-
-function list<T extends v.GenericSchema>(item: T, ...initial: v.InferInput<T>[]) {
-  return v.optional(v.array(item, "a list"), () => initial);
-}
-
-/** True for an absolute path without control characters. */
-export const isPath = (value: string) => /^\/[^\p{Cc}]{0,4094}$/u.test(value);
-const path = text("an absolute path", isPath);
-const pathOrNone = text('an absolute path, or ""', (value) => value === "" || isPath(value));
-const fileName = text("a file name or an absolute path", (value) =>
-  /^(\/|(?![^/]*\/))[^\p{Cc}]+$/u.test(value),
-);
-const toggle = v.boolean("true or false");
-const weight = v.pipe(v.number("a number"), v.finite("a number"), v.minValue(0, "0 or more"));
-const count = v.pipe(v.number("a whole number"), v.safeInteger("a whole number"));
-const network = text("the name of a network", isNetworkName);
-/** Schema of a network's name, or `name@interface`. */
-export const attachment = text('the name of a network, or "name@interface"', (value) => {
-  const [name, ifName = "eth0", ...more] = value.split("@");
-  return isNetworkName(name) && interfaceNameIssue(ifName) === undefined && more.length === 0;
-});
-/** Schema of what every pod gets: a network, or a NetworkAttachmentDefinition by namespace/name. */
-const always = text('the name of a network, or "namespace/name" of an object', (value) => {
-  const [first = "", second, ...more] = value.split("/");
-  if (second === undefined) return v.is(attachment, first);
-  return v.is(namespace, first) && v.is(attachment, second) && more.length === 0;
-});
-const namespace = text("the name of a namespace", (value) => /^[a-z0-9.-]{1,253}$/.test(value));
-// A pattern that cannot match any Kubernetes name ("team_*", "[ab]") is a mistake, and in a deny
-// rule it would leave the network open.
-const glob = text('a namespace, "*" and "?" being wildcards', (value) =>
-  /^[a-z0-9.*?-]{1,253}$/.test(value),
-);
-const namespacedGlob = text('"namespace/name", "*" and "?" being wildcards', (value) =>
-  /^[a-z0-9.*?-]{1,253}\/[a-z0-9.*?-]{1,253}$/.test(value),
-);
-
-/** Who a rule names. Its lists are OR-ed; `serviceAccounts` and `pods` are "namespace/name". */
-const Rule = v.pipe(
-  table({
-    namespaces: list(glob),
-    service_accounts: list(namespacedGlob),
-    pods: list(namespacedGlob),
-  }),
-  v.transform(({ service_accounts: serviceAccounts, ...rest }) => ({ ...rest, serviceAccounts })),
-);
-/** A rule, with its line in the table. */
-export type Rule = v.InferOutput<typeof Rule> & { line: number };
-
-const Plugin = v.pipe(
-  table({
-    conf: v.exactOptional(fileName),
-    config: v.exactOptional(v.custom<object>(isTable, "a table")),
-    allow: v.exactOptional(Rule),
-    deny: v.exactOptional(Rule),
-    timeout: v.exactOptional(duration("1h")),
-    capacity: v.exactOptional(v.pipe(count, v.minValue(1, "1 or more"))),
-  }),
-  v.transform(({ timeout, ...rest }) => ({ ...rest, ...(timeout && { timeoutMs: timeout }) })),
-);
-/** One `[plugins.NAME]`. Without `conf` and `config`: a list in `confDir` by that name. */
-export interface PluginEntry {
-  name: string;
-  /** File of a config list: a file name in `confDir`, or an absolute path. */
-  conf?: string;
-  /** A config list written in the table: JSON data, not checked yet; `name` may be missing. */
-  config?: Record<string, unknown>;
-  allow?: Rule;
-  deny?: Rule;
-  /** Limit of each call of a delegate. */
-  timeoutMs?: number;
-  /** Addresses the network has, where its IPAM cannot be read. */
-  capacity?: number;
-  /** Line of its `[plugins.NAME]` header, or else of its first key. */
-  line: number;
-}
-
-const Weights = table({
-  occupancy: v.optional(weight, 4),
-  response_time: v.optional(weight, 3),
-  failures: v.optional(weight, 2),
-  bandwidth: v.optional(weight, 1),
-  subnets: v.optional(weight, 0),
-});
-const Default = v.pipe(
-  table({
-    networks: list(attachment),
-    always: list(always),
-    system_namespaces: list(namespace, "kube-system"),
-  }),
-  v.transform(({ system_namespaces: systemNamespaces, ...rest }) => ({
-    ...rest,
-    systemNamespaces,
-  })),
-);
-const Kubernetes = v.pipe(
-  table({
-    kubeconfig: v.exactOptional(path),
-    timeout: v.optional(duration("5m"), "5s"),
-    namespace_isolation: v.optional(toggle, false),
-    global_namespaces: list(namespace, "default"),
-    status: v.optional(oneOf("inline", "agent", "off"), "inline"),
-    kubelet_dir: v.optional(path, "/var/lib/kubelet"),
-  }),
-  v.transform((keys) => ({
-    kubeconfig: keys.kubeconfig ?? kubeconfigDefault,
-    /** True when someone named the file: then it must exist. */
-    kubeconfigIsExplicit: keys.kubeconfig !== undefined,
-    timeoutMs: keys.timeout,
-    namespaceIsolation: keys.namespace_isolation,
-    globalNamespaces: keys.global_namespaces,
-    status: keys.status,
-    /** Root folder of the kubelet: its pod-resources socket tells a pod's devices. */
-    kubeletDir: keys.kubelet_dir,
-  })),
-);
-/** How to reach the Kubernetes API; the optional fields come from the CNI config alone. */
-export interface KubernetesConfig extends v.InferOutput<typeof Kubernetes> {
-  /** URL without a trailing slash. */
-  apiRoot?: string;
-  /** A secret: never in a message. */
-  authToken?: string;
-  /** Absolute paths of PEM files, these three. */
-  clientCertificate?: string;
-  clientKey?: string;
-  certificateAuthority?: string;
-}
-
-/** The top-level keys that DEL needs, see {@link parseTopLevel}. */
-const topLevel = {
-  state_dir: v.optional(path, "/var/lib/cni/genie"),
-  log_level: v.optional(oneOf(...logLevels), "info"),
-  log_file: v.optional(pathOrNone, ""),
-  del_retry_window: v.optional(duration("7d"), "10m"),
-};
-const Table = v.pipe(
-  table({
-    ...topLevel,
-    conf_dir: v.optional(path, "/etc/cni/net.d"),
-    bin_dirs: list(path, "/opt/cni/bin"),
-    result: v.optional(oneOf("merged", "primary"), "merged"),
-    timeout: v.optional(duration("1h"), "90s"),
-    parallel: v.optional(toggle, false),
-    default: v.optional(Default, {}),
-    select: v.optional(
-      table({
-        /** Absent: every entry of `plugins`. */
-        candidates: v.exactOptional(v.array(network, "a list")),
-        weights: v.optional(Weights, {}),
-        attempts: v.optional(
-          v.pipe(count, v.minValue(1, "1 or more"), v.maxValue(8, "at most 8")),
-          2,
-        ),
-      }),
-      {},
-    ),
-    kubernetes: v.optional(Kubernetes, {}),
-    access: v.optional(table({ default: v.optional(oneOf("allow", "deny"), "allow") }), {}),
-    audit: v.optional(table({ keep: v.optional(duration("3650d"), "30d") }), {}),
-    plugins: v.optional(v.custom<object>(isTable, "a table"), {}),
-  }),
-  v.transform((keys) => ({
-    confDir: keys.conf_dir,
-    /** Searched after CNI_PATH. */
-    binDirs: keys.bin_dirs,
-    stateDir: keys.state_dir,
-    logLevel: keys.log_level,
-    /** "" for none. */
-    logFile: keys.log_file,
-    result: keys.result,
-    /** Limit of a whole ADD. */
-    timeoutMs: keys.timeout,
-    parallel: keys.parallel,
-    delRetryWindowMs: keys.del_retry_window,
-    /** `networks` and `always` hold names, or "name@interface". */
-    default: keys.default,
-    select: keys.select,
-    access: keys.access,
-    audit: { keepMs: keys.audit.keep },
-    kubernetes: keys.kubernetes,
-    plugins: keys.plugins,
-  })),
-);
-/** Everything an operator configures, after defaults. */
-export interface Config extends Omit<v.InferOutput<typeof Table>, "plugins" | "kubernetes"> {
-  /** Path of the plugin table, for messages; "" when there is none. */
-  file: string;
-  kubernetes: KubernetesConfig;
-  /** By name, in the order of the table. */
-  plugins: ReadonlyMap<string, PluginEntry>;
-  /** Networks of every pod, where the CNI config was written for Multus. */
-  multus?: MultusNetworks;
-  /** A file that must exist before pods are attached; only from a Multus config. */
-  readinessFile?: string;
-}
 
 /**
  * Parses a plugin table.
@@ -342,15 +127,6 @@ function show(value: unknown): string {
   if (Array.isArray(value)) return "a list";
   if (isObject(value)) return isTable(value) ? "a table" : "a date";
   return typeof value === "string" ? `"${oneLine(value, 60)}"` : String(value);
-}
-
-/** What an unknown key was meant to be: the nearest of `known`, or a key of the top of the file. */
-function suggestion(key: string, known: object): string {
-  const [near] = Object.keys(known)
-    .map((name) => ({ name, edits: editDistance(key.slice(0, 40), name) }))
-    .sort((a, b) => a.edits - b.edits);
-  if (near && near.edits <= Math.max(2, key.length / 3)) return `, did you mean "${near.name}"`;
-  return Object.hasOwn(topLevel, key) ? ": it belongs above the first [table]" : "";
 }
 
 /** What {@link parseTopLevel} finds: the part of the config that DEL needs. */

@@ -3,7 +3,7 @@
  * those whose STATUS decides an automatic choice. Attaches nothing and changes nothing.
  */
 import { CniError, type Host, interfaceNameIssue, type Request, type StdinConfig } from "./cni.ts";
-import type { Config } from "./config.ts";
+import type { Config } from "./config_schema.ts";
 import { choiceDocument, formatChoiceTable } from "./explain_choice.ts";
 import { resolveNetwork } from "./networks.ts";
 import { readOwnConfig } from "./own_config.ts";

@@ -2,7 +2,7 @@
  * An automatic choice for people: candidates × KPIs, the winner, and why the others lost. Pure.
  */
 import type { Choice } from "./choose.ts";
-import type { Config } from "./config.ts";
+import type { Config } from "./config_schema.ts";
 import type { Measured, NetworkKpis } from "./kpi.ts";
 import { formatCount, formatDuration, formatRate, formatShare } from "./quantity.ts";
 import type { Kpi, Ranked } from "./select.ts";

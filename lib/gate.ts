@@ -5,7 +5,7 @@
 import { checkAccess } from "./access.ts";
 import type { Objects } from "./api.ts";
 import { CniError, code, type Host } from "./cni.ts";
-import type { Config } from "./config.ts";
+import type { Config } from "./config_schema.ts";
 import { isConfigured } from "./credentials.ts";
 import { isObject } from "./json.ts";
 import { entriesOf, type Network } from "./networks.ts";

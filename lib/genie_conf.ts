@@ -4,7 +4,7 @@
  */
 import * as v from "valibot";
 import { CniError, code, type LogLevel, logLevels, type StdinConfig } from "./cni.ts";
-import { attachment, type Config, isPath } from "./config.ts";
+import { attachment, type Config, isPath } from "./config_schema.ts";
 import { isObject } from "./json.ts";
 
 /** Levels a CNI config may name, CNI-Genie's included, by the one we have. */

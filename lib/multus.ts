@@ -4,19 +4,9 @@
  */
 import * as v from "valibot";
 import { CniError, code, type LogLevel, type StdinConfig } from "./cni.ts";
-import type { Config, PluginEntry } from "./config.ts";
+import type { Config, PluginEntry } from "./config_schema.ts";
 import { isObject } from "./json.ts";
 import { oneLine } from "./text.ts";
-
-/** Networks that a Multus config names for every pod. */
-export interface MultusNetworks {
-  /** Namespace in which names are looked up as NetworkAttachmentDefinitions first. */
-  namespace: string;
-  /** The default network: an object's name, a CNI name, a folder or a file; "" for `delegates`. */
-  clusterNetwork: string;
-  /** Further networks of every pod outside the system namespaces, named likewise. */
-  defaultNetworks: string[];
-}
 
 const text = v.exactOptional(v.nullable(v.string()));
 const texts = v.exactOptional(v.nullable(v.array(v.string())));

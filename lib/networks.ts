@@ -13,7 +13,7 @@ import {
 } from "node:fs";
 import { basename, isAbsolute, join } from "node:path";
 import { CniError, code, isNetworkName, toCniError } from "./cni.ts";
-import type { Config, PluginEntry } from "./config.ts";
+import type { Config, PluginEntry } from "./config_schema.ts";
 import { parseJson } from "./json.ts";
 import { type NetworkConfigList, parseConfigList, parsePluginConfig } from "./netconf.ts";
 import { oneLine } from "./text.ts";

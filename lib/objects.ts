@@ -7,7 +7,7 @@ import * as v from "valibot";
 import { npwgKeys } from "./annotations.ts";
 import type { Objects } from "./api.ts";
 import { CniError, code } from "./cni.ts";
-import type { Config } from "./config.ts";
+import type { Config } from "./config_schema.ts";
 import { contains, parseSubnet } from "./ip.ts";
 import { isObject, parseJson } from "./json.ts";
 import { type NetworkConfigList, type PluginConfig, parseConfigList } from "./netconf.ts";

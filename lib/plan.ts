@@ -9,7 +9,7 @@ import { join } from "node:path";
 import { type Objects, openObjects } from "./api.ts";
 import type { Choice, Chooser } from "./choose.ts";
 import { CniError, code, type Host, type Request, toCniError } from "./cni.ts";
-import type { Config } from "./config.ts";
+import type { Config } from "./config_schema.ts";
 import { isConfigured } from "./credentials.ts";
 import { checkMayUse, gatesOf } from "./gate.ts";
 import { isObject } from "./json.ts";

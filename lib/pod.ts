@@ -5,7 +5,7 @@
 
 import { type Objects, openObjects } from "./api.ts";
 import { CniError, code, type Host, type Request } from "./cni.ts";
-import type { Config } from "./config.ts";
+import type { Config } from "./config_schema.ts";
 import { isConfigured } from "./credentials.ts";
 import { isObject, parseJson } from "./json.ts";
 import type { PodIdentity } from "./state.ts";

@@ -9,7 +9,7 @@ import { readFileSync, renameSync, statSync, writeFileSync } from "node:fs";
 import { isAbsolute, join } from "node:path";
 import manifest from "../package.json";
 import { CniError, code, type Host, type StdinConfig, toCniError } from "./cni.ts";
-import type { Config } from "./config.ts";
+import type { Config } from "./config_schema.ts";
 import { isObject, parseJson } from "./json.ts";
 import { readSmallFile } from "./networks.ts";
 import { oneLine } from "./text.ts";

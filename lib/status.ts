@@ -7,7 +7,7 @@
 
 import { annotationKeys, npwgKeys } from "./annotations.ts";
 import { type Host, log, toCniError } from "./cni.ts";
-import type { Config } from "./config.ts";
+import type { Config } from "./config_schema.ts";
 import { isConfigured } from "./credentials.ts";
 import type { Kube } from "./kube.ts";
 import type { StatusSource } from "./npwg.ts";

@@ -1,6 +1,6 @@
 /** `genie validate`: the plugin table, every config list and the plugin binaries, without a pod. */
 import { CniError, code, type Host, type StdinConfig, toCniError } from "./cni.ts";
-import type { Config } from "./config.ts";
+import type { Config } from "./config_schema.ts";
 import { isObject } from "./json.ts";
 import { findPlugin, findPlugins, listNetworks, type Network, resolveNetwork } from "./networks.ts";
 import { readOwnConfig } from "./own_config.ts";

@@ -10,7 +10,7 @@ import {
   type SelectionElement,
 } from "./annotations.ts";
 import { CniError, code } from "./cni.ts";
-import type { Config } from "./config.ts";
+import type { Config } from "./config_schema.ts";
 import {
   delegatesToOurself,
   listNetworks,

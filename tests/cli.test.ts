@@ -1,7 +1,7 @@
 /**
- * The operator's commands: what they print for people and for programs, and their exit status. With
- * lib/cli.ts go lib/usage.ts, lib/own_config.ts, lib/explain.ts and lib/validate.ts; what a report
- * says is in report.test.ts.
+ * The operator's commands (lib/commands.ts): what they print for people and for programs, and their
+ * exit status. With lib/cli.ts go lib/usage.ts, lib/own_config.ts, lib/explain.ts and
+ * lib/validate.ts; what a report says is in report.test.ts.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { mkdirSync, writeFileSync } from "node:fs";

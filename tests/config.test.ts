@@ -1,11 +1,12 @@
 /**
- * The plugin table: what is read, what is refused and where (lib/toml.ts finds the lines);
- * CNI-Genie's keys over it.
+ * The plugin table: what is read (lib/config_schema.ts), what is refused and where (lib/toml.ts
+ * finds the lines); CNI-Genie's keys over it.
  */
 import { describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { CniError } from "../lib/cni.ts";
-import { type Config, defaultConfig, parseConfig, parseTopLevel } from "../lib/config.ts";
+import { defaultConfig, parseConfig, parseTopLevel } from "../lib/config.ts";
+import type { Config } from "../lib/config_schema.ts";
 import { withStdinConfig } from "../lib/genie_conf.ts";
 import { parseJson } from "../lib/json.ts";
 import { parseDuration } from "../lib/quantity.ts";

@@ -3,7 +3,7 @@ import type { Database } from "bun:sqlite";
 import { afterAll, describe, expect, test } from "bun:test";
 import { mkdirSync, rmSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import type { PluginEntry } from "../lib/config.ts";
+import type { PluginEntry } from "../lib/config_schema.ts";
 import { closeState, openState, type State, write } from "../lib/database.ts";
 import { keepStore, rangesOf } from "../lib/ipam.ts";
 import { networkKpis, occupancyWith } from "../lib/kpi.ts";

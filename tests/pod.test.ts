@@ -2,7 +2,8 @@
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "bun:test";
 import { join } from "node:path";
 import { CniError, type Request } from "../lib/cni.ts";
-import { type Config, defaultConfig } from "../lib/config.ts";
+import { defaultConfig } from "../lib/config.ts";
+import type { Config } from "../lib/config_schema.ts";
 import { withStdinConfig } from "../lib/genie_conf.ts";
 import {
   annotationsCapability,

@@ -5,7 +5,8 @@
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "bun:test";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { type Config, defaultConfig } from "../lib/config.ts";
+import { defaultConfig } from "../lib/config.ts";
+import type { Config } from "../lib/config_schema.ts";
 import { connect } from "../lib/kube.ts";
 import type { Done } from "../lib/owner.ts";
 import type { Plan } from "../lib/plan.ts";

@@ -35,6 +35,7 @@ const layers: string[][] = [
     ],
     ...["report_choice", "report_file", "result", "state", "toml"],
   ],
+  ["config_schema"],
   ["config", "kpi", "kube", "multus", "networks", "report_live", "routes"],
   ["api", "genie_conf", "objects"],
   // What a pod asks for, and on which networks.
@@ -45,12 +46,23 @@ const layers: string[][] = [
   ["explain_choice", "intend", "plan", "report_html", "status"],
   // What genie is asked to do, one module each.
   ["attach", "check", "detach", "explain", "gc", "report_command", "validate"],
+  ["commands"],
   ["cli"],
 ];
 
 /** Modules that decide on plain data: no file, clock, process or network; tests need no host. */
 const pure = [
-  ...["access", "annotations", "config", "crds", "ending", "genie_conf", "html", "ip"],
+  ...[
+    "access",
+    "annotations",
+    "config",
+    "config_schema",
+    "crds",
+    "ending",
+    "genie_conf",
+    "html",
+    "ip",
+  ],
   ...["json", "multus", "netconf", "npwg", "quantity", "report_choice", "report_words", "result"],
   ...["schema", "select", "table", "text", "toml", "usage"],
 ];
@@ -74,7 +86,7 @@ const owners: [what: string, pattern: RegExp, files: string[]][] = [
   ["the process id", /\bprocess\.p?pid\b/, ["lock"]],
   ["the path of the binary", /\bprocess\.execPath\b/, ["networks"]],
   // process.stdout costs milliseconds (style.md 4.6), so only the operator's commands touch it.
-  ["the width of the terminal", /\bprocess\.stdout\.columns\b/, ["cli"]],
+  ["the width of the terminal", /\bprocess\.stdout\.columns\b/, ["commands"]],
 ];
 
 /** Everything of `process` that {@link owners} gives to someone. */

@@ -1,0 +1,122 @@
+/**
+ * The table of the operator's commands, and their help. Each command loads only what it needs.
+ */
+import type { parseArgs } from "node:util";
+import manifest from "../package.json";
+import { type Host, supportedVersions } from "./cni.ts";
+import type { Flags } from "./usage.ts";
+
+/** One command of the operator. */
+export interface CommandLine {
+  /** What stands after its name in the usage line. */
+  usage: string;
+  summary: string;
+  /** Complete text for `--help`, after the usage line. */
+  help: string;
+  options: NonNullable<Parameters<typeof parseArgs>[0]>["options"];
+  /** Takes words that belong to no option. */
+  words?: boolean;
+  run: (host: Host, flags: Flags) => Promise<number> | number;
+}
+
+const cniConfigHelp = `  --cni-config FILE    the CNI config through which the runtime calls genie;
+                       default: the first one with type genie in /etc/cni/net.d
+  --json               one JSON document, for programs`;
+
+/** Every command, by its name. */
+export const commandLines: Record<string, CommandLine> = {
+  plan: {
+    usage: "--namespace NAME --pod NAME [options]",
+    summary: "show what a pod would be attached to, and why; attaches nothing",
+    help: `  --namespace NAME     namespace of the pod
+  --pod NAME           name of the pod
+  --annotation K=V     an annotation of the pod, any number of times; without one, the pod is
+                       looked up in the Kubernetes API where credentials are configured
+  --ifname NAME        interface the runtime asks for (CNI_IFNAME), default eth0
+${cniConfigHelp}
+
+Folders for plugin binaries: CNI_PATH, then bin_dirs of the plugin table.`,
+    options: {
+      namespace: { type: "string" },
+      pod: { type: "string" },
+      annotation: { type: "string", multiple: true },
+      ifname: { type: "string" },
+      "cni-config": { type: "string" },
+      json: { type: "boolean" },
+    },
+    run: async (host, flags) => {
+      const { runPlan } = await import("./explain.ts");
+      return runPlan(host, flags, terminalWidth());
+    },
+  },
+  validate: {
+    usage: "[--cni-config FILE] [--json]",
+    summary: "check the plugin table, every config list and the plugin binaries",
+    help: cniConfigHelp,
+    options: { "cni-config": { type: "string" }, json: { type: "boolean" } },
+    run: async (host, flags) => {
+      const { runValidate } = await import("./validate.ts");
+      return runValidate(host, flags, terminalWidth());
+    },
+  },
+  version: {
+    usage: "[--json]",
+    summary: "show the version of genie and the CNI versions it speaks",
+    help: "  --json               one JSON document, for programs",
+    options: { json: { type: "boolean" } },
+    run: runVersion,
+  },
+  report: {
+    usage: "[pod NAMESPACE/NAME] [options]",
+    summary: "show requests, networks, attachments and what failed, of the record",
+    help: `  pod NAMESPACE/NAME   one pod: what it has, why, and each of its requests
+  --since TIME         requests of the last 30m, 2h, 7d ...; default: all on record
+  --network NAME       of one network
+  --namespace NAME     of one namespace
+  --pod NAME           of the pods of one name, or of NAMESPACE/NAME
+  --command NAME       of ADD, DEL, CHECK, GC or STATUS
+  --failed             failures alone
+  --denied             failures by a rule alone
+  --limit N            how many of the newest requests to list, default 20
+  --csv                the rows themselves, for spreadsheets: all, unless there is a --limit
+  --html FILE          a page for a browser: charts and tables, in one file
+${cniConfigHelp}
+
+Reads the record and changes nothing. Attachments, addresses and traffic are of now.`,
+    options: {
+      since: { type: "string" },
+      network: { type: "string" },
+      namespace: { type: "string" },
+      pod: { type: "string" },
+      command: { type: "string" },
+      failed: { type: "boolean" },
+      denied: { type: "boolean" },
+      limit: { type: "string" },
+      csv: { type: "boolean" },
+      html: { type: "string" },
+      "cni-config": { type: "string" },
+      json: { type: "boolean" },
+    },
+    words: true,
+    run: async (host, flags) => {
+      const { runReport } = await import("./report_command.ts");
+      return runReport(host, flags, terminalWidth());
+    },
+  },
+};
+
+/** Columns of the terminal; where output goes elsewhere nothing is cut. */
+function terminalWidth(): number {
+  return process.stdout.columns ?? Number.POSITIVE_INFINITY;
+}
+
+function runVersion(host: Host, flags: Flags): number {
+  if (flags["json"]) {
+    host.stdout(
+      `${JSON.stringify({ version: manifest.version, cniVersions: supportedVersions })}\n`,
+    );
+  } else {
+    host.stdout(`genie ${manifest.version}, CNI ${supportedVersions.join(", ")}\n`);
+  }
+  return 0;
+}
