@@ -37,7 +37,7 @@ const layers: string[][] = [
   ],
   ["config_schema"],
   ["config", "kpi", "kube", "multus", "networks", "report_live", "routes"],
-  ["api", "genie_conf", "objects"],
+  ["api", "event", "genie_conf", "objects"],
   // What a pod asks for, and on which networks.
   ["pod", "settings", "wanted"],
   ["gate", "ledger", "report_csv", "report_rows", "report_shape", "report_tally", "report_words"],
