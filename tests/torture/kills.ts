@@ -1,0 +1,210 @@
+/**
+ * genie killed with SIGKILL at random instants of ADD and DEL, on a node of its own with the real
+ * plugins: alone, so that its delegates become orphans, or together with all it started. Then what
+ * a runtime does: sometimes the ADD once more, at last DEL. Nothing may be left of the pod, and a
+ * pod beside it must not notice.
+ */
+import { Database } from "bun:sqlite";
+import { join } from "node:path";
+import {
+  hostLocal,
+  kernelNetwork,
+  type Node,
+  type Pod,
+  skipReason,
+  withNode,
+} from "../fixtures/quirks/node.ts";
+import { endMarked, marked, newMark } from "./marked.ts";
+import { type Case, type Part, runCases } from "./part.ts";
+import { oneIn, pick, type Random } from "./seed.ts";
+
+/** What pods ask for: value of the annotation `cni`, one network or several, plain or chained. */
+const asked = ["blue", "blue,green", "chain", "green,chain", "chain,blue,routed"];
+const victimsPerCase = 5;
+
+const bridge = (node: Node, name: string, subnet: string) => ({
+  type: "bridge",
+  bridge: `br-${name}`,
+  isGateway: true,
+  ipam: hostLocal(node, [subnet]),
+});
+
+function makeNetworks(node: Node): void {
+  const list = (name: string, ...plugins: object[]) =>
+    node.network(name, { cniVersion: "1.0.0", plugins });
+  list("blue", bridge(node, "blue", "10.201.0.0/24"));
+  list("green", bridge(node, "green", "10.202.0.0/24"));
+  list(
+    "chain",
+    bridge(node, "chain", "10.203.0.0/24"),
+    { type: "tuning", sysctl: { "net.core.somaxconn": "500" } },
+    { type: "portmap", capabilities: { portMappings: true }, snat: true },
+  );
+  list("routed", { type: "ptp", ipam: hostLocal(node, ["10.204.0.0/24"]) });
+}
+
+const portMappings = [{ hostPort: 8080, containerPort: 80, protocol: "tcp" }];
+const options = (cni: string) => ({ cni, runtimeConfig: { portMappings } });
+
+/** How long a call takes that nobody kills, in ms, by command and networks. */
+type Durations = Map<string, number>;
+
+async function measure(): Promise<Durations> {
+  const found: Durations = new Map();
+  await withNode(async (node) => {
+    makeNetworks(node);
+    for (const cni of asked) {
+      const pod = node.pod();
+      for (const verb of ["ADD", "DEL"]) {
+        const startedMs = performance.now();
+        const { status, stdout, stderr } = await pod.call(verb, options(cni));
+        if (status !== 0) throw new Error(`Cannot ${verb} ${cni}: ${stdout}${stderr}`);
+        found.set(`${verb} ${cni}`, performance.now() - startedMs);
+      }
+      pod.kill();
+    }
+  });
+  return found;
+}
+
+/** What is on a node: links, rules, files, rows, locks. */
+const onNode = (node: Node) => ({ ...node.traces(), locks: rows(node, "operations").length });
+
+function rows(node: Node, table: "operations" | "attachments"): Record<string, unknown>[] {
+  using database = new Database(join(node.dir, "state", "genie.db"), { readonly: true });
+  return database.query<Record<string, unknown>, []>(`SELECT * FROM ${table}`).all();
+}
+
+/** How a call is killed. */
+interface Kill {
+  afterMs: number;
+  /** With all it started. */
+  everything: boolean;
+}
+
+const drawKill = (random: Random, durationMs: number): Kill => ({
+  afterMs: (random(1050) / 1000) * durationMs,
+  everything: oneIn(random, 3),
+});
+
+/** Makes a call and kills it; true when it had not ended before. */
+async function killed(pod: Pod, verb: string, cni: string, kill: Kill): Promise<boolean> {
+  const mark = newMark();
+  const { words, env, stdin } = pod.prepare(verb, options(cni));
+  const child = Bun.spawn(words, {
+    env: { ...env, ...mark },
+    cwd: "/",
+    stdin: Buffer.from(stdin),
+    // Not a pipe: an orphan would hold it.
+    stdout: "ignore",
+    stderr: "ignore",
+  });
+  await Promise.race([Bun.sleep(kill.afterMs), child.exited]);
+  const isEarly = child.exitCode === null;
+  if (kill.everything) endMarked(mark);
+  child.kill("SIGKILL");
+  await child.exited;
+  marks.get(pod)?.push(mark);
+  return isEarly && child.signalCode === "SIGKILL";
+}
+
+/** The marks of every call of a pod. */
+const marks = new WeakMap<Pod, Record<string, string>[]>();
+
+/** The ADD once more: refused when the killed one had come to its end, else it works. */
+async function addAgain(node: Node, pod: Pod, cni: string): Promise<void> {
+  const states = rows(node, "attachments")
+    .filter((row) => row["container_id"] === pod.containerId)
+    .map((row) => row["state"]);
+  const isThere = states.includes("attached");
+  const { status, json, stdout, stderr } = await pod.call("ADD", options(cni));
+  const said = `${stdout}${stderr}`.trim();
+  if (isThere && json?.code !== 105) throw new Error(`second ADD (${states}): ${said}`);
+  if (isThere) return;
+  if (status !== 0) throw new Error(`second ADD (${states}) failed: ${said}`);
+  const present = Object.keys(kernelNetwork(pod).addresses).length;
+  const wanted = cni.split(",").length;
+  if (present !== wanted) throw new Error(`second ADD: ${present} interfaces, not ${wanted}`);
+}
+
+async function endPod(node: Node, pod: Pod, before: object): Promise<void> {
+  const { status, stdout, stderr } = await pod.call("DEL");
+  if (status !== 0 || stdout !== "") throw new Error(`DEL failed: ${stdout}${stderr}`);
+  const orphans = (marks.get(pod) ?? []).flatMap((mark) => marked(mark));
+  if (orphans.length > 0) throw new Error(`orphans after DEL: ${orphans.map(commandOf).join()}`);
+  // The kernel removes the interfaces of a dead namespace in its own time.
+  let now = onNode(node);
+  for (let tries = 0; tries < 300 && !Bun.deepEquals(now, before); tries++) {
+    await Bun.sleep(10);
+    now = onNode(node);
+  }
+  if (Bun.deepEquals(now, before)) return;
+  throw new Error(`left behind: ${JSON.stringify(now)}\ninstead of: ${JSON.stringify(before)}`);
+}
+
+function commandOf(pid: number): string {
+  const text = Bun.spawnSync(["/bin/cat", `/proc/${pid}/cmdline`]).stdout.toString();
+  return `${pid} ${text.replaceAll("\0", " ").trim()}`;
+}
+
+/** One pod whose ADD or DEL is killed. */
+async function killPod(
+  node: Node,
+  durations: Durations,
+  { random, count }: Pick<Case, "random" | "count">,
+): Promise<void> {
+  const cni = pick(random, asked);
+  const verb = oneIn(random, 3) ? "DEL" : "ADD";
+  const draw = (what: string) => drawKill(random, durations.get(`${what} ${cni}`) ?? 100);
+  const kill = draw(verb);
+  const again = oneIn(random, 3);
+  const loses = oneIn(random, 4);
+  const delKill = oneIn(random, 3) ? draw("DEL") : undefined;
+  const told =
+    `${verb} ${cni} killed after ${kill.afterMs.toFixed(1)} ms` +
+    `${kill.everything ? " with all it started" : ""}${again ? ", ADD again" : ""}` +
+    `${loses ? ", namespace gone" : ""}${delKill ? `, DEL killed (${delKill.afterMs} ms)` : ""}`;
+  const before = onNode(node);
+  const pod = node.pod();
+  marks.set(pod, []);
+  try {
+    if (verb === "DEL") await pod.add(options(cni));
+    count((await killed(pod, verb, cni, kill)) ? "kills" : "calls that were faster");
+    if (again) {
+      await addAgain(node, pod, cni);
+      count("second ADDs");
+    }
+    if (loses) pod.kill();
+    if (delKill && (await killed(pod, "DEL", cni, delKill))) count("kills");
+    await endPod(node, pod, before);
+  } catch (error) {
+    throw new Error(`${told}: ${error instanceof Error ? error.message : error}`);
+  } finally {
+    for (const mark of marks.get(pod) ?? []) endMarked(mark);
+    pod.kill();
+  }
+}
+
+async function runCase(one: Case, durations: Durations): Promise<void> {
+  await withNode(async (node) => {
+    makeNetworks(node);
+    const beside = node.pod();
+    const { status, stdout } = await beside.call("ADD", { cni: "blue" });
+    if (status !== 0) throw new Error(`ADD of the pod beside: ${stdout}`);
+    for (let i = 0; i < victimsPerCase; i++) await killPod(node, durations, one);
+    const check = await beside.call("CHECK");
+    if (check.status !== 0) throw new Error(`CHECK of the pod beside: ${check.stdout}`);
+    await endPod(node, beside, { links: [], rules: [], files: [], attachments: 0, locks: 0 });
+  });
+}
+
+/** See above. */
+export const kills: Part = {
+  title: "SIGKILL at random instants of ADD and DEL",
+  limitSeconds: { short: 40, full: 240 },
+  run: async (asked) => {
+    if (skipReason) throw new Error(skipReason);
+    const durations = await measure();
+    return runCases(asked, { short: 8, full: 75, workers: 3 }, (one) => runCase(one, durations));
+  },
+};
