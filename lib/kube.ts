@@ -118,8 +118,10 @@ type Origin = Pick<Kube, "server" | "credential">;
 
 /** Largest answer read, in bytes; an object in etcd has at most 1.5 MiB. */
 const answerBytesMax = 8 * 1024 * 1024;
-/** Pause before the repetition where the server names none. */
+/** Pause before the repetition where the server names none, and the shortest one. */
 const pauseMsDefault = 100;
+/** Repetitions of a call: by ourselves, and where the server says when (as client-go). */
+const repeatsMax = { own: 1, told: 10 };
 
 interface Session {
   host: Host;
@@ -132,29 +134,33 @@ interface Call {
   path: readonly string[];
   body?: unknown;
 }
-/** Why an attempt has no answer; `pauseMs` is set when it may be repeated. */
+/** Why an attempt has no answer; `repeat` is set when it may be made again, after a pause. */
 interface Failure {
   reason: string;
   status?: number;
   details?: string;
-  pauseMs?: number;
+  repeat?: { pauseMs: number; by: keyof typeof repeatsMax };
 }
 
-/** One call: at most two attempts within one deadline. */
+/**
+ * One call within one deadline. A server that is too busy says when to come back, and knows: to
+ * come back costs less than to fail the pod, which the kubelet then makes anew.
+ */
 async function send(session: Session, call: Call): Promise<unknown> {
   const { account, host, timeoutMs } = session;
   const url = [account.server, ...call.path.map(segment)].join("/");
   const deadline = performance.now() + timeoutMs;
   const signal = AbortSignal.any([host.signal, AbortSignal.timeout(timeoutMs)]);
-  let answer = await attempt(session, call, url, signal);
-  const pauseMs = "pauseMs" in answer ? (answer.pauseMs ?? Infinity) : Infinity;
-  if (performance.now() + pauseMs < deadline) {
+  for (let repeats = 0; ; repeats++) {
+    const answer = await attempt(session, call, url, signal);
+    if ("value" in answer) return answer.value;
+    const { pauseMs, by } = answer.repeat ?? { pauseMs: Number.POSITIVE_INFINITY, by: "own" };
+    if (repeats >= repeatsMax[by] || performance.now() + pauseMs >= deadline) {
+      throw failed(account, call, answer);
+    }
     // When the pause is cut short the attempt fails at once, and says why.
     await Promise.race([Bun.sleep(pauseMs), ended(signal)]);
-    answer = await attempt(session, call, url, signal);
   }
-  if ("value" in answer) return answer.value;
-  throw failed(account, call, answer);
 }
 
 /** Resolves when the signal aborts. */
@@ -197,6 +203,8 @@ async function attempt(
       },
       ...sent,
       redirect: "manual",
+      // Nobody asked for a compressed answer; of a broken one Bun itself would write to stderr.
+      decompress: false,
       signal,
       // Said aloud, because NODE_TLS_REJECT_UNAUTHORIZED=0 would switch it off.
       tls: { ...tls, rejectUnauthorized: true },
@@ -205,7 +213,7 @@ async function attempt(
   } catch (error) {
     return connectionFailure(session, call, error);
   }
-  return judge(call, response, body);
+  return judge(session, call, response, body);
 }
 
 /** An `exec` plugin may hang: it is left behind then. */
@@ -229,6 +237,7 @@ async function readBody(response: Response): Promise<string | undefined> {
 }
 
 function judge(
+  { host }: Session,
   call: Call,
   { status, headers }: Response,
   body: string | undefined,
@@ -238,8 +247,10 @@ function judge(
   }
   if (status >= 300 && status < 400) return { status, reason: `${status}, a redirect, is refused` };
   const value = readJson(body);
-  if (status < 300) {
-    return isObject(value) ? { value } : { status, reason: "the answer is not a JSON object" };
+  if (status >= 200 && status < 300) {
+    if (!isObject(value)) return { status, reason: "the answer is not a JSON object" };
+    const other = otherObject(call, value);
+    return other === undefined ? { value } : { status, reason: other };
   }
   const said = isObject(value) && typeof value["message"] === "string" ? value["message"] : "";
   const { verb, resource } = describe(call);
@@ -250,13 +261,41 @@ function judge(
     409: "409 Conflict, it exists already or has changed",
     429: "429, the server is too busy",
   };
-  const pauseMs = Number(headers.get("Retry-After") ?? Number.NaN) * 1000;
+  const told = status === 429 || status >= 500 ? pauseTold(headers, host.now()) : undefined;
+  const wait = told ? `, it says to come back in ${Math.ceil(told / 1000)} s` : "";
   return {
     status,
-    reason: meaning[status] ?? `status ${status}`,
+    reason: (meaning[status] ?? `status ${status}`) + wait,
     details: oneLine(said, 1000),
-    ...((status === 429 || status >= 500) && { pauseMs: pauseMs >= 0 ? pauseMs : pauseMsDefault }),
+    ...((status === 429 || status >= 500) && {
+      repeat:
+        told === undefined
+          ? { pauseMs: pauseMsDefault, by: "own" }
+          : { pauseMs: Math.max(told, pauseMsDefault), by: "told" },
+    }),
   };
+}
+
+/** `Retry-After` in ms: seconds, or a date (RFC 9110 §10.2.3). Undefined for anything else. */
+function pauseTold(headers: Headers, nowMs: number): number | undefined {
+  const text = headers.get("Retry-After")?.trim() ?? "";
+  if (/^\d+$/.test(text)) return Number(text) * 1000;
+  const atMs = text.endsWith(" GMT") ? Date.parse(text) : Number.NaN;
+  return Number.isNaN(atMs) ? undefined : Math.max(0, atMs - nowMs);
+}
+
+/**
+ * What is wrong with an answer that is not the object asked for, by its name: a cache or a proxy in
+ * between that mixes answers up would give a pod the networks of another one.
+ */
+function otherObject(call: Call, value: Record<string, unknown>): string | undefined {
+  const { name, namespace } = describe(call);
+  if (call.method !== "GET" || name === undefined) return undefined;
+  const { name: own, namespace: place } = isObject(value["metadata"]) ? value["metadata"] : {};
+  if (typeof own !== "string") return "the answer is no object of the API";
+  if (own === name && (place ?? namespace) === namespace) return undefined;
+  const label = typeof place === "string" ? `${place}/${own}` : own;
+  return `the answer is another object, ${oneLine(label, 300)}`;
 }
 
 /** JSON of a server we trust, so without the checks of `parseJson`; undefined when it is none. */
@@ -283,7 +322,7 @@ function connectionFailure({ host, timeoutMs }: Session, call: Call, error: unkn
   const hint = proxy === undefined ? damaged : `${damaged}, ${proxy} is set`;
   return {
     reason: `the connection failed (${reason}${hint})`,
-    ...(call.method !== "POST" && { pauseMs: pauseMsDefault }),
+    ...(call.method !== "POST" && { repeat: { pauseMs: pauseMsDefault, by: "own" } }),
   };
 }
 
@@ -300,8 +339,17 @@ function failed(
   );
 }
 
-/** What a call does in the words of RBAC, and to what: `get`, `pods`, `pods ns/name`. */
-function describe({ method, path }: Call): { verb: string; resource: string; target: string } {
+/** A call in the words of RBAC: `get`, `pods`, `pods ns/name`. */
+interface Described {
+  verb: string;
+  resource: string;
+  target: string;
+  /** Of one object; undefined for a list. */
+  name: string | undefined;
+  namespace: string | undefined;
+}
+
+function describe({ method, path }: Call): Described {
   const inGroup = path[0] === "apis";
   const rest = path.slice(inGroup ? 3 : 2);
   const namespace = rest[0] === "namespaces" && rest.length > 2 ? rest[1] : undefined;
@@ -313,5 +361,7 @@ function describe({ method, path }: Call): { verb: string; resource: string; tar
     verb: { GET: read, PATCH: "patch", POST: "create" }[method],
     resource,
     target: oneLine(`${resource} ${place}`, 300),
+    name,
+    namespace,
   };
 }

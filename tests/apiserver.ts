@@ -9,7 +9,7 @@
  */
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import type { IncomingMessage, ServerResponse } from "node:http";
-import { createServer } from "node:https";
+import { createServer, type Server } from "node:https";
 import type { AddressInfo } from "node:net";
 import { join, resolve } from "node:path";
 import { Readable } from "node:stream";
@@ -29,7 +29,16 @@ export type Fault =
   | { kind: "flood"; bytes: number }
   | { kind: "redirect"; location: string }
   /** Status 200 and this text. */
-  | { kind: "garbage"; text: string };
+  | { kind: "garbage"; text: string }
+  /**
+   * These bytes of HTTP as they are, with pauses in ms between them. Then the connection is kept
+   * open, closed by the rules of TLS, or dropped.
+   */
+  | {
+      kind: "raw";
+      parts: readonly (string | Uint8Array | number)[];
+      ending: "keep" | "end" | "drop";
+    };
 
 /** A request as it arrived. */
 export interface Seen {
@@ -42,8 +51,11 @@ export interface Seen {
 
 type Json = Record<string, unknown>;
 
-/** Ways to say who we are, each as a kubeconfig file; `wrongCa` trusts another authority. */
-export type Kind = "token" | "tokenFile" | "clientCertificate" | "exec" | "wrongCa";
+/**
+ * Ways to say who we are, each as a kubeconfig file; `wrongCa` trusts another authority, `caFile`
+ * names the file of ours.
+ */
+export type Kind = "token" | "tokenFile" | "clientCertificate" | "exec" | "wrongCa" | "caFile";
 
 /** A running server. */
 export interface ApiServer {
@@ -55,6 +67,10 @@ export interface ApiServer {
   requests: Seen[];
   /** The next requests go wrong like this, one each; "none" lets one pass. */
   misbehave(...faults: (Fault | "none")[]): void;
+  /** Forgets the faults that did not come to pass. */
+  heal(): void;
+  /** Serves on with a new certificate of its authority, or of a new one, which is in `ca.crt`. */
+  rotate(what: "certificate" | "authority"): Promise<void>;
   /** Holds the answer to each request until it is done, where it is set. */
   gate?: (seen: Seen) => Promise<void>;
   put(path: string, object: Json): void;
@@ -74,63 +90,85 @@ export async function startApiServer(
   { delayMs = 0, keepAlive = true }: { delayMs?: number; keepAlive?: boolean } = {},
 ): Promise<ApiServer> {
   mkdirSync(dir, { recursive: true });
-  makeKeys(dir);
+  makeKeys(dir, ["ca", "ca2", "server", "client"]);
   const objects = new Map<string, Json>();
   const faults: (Fault | "none")[] = [];
-  const read = (name: string): string => readFileSync(join(dir, name), "utf8");
-  const tls = { cert: read("server.crt"), key: read("server.key"), ca: read("ca.crt") };
-  const server = createServer(
-    { ...tls, requestCert: true, rejectUnauthorized: false },
-    async (request, response) => {
-      const seen = await see(request, api.token);
-      if (seen.path.startsWith("/-/")) {
-        answer(response, control(seen, api));
-        return;
-      }
-      api.requests.push(seen);
-      if (!keepAlive) response.setHeader("Connection", "close");
-      if (delayMs > 0) await Bun.sleep(delayMs);
-      await api.gate?.(seen);
-      const fault = faults.shift() ?? "none";
-      if (fault !== "none" && (await misbehave(response, fault))) return;
-      answer(response, serve(objects, seen));
-    },
-  );
-  await new Promise<void>((done) => server.listen(0, "127.0.0.1", done));
+  const listener = async (request: IncomingMessage, response: ServerResponse): Promise<void> => {
+    const seen = await see(request, api.token);
+    if (seen.path.startsWith("/-/")) {
+      answer(response, control(seen, api));
+      return;
+    }
+    api.requests.push(seen);
+    if (!keepAlive) response.setHeader("Connection", "close");
+    if (delayMs > 0) await Bun.sleep(delayMs);
+    await api.gate?.(seen);
+    const fault = faults.shift() ?? "none";
+    if (fault !== "none" && (await misbehave(response, fault))) return;
+    answer(response, serve(objects, seen));
+  };
+  let server = await listen(dir, listener);
+  const { port } = server.address() as AddressInfo;
   const api: ApiServer = {
-    url: `https://127.0.0.1:${(server.address() as AddressInfo).port}`,
+    url: `https://127.0.0.1:${port}`,
     dir,
     token: `secret-${crypto.randomUUID()}`,
     requests: [],
     misbehave: (...more) => void faults.push(...more),
-    put: (path, object) => void objects.set(path, withMeta(object)),
+    heal: () => void faults.splice(0),
+    rotate: async (what) => {
+      await close(server);
+      makeKeys(dir, what === "authority" ? ["ca", "server", "client"] : ["server"]);
+      server = await listen(dir, listener, port);
+    },
+    put: (path, object) => void objects.set(path, withMeta(named(path, object))),
     object: (path) => objects.get(path),
     remove: (path) => void objects.delete(path),
     kubeconfig: (kind) => writeKubeconfig(api, kind),
-    stop: async () => {
-      server.closeAllConnections();
-      await new Promise<void>((done) => server.close(() => done()));
-    },
+    stop: () => close(server),
   };
   writeFileSync(join(dir, "token"), `${api.token}\n`);
   return api;
 }
 
-/** A CA, a second one that signed nothing, a server and a client: P-256, valid for two days. */
-function makeKeys(dir: string): void {
+/** Serves with the keys that lie in `dir` at this moment. */
+async function listen(
+  dir: string,
+  listener: (request: IncomingMessage, response: ServerResponse) => void,
+  port = 0,
+): Promise<Server> {
+  const read = (name: string): string => readFileSync(join(dir, name), "utf8");
+  const tls = { cert: read("server.crt"), key: read("server.key"), ca: read("ca.crt") };
+  const server = createServer({ ...tls, requestCert: true, rejectUnauthorized: false }, listener);
+  await new Promise<void>((done) => server.listen(port, "127.0.0.1", done));
+  return server;
+}
+
+async function close(server: Server): Promise<void> {
+  server.closeAllConnections();
+  await new Promise<void>((done) => server.close(() => done()));
+}
+
+type KeyName = "ca" | "ca2" | "server" | "client";
+
+/**
+ * A CA, a second one that signed nothing, a server and a client: P-256, valid for two days. The CAs
+ * come before what they sign.
+ */
+function makeKeys(dir: string, names: readonly KeyName[]): void {
   const ca = ["-addext", "keyUsage=critical,keyCertSign"];
   const signed = ["-CA", "ca.crt", "-CAkey", "ca.key", "-addext"];
-  const names = "subjectAltName=IP:127.0.0.1,DNS:localhost,DNS:kubernetes.default.svc";
-  const rows: [string, string[]][] = [
-    ["ca", ca],
-    ["ca2", ca],
-    ["server", [...signed, names]],
-    ["client", [...signed, "extendedKeyUsage=clientAuth"]],
-  ];
-  for (const [name, more] of rows) {
+  const hosts = "subjectAltName=IP:127.0.0.1,DNS:localhost,DNS:kubernetes.default.svc";
+  const extras: Record<KeyName, string[]> = {
+    ca,
+    ca2: ca,
+    server: [...signed, hosts],
+    client: [...signed, "extendedKeyUsage=clientAuth"],
+  };
+  for (const name of names) {
     const key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
     const files = ["-keyout", `${name}.key`, "-out", `${name}.crt`, "-days", "2"];
-    const args = ["req", "-x509", ...key, ...files, "-subj", `/CN=${name}`, ...more];
+    const args = ["req", "-x509", ...key, ...files, "-subj", `/CN=${name}`, ...extras[name]];
     const { exitCode, stderr } = Bun.spawnSync(["openssl", ...args], { cwd: dir });
     if (exitCode !== 0) throw new Error(`openssl: ${stderr}`);
   }
@@ -234,6 +272,13 @@ function merge(target: unknown, patch: unknown): unknown {
   return result;
 }
 
+/** Gives an object the name and the namespace of its path, unless it says other ones. */
+function named(path: string, object: Json): Json {
+  const namespace = /\/namespaces\/([^/]+)\/[^/]+\/[^/]+$/.exec(path)?.[1];
+  const own = { name: path.slice(path.lastIndexOf("/") + 1), ...(namespace && { namespace }) };
+  return { ...object, metadata: { ...own, ...((object["metadata"] ?? {}) as Json) } };
+}
+
 function withMeta(object: Json, resourceVersion?: number): Json {
   const given = (object["metadata"] ?? {}) as Json;
   const version = String(resourceVersion ?? given["resourceVersion"] ?? 1);
@@ -275,6 +320,14 @@ async function misbehave(response: ServerResponse, fault: Fault): Promise<boolea
     case "garbage":
       response.end(fault.text);
       return true;
+    case "raw":
+      for (const part of fault.parts) {
+        if (typeof part === "number") await Bun.sleep(part);
+        else await new Promise<void>((done) => socket?.write(part, () => done()));
+      }
+      if (fault.ending === "end") socket?.end();
+      if (fault.ending === "drop") socket?.destroy();
+      return true;
   }
 }
 
@@ -291,13 +344,16 @@ function writeKubeconfig({ dir, url, token }: ApiServer, kind: Kind): string {
     token: { token },
     wrongCa: { token },
     tokenFile: { tokenFile: "token" },
+    caFile: { tokenFile: "token" },
     clientCertificate: { "client-certificate": "client.crt", "client-key": "client.key" },
     exec: { exec: { apiVersion: "client.authentication.k8s.io/v1", command: "./credential" } },
   };
   const credential = { kind: "ExecCredential", status: { token } };
   const script = `#!/bin/sh\ncat <<'END'\n${JSON.stringify(credential)}\nEND\n`;
   writeFileSync(join(dir, "credential"), script, { mode: 0o755 });
-  const authority = readFileSync(join(dir, kind === "wrongCa" ? "ca2.crt" : "ca.crt"));
+  const data = readFileSync(join(dir, kind === "wrongCa" ? "ca2.crt" : "ca.crt"), "base64");
+  const authority =
+    kind === "caFile" ? "certificate-authority: ca.crt" : `certificate-authority-data: ${data}`;
   const file = join(dir, `kubeconfig-${kind}`);
   const yaml = `# Written by tests/apiserver.ts
 apiVersion: v1
@@ -310,7 +366,7 @@ clusters:
 - name: test
   cluster:
     server: ${url}
-    certificate-authority-data: ${authority.toString("base64")}
+    ${authority}
 users:
 - name: ${kind}
   user: ${JSON.stringify(users[kind])}

@@ -281,7 +281,22 @@ describe("answers", () => {
     ["a redirect", [{ kind: "redirect", location: "/x" }], "302, a redirect, is refused", 1],
     ["no JSON", [{ kind: "garbage", text: "<html>" }], "the answer is not a JSON object", 1],
     ["an array", [{ kind: "garbage", text: "[]" }], "the answer is not a JSON object", 1],
-    ["not a pod", [{ kind: "garbage", text: "{}" }], "the answer is no pod", 1],
+    ["no object", [{ kind: "garbage", text: "{}" }], "the answer is no object of the API", 1],
+    ["not a pod", [garbage({ name: "web" })], "the answer is no pod", 1],
+    ["another pod", [garbage({ name: "db" })], "the answer is another object, db", 1],
+    [
+      "a pod of another namespace",
+      [garbage({ name: "web", namespace: "red" })],
+      "the answer is another object, red/web",
+      1,
+    ],
+    ["a status of 0", [bytes("000 x", "\r\n", '{"metadata":{"name":"web"}}')], "status 0", 1],
+    [
+      "an answer that is compressed, though nobody asked for it",
+      [bytes("200 OK", "Content-Encoding: gzip\r\n\r\n", "garbage")],
+      "the answer is not a JSON object",
+      1,
+    ],
   ];
   test.each(rows)("getPod() fails on %s", async (_name, faults, words, requests) => {
     server.misbehave(...faults);
@@ -299,6 +314,35 @@ describe("answers", () => {
     const kube = await open();
     expect(await kube.getPod("blue", "web")).toEqual(pod);
     expect(kube.requests).toBe(2);
+  });
+
+  function garbage(metadata: object): Fault {
+    return { kind: "garbage", text: JSON.stringify({ kind: "Pod", metadata }) };
+  }
+
+  function bytes(status: string, headers: string, body: string): Fault {
+    return { kind: "raw", parts: [`HTTP/1.1 ${status}\r\n${headers}${body}`], ending: "end" };
+  }
+
+  const later = (ms: number): string => new Date(Date.now() + ms).toUTCString();
+  const tolds: [string, Fault[], string, number][] = [
+    ["a second", [status(429, "1")], "", 2],
+    ["again and again", Array<Fault>(5).fill(status(429, "0")), "", 6],
+    ["for ever", Array<Fault>(20).fill(status(429, "0")), "429, the server is too busy", 11],
+    ["a date that is over", [status(503, later(-60_000))], "", 2],
+    ["too long", [status(503, "60")], "status 503, it says to come back in 60 s", 1],
+    ["a date too far", [status(429, later(86_400_000))], "it says to come back in 86", 1],
+    ["a number without end", [status(429, "9".repeat(400))], "too busy", 1],
+    ["nonsense, twice", [status(429, "soon"), status(429, "-1")], "429, the server is too busy", 2],
+  ];
+  test.each(tolds)("a server that says to wait: %s", async (_name, faults, words, requests) => {
+    server.misbehave(...faults);
+    const kube = await open();
+    const pending = kube.getPod("blue", "web");
+    if (words === "") await pending;
+    else expect((await failure(pending)).msg).toContain(words);
+    expect(kube.requests).toBe(requests);
+    server.heal();
   });
 
   function status(number: number, retryAfter?: string): Fault {

@@ -357,7 +357,7 @@ describe("lookupPod() asks the API", () => {
       "an answer that is no pod",
       k8sArgs,
       () => api.misbehave({ kind: "garbage", text: "{}" }),
-      "the answer is no pod",
+      "the answer is no object of the API",
     ],
     [
       "annotations that are no text",
