@@ -167,7 +167,10 @@ async function attempt(
   try {
     const { result, status } = await attachAll(call, operation, plan, chain, failures);
     // Committed: whatever happens to the status, the pod has its networks.
-    if (status?.isInline) await publishOrPut(host, state, plan, status, chain.deadlineMs);
+    if (status?.isInline) {
+      const untilMs = Math.min(chain.deadlineMs, host.now() + config.kubernetes.timeoutMs);
+      await publishOrPut(host, state, plan, status, untilMs);
+    }
     log(host, "debug", "attached", { pod: podLabel(pod), container: request.containerId });
     return { kind: "attached", result };
   } catch (error) {

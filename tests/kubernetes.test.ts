@@ -62,6 +62,7 @@ beforeEach(() => {
 });
 afterEach(() => {
   delete api.gate;
+  api.heal();
 });
 
 const reserve = "$DIR/reserved";
@@ -668,6 +669,16 @@ describe("status", () => {
     expect(run.stderr).toContain(part);
     expect(run.status).toBe(0);
     expect(statusOfPod()).toEqual([]);
+    expect(waiting(node)).toHaveLength(1);
+    await del(node);
+  });
+
+  test("a server that fails slowly is not asked again after kubernetes.timeout", async () => {
+    using node = makeCluster({ kubernetes: 'timeout = "300ms"' });
+    const parts = [250, "HTTP/1.1 500 no\r\nContent-Length: 0\r\n\r\n"];
+    api.misbehave(none, { kind: "raw", parts, ending: "end" });
+    expect((await call(node, "ADD", annotations)).status).toBe(0);
+    expect(asked()).toEqual([`GET ${nadPath("team", "a")}`, `PATCH ${podPath}/status`]);
     expect(waiting(node)).toHaveLength(1);
     await del(node);
   });
