@@ -22,6 +22,7 @@ import { supportedVersions } from "../lib/cni.ts";
 import { closeState, openState } from "../lib/database.ts";
 import { isObject } from "../lib/json.ts";
 import { type Behaviour, type Call, calls, makeHost } from "./fakes.ts";
+import { strictIssues } from "./strict_result.ts";
 import { fill, left, makeNode, type Node, nothing, wire, wireError } from "./wire.ts";
 
 const Text = v.string();
@@ -211,6 +212,7 @@ async function runStep(node: Node, step: Step): Promise<void> {
     const document: unknown = run.stdout === "" ? "" : JSON.parse(run.stdout);
     expect(document).toEqual(step.stdout ?? document);
     expect(run).toEqual({ ...run, status: 0 });
+    if (step.command === "ADD") checkStrictly(node, step, run.stdout);
   } else {
     const error = wireError(run);
     expect(error).toEqual({ ...error, code: step.expect });
@@ -220,6 +222,14 @@ async function runStep(node: Node, step: Step): Promise<void> {
   for (const piece of step.stderr ?? []) expect(run.stderr).toContain(piece);
   if (!step.stderr) expect(run.stderr).toBe("");
   checkCalls(calls(node.bin).slice(before), step);
+}
+
+/** Whatever a vector expects, what the runtime gets is what the specification says. */
+function checkStrictly(node: Node, { env, stdin = {} }: Step, stdout: string): void {
+  const given = typeof stdin === "string" ? JSON.parse(stdin) : { cniVersion: "1.1.0", ...stdin };
+  const version = String(given.cniVersion ?? "0.1.0");
+  const ifName = env?.["CNI_IFNAME"] ?? "eth0";
+  expect(strictIssues(stdout, { version, ifName, netns: node.netns })).toEqual([]);
 }
 
 /** null takes a key away: JSON has no undefined. */
