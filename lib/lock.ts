@@ -1,7 +1,7 @@
 /**
  * One operation per container at a time (CNI SPEC 1.1 §3; Mesos and nerdctl break it, design D6),
  * and GC alone. A lock is a row that names its process; the row of a dead process is taken over
- * after the delegates it left running are ended, found by the token in their environment.
+ * after the delegates it left running have ended, found by the token in their environment.
  */
 import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { CniError, code, type Host } from "./cni.ts";
@@ -204,16 +204,30 @@ export async function takeLock<T>(
 
 /** Environment variable that carries an operation's token to its delegates and their children. */
 export const tokenVariable = "GENIE_OPERATION";
+/**
+ * How long orphans may go on by themselves, in ms. A plugin that is ended in the middle may leave
+ * what no DEL undoes: host-local an address of nobody, bridge a bridge that refuses every further
+ * pod. A healthy one is done in a fraction of this.
+ */
+const orphanGraceMs = 1000;
 /** How long killed orphans may take to be gone, in ms. */
 const orphanEndMs = 2000;
 
-/** Ends every process that a dead operation left running, and waits until they are gone. */
+/**
+ * Waits for every process that a dead operation left running, ends those that do not come to their
+ * end soon, and waits until they are gone.
+ */
 export async function endOrphans(token: string): Promise<void> {
-  for (let waitedMs = 0; waitedMs <= orphanEndMs; waitedMs += lockPollMs) {
-    const found = processesWith(`${tokenVariable}=${token}`);
-    if (found.length === 0) return;
-    for (const pid of found) endProcess(pid, "SIGKILL");
-    await Bun.sleep(lockPollMs);
+  const variable = `${tokenVariable}=${token}`;
+  let waitedMs = 0;
+  // A look at all processes is dear: it is repeated only when those it found are gone.
+  for (let all = processesWith(variable); all.length > 0; all = processesWith(variable)) {
+    for (let found = all; found.length > 0; found = found.filter((pid) => carries(pid, variable))) {
+      if (waitedMs > orphanGraceMs + orphanEndMs) return;
+      if (waitedMs >= orphanGraceMs) for (const pid of found) endProcess(pid, "SIGKILL");
+      await Bun.sleep(lockPollMs);
+      waitedMs += lockPollMs;
+    }
   }
 }
 
@@ -221,7 +235,11 @@ function processesWith(variable: string): number[] {
   return readdirSync("/proc")
     .filter((name) => /^\d+$/.test(name))
     .map(Number)
-    .filter((pid) => pid !== process.pid && environmentOf(pid).includes(variable));
+    .filter((pid) => pid !== process.pid && carries(pid, variable));
+}
+
+function carries(pid: number, variable: string): boolean {
+  return environmentOf(pid).includes(variable);
 }
 
 function environmentOf(pid: number): string[] {

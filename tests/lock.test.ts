@@ -206,6 +206,31 @@ describe("endOrphans()", () => {
   });
 });
 
+describe("endOrphans() and a plugin in the middle of its work", () => {
+  // Killed there, host-local leaves an address of nobody, and bridge a bridge without an address.
+  test("lets it come to its end", async () => {
+    const token = crypto.randomUUID();
+    const done = newPath("done");
+    const orphan = Bun.spawn(["/bin/sh", "-c", `read line; echo done > ${done}`], {
+      env: { [tokenVariable]: token },
+      stdin: "pipe",
+    });
+    try {
+      await until(() => environmentOf(orphan.pid).includes(token));
+      const ended = endOrphans(token);
+      orphan.stdin.write("\n");
+      orphan.stdin.end();
+      await ended;
+      expect([orphan.signalCode, readFileSync(done, "utf8")]).toEqual([null, "done\n"]);
+    } finally {
+      orphan.kill("SIGKILL");
+      await orphan.exited;
+    }
+  });
+});
+
+const environmentOf = (pid: number) => readFileSync(`/proc/${pid}/environ`, "utf8");
+
 describe("endHolder()", () => {
   test("signals a process of our pid namespace, and nobody for one of another", async () => {
     const child = sleeper();
