@@ -1,6 +1,9 @@
 /** Every part of the torture bench in its short form; `bun run torture` runs them in full. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { parts, runPart } from "./torture/torture.ts";
+
+// `bun run test` allows two minutes, a plain `bun test` must too.
+setDefaultTimeout(120_000);
 
 /** The same cases every time; `bun run torture` draws new ones. */
 const seed = 20_261_121;

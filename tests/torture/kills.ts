@@ -5,6 +5,7 @@
  * pod beside it must not notice.
  */
 import { Database } from "bun:sqlite";
+import { rmSync, statSync } from "node:fs";
 import { join } from "node:path";
 import {
   hostLocal,
@@ -22,12 +23,19 @@ import { oneIn, pick, type Random } from "./seed.ts";
 const asked = ["blue", "blue,green", "chain", "green,chain", "chain,blue,routed"];
 const victimsPerCase = 5;
 
-const bridge = (node: Node, name: string, subnet: string) => ({
-  type: "bridge",
-  bridge: `br-${name}`,
-  isGateway: true,
-  ipam: hostLocal(node, [subnet]),
-});
+/**
+ * A network over a bridge made beforehand: one that the plugin made and did not come to give its
+ * address, killed with genie, has none once its last port is gone, and refuses every further pod.
+ */
+function bridge(node: Node, name: string, subnet: string): object {
+  node.run("ip", "link", "add", `br-${name}`, "address", "02:00:00:00:00:01", "type", "bridge");
+  return {
+    type: "bridge",
+    bridge: `br-${name}`,
+    isGateway: true,
+    ipam: hostLocal(node, [subnet]),
+  };
+}
 
 function makeNetworks(node: Node): void {
   const list = (name: string, ...plugins: object[]) =>
@@ -147,6 +155,14 @@ function commandOf(pid: number): string {
   return `${pid} ${text.replaceAll("\0", " ").trim()}`;
 }
 
+/** host-local killed between making the file of an address and writing whose it is. */
+function takeNobodysAddresses(node: Node): number {
+  const files = node.traces().files.map((file) => join(node.data, file));
+  const empty = files.filter((file) => statSync(file).size === 0);
+  for (const file of empty) rmSync(file);
+  return empty.length;
+}
+
 /** One pod whose ADD or DEL is killed. */
 async function killPod(
   node: Node,
@@ -176,6 +192,7 @@ async function killPod(
     }
     if (loses) pod.kill();
     if (delKill && (await killed(pod, "DEL", cni, delKill))) count("kills");
+    if (kill.everything && takeNobodysAddresses(node) > 0) count("addresses host-local lost");
     await endPod(node, pod, before);
   } catch (error) {
     throw new Error(`${told}: ${error instanceof Error ? error.message : error}`);

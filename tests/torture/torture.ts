@@ -13,6 +13,7 @@ import { newSeed } from "./seed.ts";
 /** The parts, each in a file of its own that is loaded when it runs. */
 export const parts: Record<string, () => Promise<Part>> = {
   kills: async () => (await import("./kills.ts")).kills,
+  delegates: async () => (await import("./delegates.ts")).delegates,
 };
 
 /** Runs one part, in its time. */
