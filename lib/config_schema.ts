@@ -92,8 +92,13 @@ export const Plugin = v.pipe(
     deny: v.exactOptional(Rule),
     timeout: v.exactOptional(duration("1h")),
     capacity: v.exactOptional(v.pipe(count, v.minValue(1, "1 or more"))),
+    enforce_policy: v.exactOptional(toggle),
   }),
-  v.transform(({ timeout, ...rest }) => ({ ...rest, ...(timeout && { timeoutMs: timeout }) })),
+  v.transform(({ timeout, enforce_policy: enforcePolicy, ...rest }) => ({
+    ...rest,
+    ...(timeout && { timeoutMs: timeout }),
+    ...(enforcePolicy && { enforcePolicy }),
+  })),
 );
 /** One `[plugins.NAME]`. Without `conf` and `config`: a list in `confDir` by that name. */
 export interface PluginEntry {
@@ -108,6 +113,8 @@ export interface PluginEntry {
   timeoutMs?: number;
   /** Addresses the network has, where its IPAM cannot be read. */
   capacity?: number;
+  /** Genie enforces plain NetworkPolicy on it: its own plugin does not. */
+  enforcePolicy?: true;
   /** Line of its `[plugins.NAME]` header, or else of its first key. */
   line: number;
 }
@@ -149,6 +156,21 @@ const Kubernetes = v.pipe(
     status: keys.status,
     /** Root folder of the kubelet: its pod-resources socket tells a pod's devices. */
     kubeletDir: keys.kubelet_dir,
+  })),
+);
+const Policy = v.pipe(
+  table({
+    enforce: v.optional(toggle, false),
+    max_age: v.optional(duration("1d"), "5m"),
+    when_stale: v.optional(oneOf("closed", "open"), "closed"),
+    where: v.optional(oneOf("pod", "host"), "pod"),
+  }),
+  v.transform(({ max_age: maxAgeMs, when_stale: whenStale, ...rest }) => ({
+    ...rest,
+    /** Inputs that nobody refreshed for longer are stale. */
+    maxAgeMs,
+    /** What an ADD does with stale inputs. */
+    whenStale,
   })),
 );
 /** How to reach the Kubernetes API; the optional fields come from the CNI config alone. */
@@ -194,6 +216,7 @@ export const Table = v.pipe(
     ),
     kubernetes: v.optional(Kubernetes, {}),
     access: v.optional(table({ default: v.optional(oneOf("allow", "deny"), "allow") }), {}),
+    policy: v.optional(Policy, {}),
     audit: v.optional(table({ keep: v.optional(duration("3650d"), "30d") }), {}),
     plugins: v.optional(v.custom<object>(isTable, "a table"), {}),
   }),
@@ -214,6 +237,7 @@ export const Table = v.pipe(
     default: keys.default,
     select: keys.select,
     access: keys.access,
+    policy: keys.policy,
     audit: { keepMs: keys.audit.keep },
     kubernetes: keys.kubernetes,
     plugins: keys.plugins,

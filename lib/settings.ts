@@ -126,6 +126,11 @@ function keepParsed(text: string, path: string, config: Config): void {
   }
 }
 
+/** Does genie enforce network policy on any network of the table? */
+export function enforcesPolicy({ policy, plugins }: Pick<Config, "policy" | "plugins">): boolean {
+  return policy.enforce || [...plugins.values()].some((plugin) => plugin.enforcePolicy === true);
+}
+
 /** What DEL, CHECK and GC need to know of the node, readable however broken the table is. */
 export interface NodeSettings {
   stateDir: string;

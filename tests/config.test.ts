@@ -52,6 +52,7 @@ const defaults: Config = {
     kubeletDir: "/var/lib/kubelet",
   },
   access: { default: "allow" },
+  policy: { enforce: false, maxAgeMs: 300_000, whenStale: "closed", where: "pod" },
   audit: { keepMs: 2_592_000_000 },
   plugins: new Map(),
 };
@@ -80,6 +81,7 @@ kubernetes.global_namespaces = ["shared"]
 kubernetes.status = "agent"
 access.default = "deny"
 audit.keep = "7d"
+policy = { enforce = true, max_age = "90s", when_stale = "open", where = "host" }
 
 [plugins.calico]
 conf = "10-calico.conflist"
@@ -97,6 +99,7 @@ allow.namespaces = ["team-*"]
 allow.service_accounts = ["team-a/db"]
 timeout = "30s"
 capacity = 4000
+enforce_policy = true
 `;
 
 describe("parseConfig()", () => {
@@ -157,8 +160,9 @@ describe("parseConfig()", () => {
       },
       access: { default: "deny" },
       audit: { keepMs: 604_800_000 },
+      policy: { enforce: true, maxAgeMs: 90_000, whenStale: "open", where: "host" },
       plugins: new Map([
-        ["calico", { name: "calico", conf: "10-calico.conflist", line: 25 }],
+        ["calico", { name: "calico", conf: "10-calico.conflist", line: 26 }],
         [
           "storage",
           {
@@ -168,11 +172,12 @@ describe("parseConfig()", () => {
               toString: 1,
               plugins: [{ type: "macvlan", id: parseJson("9223372036854775807", "") }],
             },
-            deny: { namespaces: [], serviceAccounts: [], pods: ["a/web-?"], line: 36 },
-            allow: { namespaces: ["team-*"], serviceAccounts: ["team-a/db"], pods: [], line: 37 },
+            deny: { namespaces: [], serviceAccounts: [], pods: ["a/web-?"], line: 37 },
+            allow: { namespaces: ["team-*"], serviceAccounts: ["team-a/db"], pods: [], line: 38 },
             timeoutMs: 30_000,
             capacity: 4000,
-            line: 35,
+            enforcePolicy: true,
+            line: 36,
           },
         ],
       ]),
@@ -302,6 +307,17 @@ describe("parseConfig()", () => {
       "an endless number in a config list",
       "[plugins.a.config]\nx = [nan]",
       'line 2: "plugins.a.config.x[0]" is NaN',
+    ],
+    [
+      "inputs that are never stale",
+      'policy.max_age = "2d"',
+      '"policy.max_age" is "2d", expected a duration such as "90s", "5m" or "1h", ' +
+        'more than 0 and at most "1d"',
+    ],
+    [
+      "another end",
+      'policy.where = "node"',
+      'line 1: "policy.where" is "node", expected "pod" or "host"',
     ],
     ["no capacity", "plugins.a.capacity = 0", '"plugins.a.capacity" is 0, expected 1 or more'],
     [
