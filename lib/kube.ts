@@ -7,7 +7,18 @@
 import * as v from "valibot";
 import { CniError, code, type Host } from "./cni.ts";
 import type { KubeSettings } from "./credentials.ts";
-import { isObject } from "./json.ts";
+import {
+  type Answer,
+  type Call,
+  type Failure,
+  failed,
+  judge,
+  type Origin,
+  pauseMsDefault,
+  type Query,
+  repeatsMax,
+  statusOf,
+} from "./kube_answer.ts";
 import {
   type Account,
   findAccount,
@@ -50,6 +61,17 @@ export interface Kube {
   readonly requests: number;
   /** Reads an object or a list. @throws CniError 11, see {@link isNotFound} */
   get(path: readonly string[]): Promise<unknown>;
+  /** Reads one page of a list. @throws CniError 11 */
+  list(path: readonly string[], query: Query): Promise<Record<string, unknown>>;
+  /**
+   * Watches a collection: the bytes as they come, until the server, the signal or a broken
+   * connection ends them. @throws CniError 11, also in the middle
+   */
+  watch(
+    path: readonly string[],
+    query: Query,
+    signal: AbortSignal,
+  ): Promise<AsyncIterable<Uint8Array>>;
   /** Reads a pod. @throws CniError 11, also when the answer is no pod */
   getPod(namespace: string, name: string): Promise<Pod>;
   /**
@@ -61,6 +83,8 @@ export interface Kube {
   post(path: readonly string[], object: unknown): Promise<unknown>;
 }
 
+export { statusOf };
+
 /** True when the server answered that there is no such object. */
 export function isNotFound(error: unknown): boolean {
   return statusOf(error) === 404;
@@ -69,12 +93,6 @@ export function isNotFound(error: unknown): boolean {
 /** True when the server refused a change because the object is another one by now. */
 export function isConflict(error: unknown): boolean {
   return statusOf(error) === 409;
-}
-
-/** The HTTP status behind an error of this module; undefined when there was no answer. */
-export function statusOf(error: unknown): number | undefined {
-  const cause = error instanceof CniError ? error.cause : undefined;
-  return isObject(cause) && typeof cause["status"] === "number" ? cause["status"] : undefined;
 }
 
 /**
@@ -93,6 +111,11 @@ export async function connect(host: Host, settings: KubeSettings): Promise<Kube>
       return session.requests;
     },
     get: (path) => send(session, { method: "GET", path }),
+    list: async (path, query) => {
+      // `send` gives objects alone.
+      return (await send(session, { method: "GET", path, query })) as Record<string, unknown>;
+    },
+    watch: (path, query, signal) => stream(session, { method: "GET", path, query }, signal),
     patch: (path, body) => send(session, { method: "PATCH", path, body }),
     post: (path, body) => send(session, { method: "POST", path, body }),
     async getPod(namespace, name) {
@@ -113,15 +136,10 @@ export function parsePod(object: unknown, path: readonly string[], from: Origin)
   throw failed(from, { method: "GET", path }, { reason });
 }
 
-/** What an error names: the server, and the files with the right to ask it. */
-type Origin = Pick<Kube, "server" | "credential">;
-
 /** Largest answer read, in bytes; an object in etcd has at most 1.5 MiB. */
 const answerBytesMax = 8 * 1024 * 1024;
-/** Pause before the repetition where the server names none, and the shortest one. */
-const pauseMsDefault = 100;
-/** Repetitions of a call: by ourselves, and where the server says when (as client-go). */
-const repeatsMax = { own: 1, told: 10 };
+/** The same of a page of a list. */
+const pageBytesMax = 64 * 1024 * 1024;
 
 interface Session {
   host: Host;
@@ -129,26 +147,13 @@ interface Session {
   timeoutMs: number;
   requests: number;
 }
-interface Call {
-  method: "GET" | "PATCH" | "POST";
-  path: readonly string[];
-  body?: unknown;
-}
-/** Why an attempt has no answer; `repeat` is set when it may be made again, after a pause. */
-interface Failure {
-  reason: string;
-  status?: number;
-  details?: string;
-  repeat?: { pauseMs: number; by: keyof typeof repeatsMax };
-}
-
 /**
  * One call within one deadline. A server that is too busy says when to come back, and knows: to
  * come back costs less than to fail the pod, which the kubelet then makes anew.
  */
 async function send(session: Session, call: Call): Promise<unknown> {
   const { account, host, timeoutMs } = session;
-  const url = [account.server, ...call.path.map(segment)].join("/");
+  const url = urlOf(session, call);
   const deadline = performance.now() + timeoutMs;
   const signal = AbortSignal.any([host.signal, AbortSignal.timeout(timeoutMs)]);
   for (let repeats = 0; ; repeats++) {
@@ -161,6 +166,46 @@ async function send(session: Session, call: Call): Promise<unknown> {
     // When the pause is cut short the attempt fails at once, and says why.
     await Promise.race([Bun.sleep(pauseMs), ended(signal)]);
   }
+}
+
+/** One watch: nothing is repeated, its caller knows where to go on. */
+async function stream(
+  session: Session,
+  call: Call,
+  signal: AbortSignal,
+): Promise<AsyncIterable<Uint8Array>> {
+  // The headers come at once, or never: the limit of a call holds until then.
+  const opening = new AbortController();
+  const expire = () => opening.abort(new DOMException("", "TimeoutError"));
+  const timer = setTimeout(expire, session.timeoutMs);
+  const both = AbortSignal.any([session.host.signal, signal, opening.signal]);
+  try {
+    const response = await request(session, call, urlOf(session, call), both);
+    if (response.status === 200) return chunks(session, call, response);
+    const answer = judge(call, await readAnswer(call, response), session.host.now);
+    const odd = { status: response.status, reason: `status ${response.status}` };
+    throw failed(session.account, call, "value" in answer ? odd : answer);
+  } catch (error) {
+    if (error instanceof CniError) throw error;
+    throw failed(session.account, call, connectionFailure(session, call, error));
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** The chunks of a body; a connection that breaks is an error like any other. */
+async function* chunks(session: Session, call: Call, { body }: Response) {
+  if (body === null) return;
+  try {
+    yield* body as unknown as AsyncIterable<Uint8Array>;
+  } catch (error) {
+    throw failed(session.account, call, connectionFailure(session, call, error));
+  }
+}
+
+function urlOf({ account }: Session, { path, query }: Call): string {
+  const url = [account.server, ...path.map(segment)].join("/");
+  return query === undefined ? url : `${url}?${new URLSearchParams(query)}`;
 }
 
 /** Resolves when the signal aborts. */
@@ -185,35 +230,48 @@ async function attempt(
   url: string,
   signal: AbortSignal,
 ): Promise<{ value: unknown } | Failure> {
-  const kind = call.method === "PATCH" ? "application/merge-patch+json" : "application/json";
-  const sent = call.body === undefined ? {} : { body: JSON.stringify(call.body) };
-  let response: Response;
-  let body: string | undefined;
   try {
-    const { headers, tls } = await readSecretsWithin(session.account, signal);
-    session.requests++;
-    response = await fetch(url, {
-      method: call.method,
-      headers: {
-        ...headers,
-        Accept: "application/json",
-        "Accept-Encoding": "identity",
-        "User-Agent": "genie",
-        ...(sent.body && { "Content-Type": kind }),
-      },
-      ...sent,
-      redirect: "manual",
-      // Nobody asked for a compressed answer; of a broken one Bun itself would write to stderr.
-      decompress: false,
-      signal,
-      // Said aloud, because NODE_TLS_REJECT_UNAUTHORIZED=0 would switch it off.
-      tls: { ...tls, rejectUnauthorized: true },
-    });
-    body = await readBody(response);
+    const answer = await readAnswer(call, await request(session, call, url, signal));
+    return judge(call, answer, session.host.now);
   } catch (error) {
     return connectionFailure(session, call, error);
   }
-  return judge(session, call, response, body);
+}
+
+/** Sends one request; the body of its answer is still to be read. */
+async function request(
+  session: Session,
+  call: Call,
+  url: string,
+  signal: AbortSignal,
+): Promise<Response> {
+  const kind = call.method === "PATCH" ? "application/merge-patch+json" : "application/json";
+  const sent = call.body === undefined ? {} : { body: JSON.stringify(call.body) };
+  const { headers, tls } = await readSecretsWithin(session.account, signal);
+  session.requests++;
+  return fetch(url, {
+    method: call.method,
+    headers: {
+      ...headers,
+      Accept: "application/json",
+      "Accept-Encoding": "identity",
+      "User-Agent": "genie",
+      ...(sent.body && { "Content-Type": kind }),
+    },
+    ...sent,
+    redirect: "manual",
+    // Nobody asked for a compressed answer; of a broken one Bun itself would write to stderr.
+    decompress: false,
+    signal,
+    // Said aloud, because NODE_TLS_REJECT_UNAUTHORIZED=0 would switch it off.
+    tls: { ...tls, rejectUnauthorized: true },
+  });
+}
+
+async function readAnswer(call: Call, response: Response): Promise<Answer> {
+  const bytesMax = call.query === undefined ? answerBytesMax : pageBytesMax;
+  const { status, headers } = response;
+  return { status, headers, body: await readBody(response, bytesMax), bytesMax };
 }
 
 /** An `exec` plugin may hang: it is left behind then. */
@@ -224,88 +282,16 @@ function readSecretsWithin(account: Account, signal: AbortSignal): Promise<Secre
 }
 
 /** The body, or undefined when it is larger than allowed; what is left of it is dropped then. */
-async function readBody(response: Response): Promise<string | undefined> {
+async function readBody(response: Response, bytesMax: number): Promise<string | undefined> {
   if (response.body === null) return "";
   const chunks: Uint8Array[] = [];
   let total = 0;
   for await (const chunk of response.body) {
     total += chunk.length;
-    if (total > answerBytesMax) return undefined;
+    if (total > bytesMax) return undefined;
     chunks.push(chunk);
   }
   return Buffer.concat(chunks).toString("utf8");
-}
-
-function judge(
-  { host }: Session,
-  call: Call,
-  { status, headers }: Response,
-  body: string | undefined,
-): { value: unknown } | Failure {
-  if (body === undefined) {
-    return { status, reason: `the answer is larger than ${answerBytesMax} bytes` };
-  }
-  if (status >= 300 && status < 400) return { status, reason: `${status}, a redirect, is refused` };
-  const value = readJson(body);
-  if (status >= 200 && status < 300) {
-    if (!isObject(value)) return { status, reason: "the answer is not a JSON object" };
-    const other = otherObject(call, value);
-    return other === undefined ? { value } : { status, reason: other };
-  }
-  const said = isObject(value) && typeof value["message"] === "string" ? value["message"] : "";
-  const { verb, resource } = describe(call);
-  const meaning: Record<number, string> = {
-    401: "401 Unauthorized, the server does not accept these credentials",
-    403: `403 Forbidden, grant these credentials the verb "${verb}" on "${resource}"`,
-    404: "404, it does not exist",
-    409: "409 Conflict, it exists already or has changed",
-    429: "429, the server is too busy",
-  };
-  const told = status === 429 || status >= 500 ? pauseTold(headers, host.now()) : undefined;
-  const wait = told ? `, it says to come back in ${Math.ceil(told / 1000)} s` : "";
-  return {
-    status,
-    reason: (meaning[status] ?? `status ${status}`) + wait,
-    details: oneLine(said, 1000),
-    ...((status === 429 || status >= 500) && {
-      repeat:
-        told === undefined
-          ? { pauseMs: pauseMsDefault, by: "own" }
-          : { pauseMs: Math.max(told, pauseMsDefault), by: "told" },
-    }),
-  };
-}
-
-/** `Retry-After` in ms: seconds, or a date (RFC 9110 §10.2.3). Undefined for anything else. */
-function pauseTold(headers: Headers, nowMs: number): number | undefined {
-  const text = headers.get("Retry-After")?.trim() ?? "";
-  if (/^\d+$/.test(text)) return Number(text) * 1000;
-  const atMs = text.endsWith(" GMT") ? Date.parse(text) : Number.NaN;
-  return Number.isNaN(atMs) ? undefined : Math.max(0, atMs - nowMs);
-}
-
-/**
- * What is wrong with an answer that is not the object asked for, by its name: a cache or a proxy in
- * between that mixes answers up would give a pod the networks of another one.
- */
-function otherObject(call: Call, value: Record<string, unknown>): string | undefined {
-  const { name, namespace } = describe(call);
-  if (call.method !== "GET" || name === undefined) return undefined;
-  const { name: own, namespace: place } = isObject(value["metadata"]) ? value["metadata"] : {};
-  if (typeof own !== "string") return "the answer is no object of the API";
-  if (own === name && (place ?? namespace) === namespace) return undefined;
-  const label = typeof place === "string" ? `${place}/${own}` : own;
-  return `the answer is another object, ${oneLine(label, 300)}`;
-}
-
-/** JSON of a server we trust, so without the checks of `parseJson`; undefined when it is none. */
-function readJson(body: string): unknown {
-  try {
-    return JSON.parse(body);
-  } catch (error) {
-    if (error instanceof SyntaxError || error instanceof RangeError) return undefined;
-    throw error;
-  }
 }
 
 function connectionFailure({ host, timeoutMs }: Session, call: Call, error: unknown): Failure {
@@ -323,45 +309,5 @@ function connectionFailure({ host, timeoutMs }: Session, call: Call, error: unkn
   return {
     reason: `the connection failed (${reason}${hint})`,
     ...(call.method !== "POST" && { repeat: { pauseMs: pauseMsDefault, by: "own" } }),
-  };
-}
-
-function failed(
-  { server, credential }: Origin,
-  call: Call,
-  { reason, status, details }: Failure,
-): CniError {
-  const { verb, target } = describe(call);
-  return new CniError(
-    code.tryAgainLater,
-    `Cannot ${verb} ${target} at ${server}: ${reason} (credentials: ${credential})`,
-    { ...(details && { details }), ...(status && { cause: { status } }) },
-  );
-}
-
-/** A call in the words of RBAC: `get`, `pods`, `pods ns/name`. */
-interface Described {
-  verb: string;
-  resource: string;
-  target: string;
-  /** Of one object; undefined for a list. */
-  name: string | undefined;
-  namespace: string | undefined;
-}
-
-function describe({ method, path }: Call): Described {
-  const inGroup = path[0] === "apis";
-  const rest = path.slice(inGroup ? 3 : 2);
-  const namespace = rest[0] === "namespaces" && rest.length > 2 ? rest[1] : undefined;
-  const [type = path.join("/"), name, part] = namespace === undefined ? rest : rest.slice(2);
-  const read = name === undefined ? "list" : "get";
-  const resource = [type + (inGroup ? `.${path[1]}` : ""), part].filter(Boolean).join("/");
-  const place = [namespace, name].filter((one) => one !== undefined).join("/");
-  return {
-    verb: { GET: read, PATCH: "patch", POST: "create" }[method],
-    resource,
-    target: oneLine(`${resource} ${place}`, 300),
-    name,
-    namespace,
   };
 }

@@ -5,7 +5,9 @@
  *
  * As a process: `bun tests/apiserver.ts --dir DIR [--delay MS]` prints `{url, kubeconfig, dir}` and
  * serves until it is killed. It starts with what `DIR/objects.json` holds (path to object); later
- * `POST /-/objects` with the same shape adds more, `GET /-/requests` tells what was asked.
+ * `POST /-/objects` with the same shape adds more (null removes), `POST /-/serve` names collections
+ * that are known though empty, `GET /-/requests` tells what was asked. Known collections are listed
+ * by pages and can be watched, see tests/apiwatch.ts.
  */
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import type { IncomingMessage, ServerResponse } from "node:http";
@@ -16,6 +18,7 @@ import { Readable } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import type { TLSSocket } from "node:tls";
 import { parseArgs } from "node:util";
+import { isInside, makeWatchCache, type WatchCache, type Watches } from "./apiwatch.ts";
 
 /** What may go wrong with one request. */
 export type Fault =
@@ -76,6 +79,9 @@ export interface ApiServer {
   put(path: string, object: Json): void;
   object(path: string): Json | undefined;
   remove(path: string): void;
+  /** Makes collections known: they can be empty, have pages, and be watched. */
+  serve(...collections: string[]): void;
+  watches: Watches;
   /** Writes a kubeconfig file into `dir` and returns its path. */
   kubeconfig(kind: Kind): string;
   stop(): Promise<void>;
@@ -92,6 +98,8 @@ export async function startApiServer(
   mkdirSync(dir, { recursive: true });
   makeKeys(dir, ["ca", "ca2", "server", "client"]);
   const objects = new Map<string, Json>();
+  const cache = makeWatchCache();
+  const served = new Set<string>();
   const faults: (Fault | "none")[] = [];
   const listener = async (request: IncomingMessage, response: ServerResponse): Promise<void> => {
     const seen = await see(request, api.token);
@@ -105,7 +113,13 @@ export async function startApiServer(
     await api.gate?.(seen);
     const fault = faults.shift() ?? "none";
     if (fault !== "none" && (await misbehave(response, fault))) return;
-    answer(response, serve(objects, seen));
+    const { pathname, searchParams } = new URL(seen.path, "https://localhost");
+    const isKnown = served.has(pathname) && seen.user !== "nobody" && seen.method === "GET";
+    if (isKnown && searchParams.has("watch")) cache.watch(pathname, searchParams, response);
+    else if (isKnown) {
+      const items = [...objects].filter(([key]) => isInside(key, pathname));
+      answer(response, { status: 200, body: cache.list(pathname, items, searchParams) });
+    } else answer(response, serve(objects, seen, cache));
   };
   let server = await listen(dir, listener);
   const { port } = server.address() as AddressInfo;
@@ -121,11 +135,27 @@ export async function startApiServer(
       makeKeys(dir, what === "authority" ? ["ca", "server", "client"] : ["server"]);
       server = await listen(dir, listener, port);
     },
-    put: (path, object) => void objects.set(path, withMeta(named(path, object))),
+    put: (path, object) => {
+      const isNew = !objects.has(path);
+      const stored = withMeta(named(path, object));
+      objects.set(path, stored);
+      cache.changed(path, stored, isNew);
+    },
     object: (path) => objects.get(path),
-    remove: (path) => void objects.delete(path),
+    remove: (path) => {
+      const found = objects.get(path);
+      objects.delete(path);
+      if (found) cache.removed(path, found);
+    },
+    serve: (...collections) => {
+      for (const one of collections) served.add(one);
+    },
+    watches: cache,
     kubeconfig: (kind) => writeKubeconfig(api, kind),
-    stop: () => close(server),
+    stop: () => {
+      cache.stop();
+      return close(server);
+    },
   };
   writeFileSync(join(dir, "token"), `${api.token}\n`);
   return api;
@@ -209,14 +239,20 @@ function refusal(status: number, reason: string, message: string): Answer {
 function serve(
   objects: Map<string, Json>,
   { method, path, body, user, contentType }: Seen,
+  cache: WatchCache,
 ): Answer {
   if (user === "nobody") return refusal(401, "Unauthorized", "Unauthorized");
   // The status subresource is a part of the object.
   const key = decodeURI(path).replace(/\/status$/, "");
   const found = objects.get(key);
-  if (method === "POST") return create(objects, key, JSON.parse(body));
+  if (method === "POST") {
+    const created = create(objects, key, JSON.parse(body));
+    const { name } = (created.body["metadata"] ?? {}) as Json;
+    if (created.status === 201) cache.changed(`${key}/${name}`, created.body, true);
+    return created;
+  }
   if (method === "GET" && !found) {
-    const items = listOf(objects, key);
+    const items = [...objects].filter(([one]) => isInside(one, key)).map(([, one]) => one);
     if (items.length > 0) return { status: 200, body: { kind: "List", items } };
   }
   if (!found) return refusal(404, "NotFound", `${key} not found`);
@@ -234,6 +270,7 @@ function serve(
   if (differs) return refusal(409, "Conflict", "the object has been modified");
   const merged = withMeta(merge(found, patch) as Json, Number(current["resourceVersion"]) + 1);
   objects.set(key, merged);
+  cache.changed(key, merged, false);
   return { status: 200, body: merged };
 }
 
@@ -246,18 +283,6 @@ function create(objects: Map<string, Json>, collection: string, object: Json): A
   const created = withMeta({ ...object, metadata });
   objects.set(path, created);
   return { status: 201, body: created };
-}
-
-/** What lies in a collection, of one namespace or (`/api/v1/pods`) of all. */
-function listOf(objects: Map<string, Json>, path: string): Json[] {
-  const [, root = "", type = ""] =
-    /^(\/api\/[^/]+|\/apis\/[^/]+\/[^/]+)\/([^/]+)$/.exec(path) ?? [];
-  const isInside = (key: string): boolean => {
-    const parent = key.slice(0, key.lastIndexOf("/"));
-    if (parent === path) return true;
-    return root !== "" && parent.startsWith(`${root}/namespaces/`) && parent.endsWith(`/${type}`);
-  };
-  return [...objects].filter(([key]) => isInside(key)).map(([, object]) => object);
 }
 
 /** RFC 7396. */
@@ -334,8 +359,15 @@ async function misbehave(response: ServerResponse, fault: Fault): Promise<boolea
 /** For a bench in another process; no credentials, as the port is ours alone. */
 function control({ method, path, body }: Seen, api: ApiServer): Answer {
   if (path === "/-/requests") return { status: 200, body: { requests: api.requests } };
+  if (method === "POST" && path === "/-/serve") {
+    api.serve(...(JSON.parse(body) as string[]));
+    return { status: 200, body: {} };
+  }
   if (method !== "POST" || path !== "/-/objects") return refusal(404, "NotFound", path);
-  for (const [key, object] of Object.entries(JSON.parse(body))) api.put(key, object as Json);
+  for (const [key, object] of Object.entries(JSON.parse(body))) {
+    if (object === null) api.remove(key);
+    else api.put(key, object as Json);
+  }
   return { status: 200, body: {} };
 }
 

@@ -1,4 +1,4 @@
-/** lib/kube.ts and lib/kubeconfig.ts against the API server of apiserver.ts: real TLS and files. */
+/** lib/kube.ts, lib/kube_answer.ts, lib/kubeconfig.ts against apiserver.ts: real TLS, files. */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";

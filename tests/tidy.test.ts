@@ -26,6 +26,7 @@ const layers: string[][] = [
       "device_info",
       "ending",
       "ipam",
+      "kube_answer",
       "kubeconfig",
       "lock",
       "netconf",
@@ -37,7 +38,7 @@ const layers: string[][] = [
   ],
   ["config_schema"],
   ["config", "kpi", "kube", "multus", "networks", "report_live", "routes"],
-  ["api", "event", "genie_conf", "objects"],
+  ["api", "event", "genie_conf", "objects", "watch"],
   // What a pod asks for, and on which networks.
   ["pod", "settings", "wanted"],
   ["gate", "ledger", "report_csv", "report_rows", "report_shape", "report_tally", "report_words"],
@@ -63,7 +64,17 @@ const pure = [
     "html",
     "ip",
   ],
-  ...["json", "multus", "netconf", "npwg", "quantity", "report_choice", "report_words", "result"],
+  ...[
+    "json",
+    "kube_answer",
+    "multus",
+    "netconf",
+    "npwg",
+    "quantity",
+    "report_choice",
+    "report_words",
+    "result",
+  ],
   ...["schema", "select", "table", "text", "toml", "usage"],
 ];
 /** What a pure module may import besides ours. */
