@@ -58,3 +58,47 @@ export function contains(outer: string, inner: string): boolean {
   if (!a || !b || a.family !== b.family) return false;
   return b.base >= a.base && b.base + b.size <= a.base + a.size;
 }
+
+/** An IP address from its number. IPv6 as the URL standard writes it: lower case, "::" once. */
+export function formatIP(family: 4 | 6, number: bigint): string {
+  const width = family === 4 ? 8n : 16n;
+  const parts = Array.from({ length: family === 4 ? 4 : 8 }, (_, i) =>
+    BigInt.asUintN(Number(width), number >> (width * BigInt((family === 4 ? 3 : 7) - i))),
+  );
+  if (family === 4) return parts.join(".");
+  const groups = parts.map((part) => part.toString(16)).join(":");
+  return new URL(`http://[${groups}]/`).hostname.slice(1, -1);
+}
+
+/** A subnet as `address/prefix`. */
+export function formatSubnet({ family, prefix, base }: Subnet): string {
+  return `${formatIP(family, base)}/${prefix}`;
+}
+
+const mappedBase = 0xffffn << 32n;
+
+/**
+ * The IPv4 subnet behind one of IPv4-mapped addresses (`::ffff:10.0.0.0/104`), which no packet
+ * carries; the subnet itself where it is none, undefined where it holds such addresses and others.
+ */
+export function unmapped(subnet: Subnet): Subnet | undefined {
+  const { family, prefix, base, size } = subnet;
+  const isInside = base >= mappedBase && base < mappedBase + 2n ** 32n;
+  if (family === 4 || !(isInside || (base > 0n && base + size > mappedBase && base < mappedBase))) {
+    return subnet;
+  }
+  if (prefix < 96) return undefined;
+  return { family: 4, prefix: prefix - 96, base: base - mappedBase, size };
+}
+
+/** An IP address in the one spelling we use, IPv4-mapped ones as IPv4; undefined for none. */
+export function canonicalIP(text: unknown): string | undefined {
+  if (typeof text !== "string") return undefined;
+  const version = isIP(text);
+  if (version === 0) return undefined;
+  if (version === 4) return text;
+  const written = new URL(`http://[${text}]/`).hostname.slice(1, -1);
+  const [, high, low] = /^::ffff:([0-9a-f]{1,4}):([0-9a-f]{1,4})$/.exec(written) ?? [];
+  if (high === undefined || low === undefined) return written;
+  return formatIP(4, BigInt(Number.parseInt(high, 16) * 65536 + Number.parseInt(low, 16)));
+}

@@ -34,13 +34,13 @@ const layers: string[][] = [
       "own_config",
       "request",
     ],
-    ...["report_choice", "report_file", "result", "state", "toml"],
+    ...["policy_rules", "report_choice", "report_file", "result", "state", "toml"],
   ],
-  ["config_schema"],
-  ["config", "kpi", "kube", "multus", "networks", "report_live", "routes"],
-  ["api", "event", "genie_conf", "objects", "watch"],
+  ["config_schema", "policy_between"],
+  ["config", "kpi", "kube", "multus", "networks", "policy_objects", "report_live", "routes"],
+  ["api", "event", "genie_conf", "objects", "policy_peers", "watch"],
   // What a pod asks for, and on which networks.
-  ["pod", "settings", "wanted"],
+  ["pod", "policy", "settings", "wanted"],
   ["gate", "ledger", "report_csv", "report_rows", "report_shape", "report_tally", "report_words"],
   ["delegate", "report", "report_charts", "report_text"],
   ["choose", "owner", "report_sections", "undo"],
@@ -75,6 +75,7 @@ const pure = [
     "report_words",
     "result",
   ],
+  ...["policy", "policy_between", "policy_objects", "policy_peers", "policy_rules"],
   ...["schema", "select", "table", "text", "toml", "usage"],
 ];
 /** What a pure module may import besides ours. */

@@ -1,0 +1,281 @@
+/**
+ * Network policies to nftables: lib/policy.ts, lib/policy_peers.ts, and how they are parsed:
+ * lib/policy_objects.ts, lib/policy_rules.ts, lib/policy_between.ts. What the text is, for each
+ * kind of rule, stands in tests/fixtures/policy/*.nft.
+ */
+import { describe, expect, test } from "bun:test";
+import { readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import {
+  compilePolicies,
+  type PolicyAttachment,
+  type PolicyWorld,
+  policyProblems,
+} from "../lib/policy.ts";
+import { multi, type PodShort, plain, pod, world } from "./fixtures/policy/world.ts";
+
+const folder = join(import.meta.dir, "fixtures", "policy");
+const golden = (name: string): string => readFileSync(join(folder, `${name}.nft`), "utf8");
+
+/** Seen from `a/web` with net1 on network a/blue. */
+const web: PodShort = {
+  name: "a/web",
+  labels: { app: "web", tier: "front" },
+  nets: { "a/blue@net1": ["10.1.0.10", "fd01::10"] },
+  podIps: ["10.244.0.10"],
+  ports: { "http/TCP": 8080, "dns/UDP": 5353 },
+};
+const others: PodShort[] = [
+  {
+    name: "a/db",
+    labels: { app: "db" },
+    nets: { "a/blue@net1": ["10.1.0.20", "FD01:0::20"], "a/red@net2": ["10.2.0.20"] },
+    podIps: ["10.244.0.20"],
+    ports: { "http/TCP": 80 },
+  },
+  {
+    name: "a/job",
+    labels: { app: "db" },
+    nets: { "a/blue@net1": ["10.1.0.99"] },
+    podIps: ["10.244.0.99"],
+    phase: "Succeeded",
+  },
+  {
+    name: "a/agent",
+    labels: { app: "db" },
+    podIps: ["192.168.0.1"],
+    hostNetwork: true,
+  },
+  {
+    name: "b/client",
+    labels: { app: "client" },
+    nets: { "b/blue@net1": ["10.1.0.30"], "a/blue@net2": ["10.1.0.31"] },
+    podIps: ["10.244.0.30"],
+    ports: { "http/TCP": 8000 },
+  },
+  {
+    name: "c/client",
+    labels: { app: "client" },
+    nets: { "a/blue@net1": ["10.1.0.40"] },
+    podIps: ["10.244.0.40"],
+    ports: { "http/TCP": 8000 },
+  },
+];
+const namespaces = { a: { team: "a" }, b: { team: "b" }, c: {} };
+const blue: PolicyAttachment = { network: "a/blue", ifName: "net1", ips: ["10.1.0.10"] };
+const eth0: PolicyAttachment = {
+  network: "calico",
+  ifName: "eth0",
+  ips: ["10.244.0.10"],
+  isDefault: true,
+  enforcesPlain: true,
+  nodeIps: ["192.168.0.1", "10.244.0.1", "fd00::1"],
+};
+
+const worldOf = (policies: object[], more: PodShort[] = []): PolicyWorld =>
+  world({ policies, pods: [web, ...others, ...more], namespaces });
+const compile = (policies: object[], attachments = [blue]) =>
+  compilePolicies(worldOf(policies), pod(web), attachments);
+
+const pods = { podSelector: {} };
+const ingress = (...rules: unknown[]) => ({ ...pods, policyTypes: ["Ingress"], ingress: rules });
+const egress = (...rules: unknown[]) => ({ ...pods, policyTypes: ["Egress"], egress: rules });
+const app = (name: string) => ({ podSelector: { matchLabels: { app: name } } });
+const cidr = (block: string, except?: string[]) => ({ ipBlock: { cidr: block, except } });
+
+const cases: [name: string, policies: object[], attachments?: PolicyAttachment[]][] = [
+  ["deny-both", [multi("p", { ...pods, policyTypes: ["Ingress", "Egress"] })]],
+  ["allow-all-ingress", [multi("p", ingress({}))]],
+  ["allow-all-egress", [multi("p", egress({}))]],
+  ["pod-peers", [multi("p", ingress({ from: [app("db")] }))]],
+  [
+    "namespace-peers",
+    [multi("p", ingress({ from: [{ namespaceSelector: { matchLabels: { team: "b" } } }] }))],
+  ],
+  [
+    "namespace-and-pod-peers",
+    [multi("p", egress({ to: [{ namespaceSelector: {}, ...app("client") }] }))],
+  ],
+  ["foreign-networks", [multi("p", ingress({ from: [app("db")] }), "b/blue, a/blue,a/red")]],
+  [
+    "blocks",
+    [
+      multi(
+        "p",
+        egress({
+          to: [
+            cidr("10.0.0.0/8", ["10.1.0.0/16", "10.1.2.0/24", "10.255.0.0/16"]),
+            cidr("10.0.128.0/17"),
+            cidr("192.168.1.7/32"),
+            cidr("fd00::/8", ["fd00::/16"]),
+          ],
+        }),
+      ),
+    ],
+  ],
+  ["whole-families", [multi("p", ingress({ from: [cidr("0.0.0.0/0"), cidr("::/0")] }))]],
+  [
+    "ports",
+    [
+      multi(
+        "p",
+        ingress({
+          from: [app("db")],
+          ports: [
+            { port: 443 },
+            { port: 80 },
+            { port: 8000, endPort: 8100 },
+            { port: 8050, endPort: 8200 },
+            { protocol: "UDP" },
+            { protocol: "SCTP", port: 7 },
+          ],
+        }),
+      ),
+    ],
+  ],
+  ["ports-of-everybody", [multi("p", ingress({ ports: [{ port: 80 }] }))]],
+  [
+    "named-ports-ingress",
+    [multi("p", ingress({ ports: [{ port: "http" }, { protocol: "UDP", port: "dns" }] }))],
+  ],
+  [
+    "named-ports-egress",
+    [multi("p", egress({ to: [{ namespaceSelector: {} }], ports: [{ port: "http" }] }))],
+  ],
+  [
+    "several-policies",
+    [
+      multi("z", ingress({ from: [app("db")], ports: [{ port: 80 }] })),
+      multi("b", ingress({ from: [app("db")] })),
+      multi("c", egress({ to: [app("db")] })),
+    ],
+  ],
+  ["default-network", [plain("p", ingress({ from: [app("db")] }))], [eth0, blue]],
+  [
+    "two-interfaces",
+    [
+      plain("p", ingress({ from: [app("db")] })),
+      multi("m", { ...pods, policyTypes: ["Egress"] }, "blue"),
+    ],
+    [eth0, blue],
+  ],
+];
+
+describe("compilePolicies()", () => {
+  test.each(cases.map(([name, list, on = [blue]]) => [name, list, on] as const))(
+    "%s",
+    (name, policies, attachments) => {
+      const { ruleset, problems } = compile(policies, attachments);
+      expect({ ruleset, problems }).toEqual({ ruleset: golden(name), problems: [] });
+    },
+  );
+
+  test("nft takes every ruleset", () => {
+    const files = readdirSync(folder).filter((name) => name.endsWith(".nft"));
+    expect(files).toContain("deny-both.nft");
+    const said = files.flatMap((name) => {
+      const args = ["unshare", "--net", "nft", "--check", "--file", join(folder, name)];
+      const { exitCode, stderr } = Bun.spawnSync(args);
+      return exitCode === 0 ? [] : [`${name}: ${stderr}`];
+    });
+    expect(said).toEqual([]);
+  });
+
+  test("the order of the inputs is nothing to the text", () => {
+    const policies = cases.flatMap(([, list], i) =>
+      list.map((one) => {
+        const { metadata } = one as { metadata: { name: string } };
+        return { ...one, metadata: { ...metadata, name: `${metadata.name}-${i}` } };
+      }),
+    );
+    const forward = world({ policies, pods: [web, ...others], namespaces });
+    const backward = world({
+      policies: policies.toReversed(),
+      pods: [web, ...others].toReversed(),
+      namespaces: Object.fromEntries(Object.entries(namespaces).toReversed()),
+    });
+    const target = pod(web);
+    expect(compilePolicies(backward, target, [blue, eth0])).toEqual(
+      compilePolicies(forward, target, [eth0, blue]),
+    );
+  });
+
+  const closed = multi("p", { ...pods, policyTypes: ["Ingress"] });
+  test.each<[string, object[], PolicyAttachment[]]>([
+    ["no policy", [], [blue]],
+    ["a policy for another network", [multi("p", ingress(), "red")], [blue]],
+    [
+      "a policy of another namespace's network of that name",
+      [multi("p", ingress(), "b/blue")],
+      [blue],
+    ],
+    ["a policy for other pods", [multi("p", { ...ingress(), ...app("db") })], [blue]],
+    ["a MultiNetworkPolicy and the default network", [closed], [{ ...blue, isDefault: true }]],
+    ["a policy that names no network", [multi("p", ingress(), "")], [blue]],
+    ["plain policy where the plugin enforces it", [plain("p", ingress())], [blue]],
+    ["no interface", [closed], []],
+  ])("nothing for %s", (_name, policies, attachments) => {
+    expect(compile(policies, attachments).ruleset).toBe("");
+  });
+
+  test.each([
+    ["net1", '"net1"'],
+    ["net*", '"net\\*"'],
+    ["n*t", '"n*t"'],
+    ['n"t', '!= "lo"'],
+    ["net\\*", '!= "lo"'],
+    ["net\\", '!= "lo"'],
+  ])("the interface name %s is matched as it is", (ifName, match) => {
+    const { ruleset } = compile([closed], [{ ...blue, ifName }]);
+    expect(ruleset).toContain(`iifname ${match} goto ingress_0\n`);
+  });
+
+  test.each<[string, object, RegExp]>([
+    ["ingress, this pod's own", ingress({ ports: [{ port: "grpc" }] }), /pod a\/web has no/],
+    [
+      "ingress, of another protocol",
+      ingress({ ports: [{ protocol: "UDP", port: "http" }] }),
+      /"http"/,
+    ],
+    ["egress, no peer's", egress({ to: [app("db")], ports: [{ port: "grpc" }] }), /no peer pod/],
+    [
+      "egress, of addresses",
+      egress({ to: [cidr("10.0.0.0/8")], ports: [{ port: "http" }] }),
+      /no peer pod/,
+    ],
+  ])("a named port nobody has allows nothing: %s", (_name, spec, text) => {
+    const { ruleset, problems } = compile([multi("p", spec)]);
+    expect(ruleset).not.toContain("dport");
+    expect(problems.map((one) => one.text)).toEqual([expect.stringMatching(text)]);
+  });
+});
+
+describe("policyProblems()", () => {
+  test.each<[string, object, string, RegExp]>([
+    [
+      "nothing selected",
+      { podSelector: { matchLabels: { app: "wbe" } } },
+      "blue",
+      /selects no pod/,
+    ],
+    ["a network nobody has", { podSelector: {} }, "blue,bleu", /unknown network "a\/bleu"/],
+    ["no network", { podSelector: {} }, " ", /names no network/],
+  ])("reports %s", (_name, spec, networks, text) => {
+    const found = policyProblems(worldOf([multi("p", spec, networks)]));
+    expect(found).toEqual([
+      {
+        kind: "MultiNetworkPolicy",
+        namespace: "a",
+        name: "p",
+        path: expect.any(String),
+        text: expect.stringMatching(text),
+      },
+    ]);
+  });
+
+  test("says nothing of a good policy, whose network may be one of the plugin table", () => {
+    const nets = { "storage@net1": ["10.9.0.1"] };
+    const policies = [multi("p", ingress({ from: [app("db")] }), "storage, blue")];
+    expect(policyProblems(worldOf(policies, [{ name: "a/x", nets }]))).toEqual([]);
+  });
+});
