@@ -14,6 +14,7 @@ import { newSeed } from "./seed.ts";
 export const parts: Record<string, () => Promise<Part>> = {
   kills: async () => (await import("./kills.ts")).kills,
   delegates: async () => (await import("./delegates.ts")).delegates,
+  api: async () => (await import("./api.ts")).api,
 };
 
 /** Runs one part, in its time. */
