@@ -156,9 +156,13 @@ async function send(session: Session, call: Call): Promise<unknown> {
   const url = urlOf(session, call);
   const deadline = performance.now() + timeoutMs;
   const signal = AbortSignal.any([host.signal, AbortSignal.timeout(timeoutMs)]);
+  let before = "";
   for (let repeats = 0; ; repeats++) {
     const answer = await attempt(session, call, url, signal);
     if ("value" in answer) return answer.value;
+    // Why it was asked again says more than that the time was over then.
+    if (before !== "" && before !== answer.reason) answer.reason += `, before that: ${before}`;
+    else before = answer.reason;
     const { pauseMs, by } = answer.repeat ?? { pauseMs: Number.POSITIVE_INFINITY, by: "own" };
     if (repeats >= repeatsMax[by] || performance.now() + pauseMs >= deadline) {
       throw failed(account, call, answer);

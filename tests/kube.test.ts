@@ -357,6 +357,14 @@ describe("answers", () => {
     expect(performance.now() - begin).toBeWithin(190, 1000);
   });
 
+  test("what a server said before it hung is told", async () => {
+    server.misbehave(status(503), { kind: "hang" });
+    const kube = await open("token", { timeoutMs: 300 });
+    expect((await failure(kube.get(podPath))).msg).toContain(
+      ": no answer within 300 ms, before that: status 503 (credentials: ",
+    );
+  });
+
   test("a plugin for credentials that hangs costs the deadline as well", async () => {
     writeFileSync(join(dir, "hang"), "#!/bin/sh\nexec sleep 2\n", { mode: 0o755 });
     const file = writeConfig(trusted(), { exec: { command: "./hang" } });
