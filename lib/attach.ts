@@ -12,6 +12,7 @@ import type { Config } from "./config_schema.ts";
 import { closeState, openState, type State, write } from "./database.ts";
 import { type ChainOptions, delChain, undoOptions } from "./delegate.ts";
 import { intend, rememberRefusal } from "./intend.ts";
+import { isObject } from "./json.ts";
 import {
   type Journal,
   noteChoice,
@@ -45,6 +46,7 @@ import { undoAll } from "./undo.ts";
  */
 export async function add(host: Host, request: Request): Promise<object> {
   mark("load");
+  if (request.config["delOnly"] === true) return passOn(request);
   const startedMs = host.now();
   const journal = openJournal(host, request);
   const config = await loadConfig(request.config).catch(async (error: unknown) => {
@@ -66,6 +68,19 @@ export async function add(host: Host, request: Request): Promise<object> {
   } finally {
     closeState(state);
   }
+}
+
+/**
+ * With `delOnly` in its config, genie stands last in the list of the network that follows it, so
+ * that the DEL of pods from before still reaches it: `genie uninstall --force` wrote that.
+ * @throws CniError 50 where no network stands before it
+ */
+function passOn({ config: { prevResult } }: Request): object {
+  if (isObject(prevResult)) return prevResult;
+  throw new CniError(
+    code.unavailable,
+    "Cannot attach: genie is being uninstalled, and the node has no other network",
+  );
 }
 
 /** An ADD without a valid configuration is told of where the record is said to be. */

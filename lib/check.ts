@@ -29,7 +29,8 @@ import { candidateNetworks } from "./wanted.ts";
  */
 export async function check(host: Host, request: Request): Promise<undefined> {
   const settings = await loadNodeSettings(host, request.config);
-  if (request.config["disableCheck"] === true) return undefined;
+  const { disableCheck, delOnly } = request.config;
+  if (disableCheck === true || delOnly === true) return undefined;
   const journal = openJournal(host, request);
   const state = openState(host, settings.stateDir);
   try {
@@ -79,6 +80,7 @@ const statusTimeoutMs = 5_000;
  * @see CNI SPEC 1.1 §2 "STATUS"
  */
 export async function status(host: Host, request: Request): Promise<undefined> {
+  if (request.config["delOnly"] === true) return undefined;
   try {
     const config = await loadConfig(request.config);
     host.log = { level: config.logLevel, file: config.logFile };
@@ -88,16 +90,23 @@ export async function status(host: Host, request: Request): Promise<undefined> {
         `The default network is not ready: ${config.readinessFile} does not exist`,
       );
     }
-    const search = pluginSearch(config, request);
-    const { needed, candidates } = neededNetworks(config, search);
-    if (candidates) await askAny(host, config, candidates, search);
-    for (const network of needed) await ask(host, network, search);
+    await askNetworks(host, config, pluginSearch(config, request));
   } catch (error) {
     const { code: number, message, details } = toCniError(error);
     const known = number === code.unavailable || number === code.unavailableLimited;
     throw new CniError(known ? number : code.unavailable, message, { details, cause: error });
   }
   return undefined;
+}
+
+/**
+ * Asks every network that a pod needs, and where one is chosen, the candidates.
+ * @throws CniError of the first that says no
+ */
+export async function askNetworks(host: Host, config: Config, search: PluginSearch): Promise<void> {
+  const { needed, candidates } = neededNetworks(config, search);
+  if (candidates) await askAny(host, config, candidates, search);
+  for (const network of needed) await ask(host, network, search);
 }
 
 /**
@@ -133,7 +142,7 @@ async function askAny(
  * objects of the API are left out: STATUS is polled, and must not depend on the API server.
  * @throws CniError 50 when there are none at all
  */
-function neededNetworks(
+export function neededNetworks(
   config: Config,
   search: PluginSearch,
 ): { needed: Network[]; candidates?: string[] } {

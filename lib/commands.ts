@@ -4,7 +4,7 @@
 import type { parseArgs } from "node:util";
 import manifest from "../package.json";
 import { type Host, supportedVersions } from "./cni.ts";
-import type { Flags } from "./usage.ts";
+import { type Flags, UsageError } from "./usage.ts";
 
 /** One command of the operator. */
 export interface CommandLine {
@@ -59,6 +59,60 @@ Folders for plugin binaries: CNI_PATH, then bin_dirs of the plugin table.`,
       return runValidate(host, flags, terminalWidth());
     },
   },
+  install: {
+    usage: "[options]",
+    summary: "put genie on this node, or a new version of it in its place",
+    help: `  --table FILE         the plugin table to install; default: one that explains every key,
+                       where there is none yet
+  --kubeconfig FILE    credentials to copy, for networks that are objects of the API; default:
+                       the service account of the pod it runs in
+  --conf-dir DIR       where the runtime looks for CNI configs, default /etc/cni/net.d
+  --bin-dir DIR        where the runtime looks for plugins, default /opt/cni/bin
+  --wait DURATION      how long the default network is waited for, default 2m
+  --no-wait            write the CNI config whether that network is ready or not
+  --downgrade          put this version over a newer one
+  --host-root DIR      the node's root, where it is mounted in a container: /host
+  --json               one JSON document, for programs
+
+Run it again for a new version: pods may start meanwhile. The version before stays beside it as
+genie.previous. What was there before the first time is kept, and put back by genie uninstall.`,
+    options: {
+      table: { type: "string" },
+      kubeconfig: { type: "string" },
+      "conf-dir": { type: "string" },
+      "bin-dir": { type: "string" },
+      wait: { type: "string" },
+      "no-wait": { type: "boolean" },
+      downgrade: { type: "boolean" },
+      "host-root": { type: "string" },
+      json: { type: "boolean" },
+    },
+    run: async (host, flags) => {
+      const { runInstall } = await import("./install.ts");
+      return runInstall(host, flags, ownProgram());
+    },
+  },
+  uninstall: {
+    usage: "[--force] [--purge] [--host-root DIR] [--json]",
+    summary: "take genie off this node and put back what was there before",
+    help: `  --force              also while pods are attached: new pods get the network that
+                       follows, and genie stays behind it for the DEL of those there are
+  --purge              remove the record too: what happened on this node is forgotten
+  --host-root DIR      the node's root, where it is mounted in a container: /host
+  --json               one JSON document, for programs
+
+Files that were changed since they were installed stay.`,
+    options: {
+      force: { type: "boolean" },
+      purge: { type: "boolean" },
+      "host-root": { type: "string" },
+      json: { type: "boolean" },
+    },
+    run: async (host, flags) => {
+      const { runUninstall } = await import("./uninstall.ts");
+      return runUninstall(host, flags);
+    },
+  },
   version: {
     usage: "[--json]",
     summary: "show the version of genie and the CNI versions it speaks",
@@ -104,6 +158,12 @@ Reads the record and changes nothing. Attachments, addresses and traffic are of 
     },
   },
 };
+
+/** Path of this program's own file. @throws UsageError when it runs from source */
+function ownProgram(): string {
+  if (Bun.main.startsWith("/$bunfs/")) return process.execPath;
+  throw new UsageError("Only the compiled program can install itself: bun run build");
+}
 
 /** Columns of the terminal; where output goes elsewhere nothing is cut. */
 function terminalWidth(): number {

@@ -62,6 +62,7 @@ export async function del(host: Host, request: Request): Promise<undefined> {
   };
   const state = openOrReport(host, settings);
   if (!state) {
+    if (request.config["delOnly"] === true) return undefined;
     await deleteByGuess(host, request, chain);
     return undefined;
   }
@@ -271,7 +272,9 @@ async function guessTheRest(
   if (found.ended) return;
   if (found.damaged.length > 0) {
     await deleteByGuess(host, request, chain, new Set(found.damaged.map(({ ifName }) => ifName)));
-  } else if (found.rows.length === 0) await deleteByGuess(host, request, chain);
+  } else if (found.rows.length === 0 && request.config["delOnly"] !== true) {
+    await deleteByGuess(host, request, chain);
+  }
 }
 
 /**

@@ -42,7 +42,8 @@ const gcTimeoutMs = 120_000;
 export async function gc(host: Host, request: Request): Promise<undefined> {
   const settings = await loadNodeSettings(host, request.config);
   const valid = validCalls(request);
-  if (!valid || request.config["disableGC"] === true) return undefined;
+  const { disableGC, delOnly } = request.config;
+  if (!valid || disableGC === true || delOnly === true) return undefined;
   const journal = openJournal(host, request);
   const state = openState(host, settings.stateDir);
   try {

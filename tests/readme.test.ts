@@ -195,10 +195,12 @@ describe("README, commands", () => {
     expect(status).toBe(0);
   });
 
-  test("are all that genie help lists", async () => {
+  test("are those that genie help lists, and the others are named", async () => {
     const { stdout } = await runGenie(genieProgram(), {}, "", ["help"]);
-    const listed = [...stdout.matchAll(/^ {2}(\w+) {2}/gm)].map(([, one]) => one);
-    expect(genieCommands.map((command) => command.split(" ")[1])).toEqual(listed);
+    const listed = [...stdout.matchAll(/^ {2}(\w+) {2}/gm)].map(([, one]) => one ?? "");
+    const shown = genieCommands.map((command) => command.split(" ")[1]);
+    expect(shown.filter((one) => !listed.includes(one ?? ""))).toEqual([]);
+    expect(listed.filter((one) => !new RegExp(`\\bgenie ${one}\\b`).test(readme))).toEqual([]);
   });
 
   test("run scripts of package.json", () => {
@@ -216,15 +218,17 @@ describe("README, commands", () => {
 
   test("install the binary", async () => {
     using dir = tempDir();
-    const here = makeNode(dir);
     const [command = "", ...others] = commands.filter((one) => /^(?!genie |npx )/.test(one));
     expect(others).toEqual([]);
     if (!existsSync(join(root, "dist", "genie"))) {
       Bun.spawnSync([process.execPath, "tests/build.ts"], { cwd: root });
     }
-    const child = Bun.spawn(here(command).split(" "), { cwd: root, stderr: "pipe" });
+    const args = [...command.split(" "), "--no-wait", "--host-root", dir.path];
+    const child = Bun.spawn(args, { cwd: root, stderr: "pipe" });
     expect(await child.stderr.text()).toBe("");
-    expect(existsSync(here("/opt/cni/bin/genie"))).toBe(true);
+    for (const path of ["opt/cni/bin/genie", "etc/cni/net.d/00-genie.conflist"]) {
+      expect(existsSync(join(dir.path, path))).toBe(true);
+    }
     expect(await child.exited).toBe(0);
   });
 });

@@ -1,0 +1,590 @@
+/**
+ * `genie install` and `genie uninstall`, by the compiled program in throw-away roots of a node:
+ * lib/install.ts, lib/uninstall.ts, lib/installation.ts, lib/place.ts, lib/host_root.ts,
+ * lib/own_list.ts, lib/readiness.ts, lib/kube_access.ts.
+ */
+import { describe, expect, test } from "bun:test";
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
+import { dirname, join } from "node:path";
+import { hostFile, hostPath } from "../lib/host_root.ts";
+import { openSite } from "../lib/installation.ts";
+import { connect } from "../lib/kube.ts";
+import { copyToken, kubeAccess } from "../lib/kube_access.ts";
+import { parseConfigList } from "../lib/netconf.ts";
+import { before, lastList, ownList } from "../lib/own_list.ts";
+import { digestOf, placeFile } from "../lib/place.ts";
+import manifest from "../package.json";
+import { calls, fakePlugin, makeHost, tempDir } from "./fakes.ts";
+import { annotated, compiledGenie, left, makeNode, nothing, spawnGenie, wire } from "./wire.ts";
+
+const conflist = "etc/cni/net.d/00-genie.conflist";
+const binary = "opt/cni/bin/genie";
+const table = "etc/cni/genie/plugins.toml";
+const kubeconfig = "etc/cni/genie/kubeconfig";
+
+/** The root of a node that goes away with its scope. */
+interface Root extends Disposable {
+  path: string;
+  write: (name: string, content: string | object) => void;
+  read: (name: string) => string;
+  has: (name: string) => boolean;
+  /** Every file and link, with what it holds but for the binary's bytes. */
+  files: () => Record<string, string>;
+  genie: (...args: string[]) => Promise<{ status: number; stdout: string; stderr: string }>;
+}
+
+/** A node with one network, blue, whose plugin is there. */
+function makeRoot({ network = true } = {}): Root {
+  const dir = tempDir();
+  const at = (name: string) => join(dir.path, name);
+  const write: Root["write"] = (name, content) => {
+    mkdirSync(dirname(at(name)), { recursive: true });
+    writeFileSync(at(name), typeof content === "string" ? content : JSON.stringify(content));
+  };
+  const root: Root = {
+    path: dir.path,
+    write,
+    read: (name) => readFileSync(at(name), "utf8"),
+    has: (name) => existsSync(at(name)),
+    files: () =>
+      Object.fromEntries(
+        readdirSync(dir.path, { recursive: true, encoding: "utf8" })
+          .filter((name) => statSync(at(name)).isFile())
+          .map((name) => [name, digestOf(at(name)) ?? ""]),
+      ),
+    genie: (...args) => spawnGenie([compiledGenie(), ...args, "--host-root", dir.path], {}),
+    [Symbol.dispose]: () => dir[Symbol.dispose](),
+  };
+  for (const folder of ["etc/cni/net.d", "opt/cni/bin"]) mkdirSync(at(folder), { recursive: true });
+  if (network) {
+    write("etc/cni/net.d/10-blue.conflist", list("blue"));
+    fakePlugin(at("opt/cni/bin"), "bridge");
+  }
+  return root;
+}
+
+const list = (name: string, type = "bridge") => ({
+  cniVersion: "1.0.0",
+  name,
+  plugins: [{ type }],
+});
+
+/** What a run did, by file name. */
+function did(stdout: string): Record<string, string> {
+  const { steps } = JSON.parse(stdout) as { steps: { did: string; path: string }[] };
+  return Object.fromEntries(steps.map(({ did, path }) => [path.split("/").at(-1), did]));
+}
+
+describe("genie install", () => {
+  test("puts everything in place, once, and uninstall leaves the node as it was", async () => {
+    using root = makeRoot();
+    const untouched = root.files();
+    const first = await root.genie("install", "--json");
+    expect([first.stderr, first.status]).toEqual(["", 0]);
+    expect(did(first.stdout)).toEqual({
+      genie: "wrote",
+      "plugins.toml": "wrote",
+      kubeconfig: "skipped",
+      "00-genie.conflist": "wrote",
+    });
+    expect(root.read(table)).toBe(readFileSync(join(import.meta.dir, "../plugins.toml"), "utf8"));
+    expect(JSON.parse(root.read(conflist))).toEqual(ownList());
+    const mode = (name: string) => (statSync(join(root.path, name)).mode & 0o777).toString(8);
+    expect([binary, conflist, table].map(mode)).toEqual(["755", "644", "644"]);
+    expect([dirname(table), "etc/cni/genie/install.json"].map(mode)).toEqual(["700", "600"]);
+    const version = await spawnGenie([join(root.path, binary), "version", "--json"], {});
+    expect(JSON.parse(version.stdout).version).toBe(manifest.version);
+
+    const installed = root.files();
+    const second = await root.genie("install", "--json");
+    expect(JSON.parse(second.stdout)).toMatchObject({ changed: false });
+    expect(root.files()).toEqual(installed);
+    expect((await root.genie("install")).stdout).toContain("nothing has changed");
+
+    const gone = await root.genie("uninstall");
+    expect([gone.stderr, gone.status]).toEqual(["", 0]);
+    expect(root.files()).toEqual(untouched);
+    expect(root.has("etc/cni/genie")).toBe(false);
+    expect((await root.genie("uninstall")).status).toBe(0);
+  });
+
+  test("the CNI config is one that containerd 1.7 and 2.x load", () => {
+    const own = ownList() as { cniVersion: string; cniVersions: string[] };
+    expect(own.cniVersion).toBe("1.0.0");
+    expect(own.cniVersions).toEqual(["0.4.0", "1.0.0", "1.1.0"]);
+    const { plugins } = parseConfigList(own, "our own");
+    expect(plugins.map(({ type }) => type)).toEqual(["genie"]);
+    expect(plugins[0]?.capabilities).toMatchObject({
+      "io.kubernetes.cri.pod-annotations": true,
+      portMappings: true,
+      bandwidth: true,
+    });
+  });
+
+  test("other folders stand in the table it writes", async () => {
+    using root = makeRoot();
+    root.write("etc/net/10-blue.conflist", list("blue"));
+    fakePlugin(join(root.path, "opt/cni/bin"), "bridge");
+    mkdirSync(join(root.path, "usr/lib"), { recursive: true });
+    symlinkSync("/opt/cni/bin", join(root.path, "usr/lib/cni"));
+    const run = await root.genie("install", "--conf-dir=/etc/net", "--bin-dir=/usr/lib/cni");
+    expect([run.stderr, run.status]).toEqual(["", 0]);
+    expect(root.read(table)).toMatch(/^conf_dir +\S* *= "\/etc\/net"/m);
+    expect(root.read(table)).toMatch(/^bin_dirs +\S* *= \["\/usr\/lib\/cni"\]/m);
+    expect(root.has("etc/net/00-genie.conflist")).toBe(true);
+    expect(root.has(binary)).toBe(true);
+  });
+
+  const other = list("other");
+  test.each([
+    ["00-aaa.conflist", other, "stands before 00-genie.conflist"],
+    [
+      "00-bridge.conf",
+      { cniVersion: "1.0.0", name: "x", type: "bridge" },
+      "rename it to 10-bridge",
+    ],
+    ["00-multus.conf", { cniVersion: "1.0.0", name: "x", type: "multus" }, ""],
+    ["00-aaa.conflist.bak", other, ""],
+    ["00-aaa.conf", "{ broken", ""],
+    ["01-other.conflist", other, ""],
+  ])("beside %s: %o %s", async (name, content, refused) => {
+    using root = makeRoot();
+    root.write(`etc/cni/net.d/${name}`, content);
+    const run = await root.genie("install");
+    expect(run.status).toBe(refused === "" ? 0 : 1);
+    expect(run.stderr).toContain(refused);
+    expect([root.has(conflist), root.has(binary)]).toEqual([refused === "", refused === ""]);
+  });
+
+  test("a CNI-Genie config goes on to call genie, and its binary comes back", async () => {
+    using root = makeRoot();
+    root.write("etc/cni/net.d/00-genie.conf", {
+      cniVersion: "0.3.1",
+      name: "k8s-pod-network",
+      type: "genie",
+    });
+    root.write(binary, "#!/bin/sh\nexit 1\n");
+    const untouched = root.files();
+    const run = await root.genie("install", "--json");
+    expect(did(run.stdout)).toMatchObject({ genie: "replaced", "00-genie.conflist": "skipped" });
+    expect(root.has(conflist)).toBe(false);
+    expect(root.read(`${binary}.replaced`)).toBe("#!/bin/sh\nexit 1\n");
+    expect((await root.genie("uninstall")).status).toBe(0);
+    expect(root.files()).toEqual(untouched);
+  });
+
+  test("waits for the default network, and says for what", async () => {
+    using root = makeRoot({ network: false });
+    const late = await root.genie("install", "--wait=1ms");
+    expect(late.status).toBe(1);
+    expect(late.stderr).toContain("No network is configured");
+    expect([root.has(binary), root.has(conflist)]).toEqual([true, false]);
+
+    const child = Bun.spawn([compiledGenie(), "install", "--wait=1m", "--host-root", root.path], {
+      env: {},
+      stdout: "pipe",
+      stderr: "pipe",
+    });
+    const reader = child.stderr.getReader();
+    expect(new TextDecoder().decode((await reader.read()).value)).toContain("waiting for");
+    root.write("etc/cni/net.d/10-blue.conflist", list("blue"));
+    expect(new TextDecoder().decode((await reader.read()).value)).toContain('plugin "bridge"');
+    fakePlugin(join(root.path, "opt/cni/bin"), "bridge");
+    expect(await child.exited).toBe(0);
+    expect(root.has(conflist)).toBe(true);
+  });
+
+  test("writes the CNI config of a node that is not ready only when told to", async () => {
+    using root = makeRoot({ network: false });
+    expect((await root.genie("install", "--no-wait")).status).toBe(0);
+    expect(root.has(conflist)).toBe(true);
+  });
+
+  test("keeps the version before, and takes no step back unless told to", async () => {
+    using root = makeRoot();
+    await root.genie("install");
+    const make = (version: string) => {
+      rmSync(join(root.path, binary));
+      root.write(binary, `another ${version}`);
+      const note = JSON.parse(root.read("etc/cni/genie/install.json"));
+      note.genie = version;
+      note.files[0].written = [digestOf(join(root.path, binary))];
+      root.write("etc/cni/genie/install.json", note);
+    };
+    make("0.0.9");
+    const up = await root.genie("install");
+    expect([up.status, up.stdout]).toEqual([0, expect.stringContaining("genie.previous")]);
+    expect(root.read(`${binary}.previous`)).toBe("another 0.0.9");
+
+    make("99.0.0");
+    const down = await root.genie("install");
+    expect([down.status, down.stderr]).toEqual([1, expect.stringContaining("--downgrade")]);
+    expect(root.read(binary)).toBe("another 99.0.0");
+    expect((await root.genie("install", "--downgrade")).status).toBe(0);
+    expect((await root.genie("uninstall")).status).toBe(0);
+    expect(readdirSync(join(root.path, "opt/cni/bin"))).toEqual(["bridge"]);
+  });
+
+  test("asks a binary that somebody else put there for its version", async () => {
+    using root = makeRoot();
+    fakePlugin(
+      join(root.path, "opt/cni/bin"),
+      "genie",
+      '#!/bin/sh\necho \'{"version":"9.9.9"}\'\n',
+    );
+    const run = await root.genie("install");
+    expect([run.status, run.stderr]).toEqual([1, expect.stringContaining("genie 9.9.9")]);
+  });
+
+  test("pods start while the binary is replaced", async () => {
+    using root = makeRoot();
+    await root.genie("install");
+    const note = "etc/cni/genie/install.json";
+    const pods = async () => {
+      for (let i = 0; i < 8; i++) {
+        const env = { CNI_COMMAND: "VERSION" };
+        const run = await spawnGenie([join(root.path, binary)], env);
+        expect([run.stderr, run.status]).toEqual(["", 0]);
+      }
+    };
+    const install = async () => {
+      for (let i = 0; i < 3; i++) {
+        // Not on note as it is, so it is replaced.
+        root.write(note, root.read(note).replace(/"written": \[\s*"\w/, '"written": ["0'));
+        rmSync(join(root.path, `${binary}.replaced`), { force: true });
+        expect((await root.genie("install")).status).toBe(0);
+      }
+    };
+    await Promise.all([pods(), install()]);
+    // A program that runs holds its file: the old way, writing into it, fails.
+    const held = Bun.spawn([join(root.path, binary)], {
+      env: { CNI_COMMAND: "STATUS" },
+      stdin: "pipe",
+      stdout: "ignore",
+      stderr: "ignore",
+    });
+    try {
+      expect(() => writeFileSync(join(root.path, binary), "")).toThrow("ETXTBSY");
+      placeFile(join(root.path, binary), { text: "new" }, 0o755);
+      expect(root.read(binary)).toBe("new");
+    } finally {
+      held.kill();
+      await held.exited;
+    }
+  });
+
+  test.each([
+    ["a wrong table", ["--table", "$F"], "nonsense = 1\n", "nonsense"],
+    ["a table that is not there", ["--table", "$F.absent"], "", "does not exist"],
+    ["a folder that is relative", ["--conf-dir", "net.d"], "", "absolute path"],
+    ["a duration that is none", ["--wait", "soon"], "", "--wait"],
+    ["a kubeconfig that is not there", ["--kubeconfig", "$F.absent"], "", "does not exist"],
+  ])("refuses %s", async (_what, args, content, message) => {
+    using root = makeRoot();
+    using dir = tempDir();
+    const file = join(dir.path, "file");
+    writeFileSync(file, content);
+    const run = await root.genie("install", ...args.map((arg) => arg.replace("$F", file)));
+    expect(run.status).toBeGreaterThan(0);
+    expect(run.stderr).toContain(message);
+    expect(root.has(conflist)).toBe(false);
+  });
+
+  test("a table that is named wins, and the one before comes back", async () => {
+    using root = makeRoot();
+    using dir = tempDir();
+    root.write(table, "log_level = 'warn'\n");
+    const untouched = root.files();
+    await root.genie("install");
+    expect(root.read(table)).toBe("log_level = 'warn'\n");
+    const file = join(dir.path, "table");
+    for (const level of ["debug", "error"]) {
+      writeFileSync(file, `log_level = "${level}"\n`);
+      expect((await root.genie("install", "--table", file)).status).toBe(0);
+      expect(root.read(table)).toBe(`log_level = "${level}"\n`);
+    }
+    expect((await root.genie("uninstall")).status).toBe(0);
+    expect(root.files()).toEqual(untouched);
+  });
+
+  test("what an operator changed since stays", async () => {
+    using root = makeRoot();
+    await root.genie("install");
+    const edited = JSON.stringify({ ...ownList(), disableCheck: true });
+    root.write(conflist, edited);
+    root.write(table, "log_level = 'warn'\n");
+    expect(did((await root.genie("install", "--json")).stdout)).toMatchObject({
+      "00-genie.conflist": "kept",
+      "plugins.toml": "unchanged",
+    });
+    expect(root.read(conflist)).toBe(edited);
+    const gone = await root.genie("uninstall");
+    expect([gone.status, gone.stdout]).toEqual([0, expect.stringContaining("was changed since")]);
+    expect(root.read(table)).toBe("log_level = 'warn'\n");
+  });
+
+  test("says which note is damaged, and what to do", async () => {
+    using root = makeRoot();
+    root.write("etc/cni/genie/install.json", { version: 2 });
+    const run = await root.genie("install");
+    expect([run.status, run.stderr]).toEqual([1, expect.stringContaining("install.json: move it")]);
+  });
+});
+
+describe("genie uninstall while pods are attached", () => {
+  /** A node with genie installed and one pod, whose root is the throw-away folder itself. */
+  async function makeBusy(next: boolean) {
+    const node = makeNode({
+      table: `[plugins.blue.config]\ncniVersion = "1.0.0"\nplugins = [{ type = "bridge" }]\n`,
+      delegates: { bridge: { ADD: { result: { cniVersion: "1.0.0", ips: [] } } } },
+    });
+    if (next) writeFileSync(join(node.conf, "10-next.conflist"), JSON.stringify(list("next")));
+    writeFileSync(
+      join(node.dir, "given.toml"),
+      `state_dir = "/state"\nconf_dir = "/conf"\nbin_dirs = ["/bin"]\n` +
+        `[plugins.blue.config]\ncniVersion = "1.0.0"\nplugins = [{ type = "bridge" }]\n`,
+    );
+    const genie = (...args: string[]) =>
+      spawnGenie([compiledGenie(), ...args, "--host-root", node.dir], {});
+    const installed = await genie(
+      "install",
+      ...["--table", join(node.dir, "given.toml"), "--conf-dir=/conf", "--bin-dir=/bin"],
+    );
+    expect([installed.stderr, installed.status]).toEqual(["", 0]);
+    const added = await wire(node, { command: "ADD", stdin: annotated({ cni: "blue" }) });
+    expect([added.stderr, added.status]).toEqual(["", 0]);
+    const own = () => JSON.parse(readFileSync(join(node.conf, "00-genie.conflist"), "utf8"));
+    return { node, genie, own };
+  }
+
+  test("refuses and names them", async () => {
+    const { node, genie } = await makeBusy(true);
+    using _ = node;
+    const run = await genie("uninstall");
+    expect([run.status, run.stderr]).toEqual([1, expect.stringContaining("c1")]);
+    expect(run.stderr).toContain("--force");
+    expect(existsSync(join(node.conf, "00-genie.conflist"))).toBe(true);
+  });
+
+  test("with --force new pods get what follows, and each DEL still works", async () => {
+    const { node, genie, own } = await makeBusy(true);
+    using _ = node;
+    const run = await genie("uninstall", "--force", "--json");
+    expect([run.status, JSON.parse(run.stdout)]).toMatchObject([
+      1,
+      { done: false, waitsFor: ["c1"] },
+    ]);
+    const { name, plugins } = own();
+    expect([name, plugins]).toEqual([
+      "next",
+      [{ type: "bridge" }, { type: "genie", delOnly: true }],
+    ]);
+    parseConfigList(own(), "what stays");
+    const stdin = { delOnly: true, name };
+    // What the runtime does for a new pod: bridge has answered, genie passes it on.
+    const prevResult = { cniVersion: "1.1.0", ips: [{ address: "192.0.2.9/24" }] };
+    const env = { CNI_CONTAINERID: "new" };
+    const seen = calls(node.bin).length;
+    const fresh = await wire(node, { command: "ADD", env, stdin: { ...stdin, prevResult } });
+    expect([fresh.status, JSON.parse(fresh.stdout)]).toEqual([0, prevResult]);
+    for (const command of ["CHECK", "STATUS", "GC", "DEL"]) {
+      const more = { ...stdin, prevResult, "cni.dev/valid-attachments": [] };
+      const quiet = await wire(node, { command, env, stdin: more });
+      expect([command, quiet.status, quiet.stdout, quiet.stderr]).toEqual([command, 0, "", ""]);
+    }
+    expect(calls(node.bin).length).toBe(seen);
+    expect((await genie("uninstall")).status).toBe(1);
+    expect((await genie("uninstall", "--force")).status).toBe(1);
+
+    const ended = await wire(node, { command: "DEL", stdin });
+    expect([ended.stderr, ended.status]).toEqual(["", 0]);
+    expect(calls(node.bin).at(-1)?.command).toBe("DEL");
+    expect(left(node)).toEqual(nothing);
+    const gone = await genie("uninstall", "--purge");
+    expect([gone.stderr, gone.status]).toEqual(["", 0]);
+    expect(readdirSync(node.conf)).toEqual(["10-next.conflist"]);
+    expect(existsSync(join(node.bin, "genie"))).toBe(false);
+    expect(existsSync(node.state)).toBe(false);
+  });
+
+  test("without another network new pods fail, and each DEL still works", async () => {
+    const { node, genie, own } = await makeBusy(false);
+    using _ = node;
+    expect((await genie("uninstall", "--force")).status).toBe(1);
+    const { plugins, name } = own();
+    expect(plugins).toEqual([{ type: "genie", delOnly: true }]);
+    const stdin = { delOnly: true, name };
+    const env = { CNI_CONTAINERID: "new" };
+    const fresh = await wire(node, { command: "ADD", env, stdin });
+    expect([fresh.status, JSON.parse(fresh.stdout).code]).toEqual([1, 50]);
+    expect((await wire(node, { command: "DEL", stdin })).status).toBe(0);
+    expect(left(node)).toEqual(nothing);
+  });
+
+  test("genie comes back by install", async () => {
+    const { node, genie, own } = await makeBusy(true);
+    using _ = node;
+    await genie("uninstall", "--force");
+    const run = await genie("install", "--conf-dir=/conf", "--bin-dir=/bin");
+    expect([run.stderr, run.status]).toEqual(["", 0]);
+    expect(own()).toEqual(ownList());
+  });
+});
+
+describe("credentials", () => {
+  const pem = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n";
+  const valid = {
+    apiVersion: "v1",
+    "current-context": "a",
+    contexts: [{ name: "a", context: { cluster: "a", user: "a" } }],
+    clusters: [{ name: "a", cluster: { server: "https://192.0.2.1" } }],
+    users: [{ name: "a", user: { token: "secret" } }],
+  };
+  const with_ = (cluster: object) => ({
+    ...valid,
+    clusters: [{ name: "a", cluster: { server: "https://192.0.2.1", ...cluster } }],
+  });
+
+  test.each<[string, string | object, string]>([
+    ["a kubeconfig", valid, ""],
+    ["one with an absolute path", with_({ "certificate-authority": "/etc/ca.crt" }), ""],
+    ["one with a relative path", with_({ "certificate-authority": "ca.crt" }), "--flatten"],
+    ["one without TLS verification", with_({ "insecure-skip-tls-verify": true }), "not supported"],
+    ["plain http", with_({ server: "http://192.0.2.1" }), "https"],
+    ["no kubeconfig", "secret: [", "neither YAML nor JSON"],
+  ])("%s", async (_what, content, refused) => {
+    using root = makeRoot();
+    root.write("given", content);
+    const run = await root.genie("install", "--kubeconfig", join(root.path, "given"));
+    expect([run.stderr, run.status]).toEqual([
+      refused === "" ? "" : expect.stringContaining(refused),
+      refused === "" ? 0 : 1,
+    ]);
+    expect(run.stderr).not.toContain("secret");
+    expect(root.has(kubeconfig)).toBe(refused === "");
+    if (refused !== "") return;
+    expect(root.read(kubeconfig)).toBe(root.read("given"));
+    expect(statSync(join(root.path, kubeconfig)).mode & 0o777).toBe(0o600);
+  });
+
+  test("of the service account we run as: a token in a file of its own, copied anew", async () => {
+    using root = makeRoot();
+    const folder = join(root.path, "account");
+    root.write("account/token", "first\n");
+    root.write("account/ca.crt", pem);
+    const env = { KUBERNETES_SERVICE_HOST: "fd00::1", KUBERNETES_SERVICE_PORT: "6443" };
+    const host = makeHost({ env });
+    const site = openSite(root.path);
+    const steps = await kubeAccess(host, site, undefined, folder);
+    expect(steps.map(({ did, path }) => `${did} ${path}`)).toEqual([
+      "wrote /etc/cni/genie/token",
+      "wrote /etc/cni/genie/kubeconfig",
+    ]);
+    const written = join(root.path, kubeconfig);
+    const { server } = await connect(makeHost(), {
+      kubeconfig: written,
+      kubeconfigIsExplicit: true,
+      timeoutMs: 1,
+    });
+    expect(server).toBe("https://[fd00::1]:6443");
+    expect(Bun.YAML.parse(root.read(kubeconfig))).toMatchObject({
+      clusters: [{ cluster: { "certificate-authority-data": btoa(pem) } }],
+      users: [{ user: { tokenFile: "/etc/cni/genie/token" } }],
+    });
+    expect(root.read(kubeconfig)).not.toContain("first");
+
+    expect(copyToken(root.path, folder)).toBe(false);
+    root.write("account/token", "second\n");
+    expect(copyToken(root.path, folder)).toBe(true);
+    expect(root.read("etc/cni/genie/token")).toBe("second\n");
+    expect(statSync(join(root.path, "etc/cni/genie/token")).mode & 0o777).toBe(0o600);
+    root.write("account/token", "");
+    expect(() => copyToken(root.path, folder)).toThrow("there is no token in it");
+  });
+});
+
+describe("hostPath()", () => {
+  const links: [string, string][] = [
+    ["absolute", "/opt/real"],
+    ["relative", "opt/real"],
+    ["above", "../../../../../../opt/real"],
+    ["opt/up", "../.."],
+    ["chain", "absolute"],
+  ];
+  test.each([
+    ["/absolute/bin", "opt/real/bin"],
+    ["/relative/bin", "opt/real/bin"],
+    ["/above", "opt/real"],
+    ["/opt/up/up/opt", "up/opt"],
+    ["/chain/x", "opt/real/x"],
+    ["/../../etc", "etc"],
+    ["/absent/x/../y", "absent/y"],
+    ["//opt/./real/", "opt/real"],
+    ["/", ""],
+  ])("%s is %s of the root", (path, expected) => {
+    using dir = tempDir();
+    mkdirSync(join(dir.path, "opt/real"), { recursive: true });
+    for (const [name, target] of links) symlinkSync(target, join(dir.path, name));
+    expect(hostPath(dir.path, path)).toBe(join(dir.path, expected));
+  });
+
+  test("refuses a circle, and replaces a link itself", () => {
+    using dir = tempDir();
+    symlinkSync("b", join(dir.path, "a"));
+    symlinkSync("a", join(dir.path, "b"));
+    expect(() => hostPath(dir.path, "/a/x")).toThrow("too many links");
+    expect(hostFile(dir.path, "/a")).toBe(join(dir.path, "a"));
+    expect(() => hostPath(join(dir.path, "absent"), "/a")).toThrow("ENOENT");
+  });
+
+  test("install never writes outside the root", async () => {
+    using root = makeRoot();
+    using outside = tempDir();
+    for (const folder of ["etc/cni/net.d", "opt/cni/bin", "etc/cni/genie"]) {
+      rmSync(join(root.path, folder), { recursive: true, force: true });
+      symlinkSync(outside.path, join(root.path, folder));
+    }
+    expect((await root.genie("install", "--no-wait")).status).toBe(0);
+    expect(readdirSync(outside.path)).toEqual([]);
+    expect(readdirSync(join(root.path, outside.path)).sort()).toContain("00-genie.conflist");
+  });
+});
+
+describe("our entry in a conf dir", () => {
+  test("before() goes by bytes, and passes over what is no JSON", () => {
+    const names = ["00-Z.conf", "00-a.conf", "00-genie.conf", "00-genie.conflist", "05-a.conf"];
+    const files = [
+      { name: "00-0.conf", value: undefined },
+      ...names.map((name) => ({ name, value: {} })),
+    ];
+    expect(before(files, "00-genie.conflist").map(({ name }) => name)).toEqual([
+      "00-Z.conf",
+      "00-a.conf",
+      "00-genie.conf",
+    ]);
+  });
+
+  test.each<[string, unknown, object]>([
+    ["a list", list("a"), { ...list("a"), plugins: [{ type: "bridge" }, "own"] }],
+    [
+      "a single config",
+      { cniVersion: "0.3.1", name: "a", type: "bridge", mtu: 1 },
+      { cniVersion: "0.3.1", name: "a", plugins: [{ type: "bridge", mtu: 1 }, "own"] },
+    ],
+    ["nothing", undefined, { cniVersion: "1.0.0", name: "genie", plugins: ["own"] }],
+  ])("lastList() of %s", (_what, next, expected) => {
+    const own = { type: "genie", delOnly: true };
+    expect(lastList(next)).toEqual(
+      JSON.parse(JSON.stringify(expected).replace('"own"', JSON.stringify(own))),
+    );
+  });
+});
