@@ -12,6 +12,7 @@
 import { closeSync, constants, openSync } from "node:fs";
 import { CniError, code, toCniError } from "./cni.ts";
 import { libc } from "./libc.ts";
+import { inNetns } from "./netns.ts";
 import { type Collector, collect } from "./output.ts";
 
 /** The one way a run ended. `spawn` means that nothing ran at all. */
@@ -26,7 +27,7 @@ export type Ending =
 
 /** What a run gave, whatever its ending. */
 export interface Output {
-  /** At most 1 MiB; the beginning when the ending is `overflow`. */
+  /** At most 1 MiB, or what was allowed; the beginning when the ending is `overflow`. */
   stdout: string;
   /** False when stdout was not UTF-8: `stdout` then holds replacement characters. */
   stdoutIsText: boolean;
@@ -44,9 +45,13 @@ export interface RunOptions {
   timeoutMs: number;
   /** Ends the run like the deadline does, with the ending `aborted`. */
   signal?: AbortSignal;
+  /** Path of the network namespace to run in; absent: ours. */
+  netns?: string;
+  /** Most that is read of stdout; default 1 MiB. */
+  stdoutBytesMax?: number;
 }
 
-const stdoutBytesMax = 1024 * 1024;
+const stdoutBytesMaxDefault = 1024 * 1024;
 const stderrBytesMax = 64 * 1024;
 /** Between SIGTERM and SIGKILL. */
 const killAfterMs = 2000;
@@ -83,7 +88,9 @@ export async function run(
   try {
     const child = await start(file, args, options, cut);
     const { ending, stdout, stderr } =
-      "pid" in child ? await finish(child, cut) : { ending: child, stdout: none, stderr: none };
+      "pid" in child
+        ? await finish(child, cut, options)
+        : { ending: child, stdout: none, stderr: none };
     return {
       ...ending,
       ...decode(stdout),
@@ -158,7 +165,7 @@ async function start(
   for (let retries = 0; ; retries++) {
     if (cut.reason === "aborted") return { kind: "aborted" };
     try {
-      return spawn(file, args, options);
+      return spawnIn(options.netns, () => spawn(file, args, options));
     } catch (error) {
       const reason = (error as NodeJS.ErrnoException).code ?? toCniError(error).message;
       if (reason !== "ETXTBSY" || retries === busyRetries || cut.reason === "timeout") {
@@ -167,6 +174,12 @@ async function start(
       await within(cut.happened, busyRetryMs);
     }
   }
+}
+
+/** Every try enters anew, so that no retry ever runs in our own namespace instead. */
+function spawnIn(netns: string | undefined, act: () => Child): Child | Ending {
+  if (netns === undefined) return act();
+  return inNetns(netns, act) ?? { kind: "spawn", reason: `no way into ${netns}` };
 }
 
 function spawn(file: string, args: string[], { env, stdin }: RunOptions): Child {
@@ -232,8 +245,9 @@ function openPipe(): { read: number; write: number } | undefined {
 }
 
 /** Waits for the ending, ends the group where it is not the child's own, reads what is left. */
-async function finish(child: Child, cut: Cutter) {
-  const stdout = collect(child.stdout, stdoutBytesMax, () => cut.because("overflow"));
+async function finish(child: Child, cut: Cutter, options: RunOptions) {
+  const bytesMax = options.stdoutBytesMax ?? stdoutBytesMaxDefault;
+  const stdout = collect(child.stdout, bytesMax, () => cut.because("overflow"));
   const stderr = collect(child.stderr, stderrBytesMax);
   const read = Promise.all([stdout.done, stderr.done]);
   try {

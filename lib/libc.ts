@@ -1,5 +1,5 @@
 /**
- * The three calls of libc that Bun does not offer. Opened once, when first needed (0.1 ms); null
+ * The four calls of libc that Bun does not offer. Opened once, when first needed (0.1 ms); null
  * where there is no glibc, and every caller has another way then.
  */
 import { dlopen, FFIType } from "bun:ffi";
@@ -8,6 +8,7 @@ import { dlopen, FFIType } from "bun:ffi";
 export interface Libc {
   pipe2: (fds: Int32Array, flags: number) => number;
   setns: (fd: number, kind: number) => number;
+  unshare: (kinds: number) => number;
   _exit: (status: number) => void;
 }
 
@@ -24,6 +25,7 @@ function open(): Libc | null {
     return dlopen("libc.so.6", {
       pipe2: { args: [FFIType.ptr, FFIType.i32], returns: FFIType.i32 },
       setns: { args: [FFIType.i32, FFIType.i32], returns: FFIType.i32 },
+      unshare: { args: [FFIType.i32], returns: FFIType.i32 },
       _exit: { args: [FFIType.i32], returns: FFIType.void },
     }).symbols;
   } catch (error) {

@@ -45,21 +45,54 @@ const netKind = 0x40000000;
  */
 export function interfacesIn(netns: string): string[] | undefined {
   if (!isForeignNetns(netns)) return undefined;
+  const table = inNetns(netns, () => readFileSync("/proc/thread-self/net/dev", "utf8"));
+  return table
+    ?.split("\n")
+    .slice(2)
+    .flatMap((line) => (line.includes(":") ? [line.slice(0, line.lastIndexOf(":")).trim()] : []));
+}
+
+/**
+ * Does one thing in a network namespace, on this thread: nothing that waits, for whatever runs
+ * meanwhile would run there too.
+ *
+ * @returns what `act` returned; undefined where we may not enter
+ */
+export function inNetns<T>(netns: string, act: () => T): T | undefined {
   const calls = libc();
   if (!calls) return undefined;
   const own = openSync("/proc/self/ns/net", "r");
   const other = openSync(netns, "r");
   try {
-    if (calls.setns(other, netKind) !== 0) return undefined;
-    const table = readFileSync("/proc/thread-self/net/dev", "utf8");
-    return table
-      .split("\n")
-      .slice(2)
-      .flatMap((line) => (line.includes(":") ? [line.slice(0, line.lastIndexOf(":")).trim()] : []));
+    return calls.setns(other, netKind) === 0 ? act() : undefined;
   } finally {
-    // To stay in a pod's namespace would send everything that follows to the wrong place.
-    if (calls.setns(own, netKind) !== 0) process.abort();
+    comeBack(own);
     closeSync(other);
+    closeSync(own);
+  }
+}
+
+/** To stay in another namespace would send everything that follows to the wrong place. */
+function comeBack(own: number): void {
+  if (libc()?.setns(own, netKind) !== 0) process.abort();
+}
+
+/** A network namespace of our own with nothing in it; it goes with its scope. */
+export interface EmptyNetns extends Disposable {
+  path: string;
+}
+
+/** Makes an empty network namespace; undefined where we may not (no root). */
+export function emptyNetns(): EmptyNetns | undefined {
+  const calls = libc();
+  if (!calls) return undefined;
+  const own = openSync("/proc/self/ns/net", "r");
+  try {
+    if (calls.unshare(netKind) !== 0) return undefined;
+    const made = openSync("/proc/thread-self/ns/net", "r");
+    return { path: `/proc/self/fd/${made}`, [Symbol.dispose]: () => closeSync(made) };
+  } finally {
+    comeBack(own);
     closeSync(own);
   }
 }

@@ -42,7 +42,7 @@ const layers: string[][] = [
   ],
   ["config_schema", "policy_between"],
   ["config", "kpi", "kube", "multus", "networks", "policy_objects", "report_live", "routes"],
-  ["kube_access"],
+  ["kube_access", "nft"],
   ["api", "event", "genie_conf", "objects", "policy_peers", "watch"],
   // What a pod asks for, and on which networks.
   ["pod", "policy", "settings", "wanted"],

@@ -1,0 +1,211 @@
+/**
+ * Rulesets in the kernel: written, taken away, compared, by the program `nft` in the namespace they
+ * are for. One run is one transaction: the kernel takes a ruleset whole or not at all.
+ */
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import { CniError, code, type Host } from "./cni.ts";
+import { type Ending, type Output, run } from "./exec.ts";
+import { emptyNetns, isForeignNetns, netnsId } from "./netns.ts";
+import { oneLine } from "./text.ts";
+
+/** The table of a pod's netns; `policy.ts` writes it. */
+const podTable = "inet genie";
+
+/** A run of nft takes 3 ms, 10,000 addresses 50 ms; more than this is a stuck machine. */
+const timeoutMs = 10_000;
+/** A listing of some 100,000 addresses. */
+const listBytesMax = 16 * 1024 * 1024;
+
+/** The first line of each table in a ruleset. */
+const tableLine = /^table (\S+ \S+) \{$/gm;
+
+/** What a ruleset is known by in the kernel: the comment of its tables. */
+export function rulesetHash(text: string): string {
+  return new Bun.CryptoHasher("sha256").update(text).digest("hex").slice(0, 32);
+}
+
+/**
+ * Puts a ruleset in force, in place of the one before; "" takes it away.
+ *
+ * @param netns path of the namespace; undefined for the node's own
+ * @throws CniError 5 when nft is missing, the namespace cannot be entered or the kernel refuses;
+ *   11 when it takes too long
+ */
+export async function applyRuleset(
+  host: Host,
+  netns: string | undefined,
+  text: string,
+): Promise<void> {
+  if (text === "") return removeRuleset(host, netns);
+  const comment = `\tcomment "genie:${rulesetHash(text)}"`;
+  const stdin = text.replaceAll(tableLine, (line) => `${line}\n${comment}`);
+  await nft(host, netns, ["-f", "-"], stdin, "put a network policy in force");
+}
+
+/**
+ * Takes the tables away. Where there is none, or no namespace any more, nothing is left to do.
+ *
+ * @throws CniError as {@link applyRuleset}
+ */
+export async function removeRuleset(
+  host: Host,
+  netns: string | undefined,
+  tables: string[] = [podTable],
+): Promise<void> {
+  if (netns !== undefined && netnsId(netns) === "") return;
+  // To add it first is no error where there is one, and makes one to delete where there is none.
+  const lines = tables.map((table) => `add table ${table}\ndelete table ${table}\n`);
+  await nft(host, netns, ["-f", "-"], lines.join(""), "take a network policy away");
+}
+
+/**
+ * Which ruleset is in force: its {@link rulesetHash}. Undefined where there is none of ours.
+ *
+ * @throws CniError as {@link applyRuleset}
+ */
+export async function readRuleset(
+  host: Host,
+  netns: string | undefined,
+  table: string = podTable,
+): Promise<string | undefined> {
+  const listed = await listTable(host, netns, table, ["-t"]);
+  return /^\tcomment "genie:([0-9a-f]{32})"$/m.exec(listed ?? "")?.[1];
+}
+
+/**
+ * Compares what the kernel has with what we wrote, rule by rule and address by address: the text is
+ * loaded into an empty namespace, and nft lists both.
+ *
+ * @returns what differs, in words; undefined when nothing does
+ * @throws CniError as {@link applyRuleset}
+ */
+export async function verifyRuleset(
+  host: Host,
+  netns: string | undefined,
+  text: string,
+): Promise<string | undefined> {
+  const tables = [...text.matchAll(tableLine)].map(([, table = ""]) => table);
+  if (tables.length === 0) {
+    const found = await readRuleset(host, netns);
+    return found === undefined
+      ? undefined
+      : `table ${podTable} is there, and no policy asks for it`;
+  }
+  using scratch = emptyNetns();
+  if (scratch === undefined) {
+    throw new CniError(
+      code.ioFailure,
+      "Cannot check a network policy: no network namespace can be made, run as root",
+    );
+  }
+  await applyRuleset(host, scratch.path, text);
+  for (const table of tables) {
+    const wanted = await listTable(host, scratch.path, table);
+    const found = await listTable(host, netns, table);
+    if (found === undefined) return `table ${table} is gone`;
+    const difference = compare(linesOf(wanted ?? ""), linesOf(found));
+    if (difference !== undefined) return `table ${table} differs: ${difference}`;
+  }
+  return undefined;
+}
+
+/**
+ * A table as nft lists it; undefined where there is none. As text: the JSON of nft 1.0.6 leaves out
+ * comments and breaks on flags of a table.
+ */
+function listTable(
+  host: Host,
+  netns: string | undefined,
+  table: string,
+  options: string[] = [],
+): Promise<string | undefined> {
+  const args = [...options, "list", "table", ...table.split(" ")];
+  return nft(host, netns, args, "", "read a network policy", /No such file/);
+}
+
+/** The lines of a listing. The elements of a set are one line, sorted: they have no order. */
+function linesOf(listing: string): string[] {
+  const sorted = listing.replaceAll(/elements = \{([^}]*)\}/g, (_all, elements: string) => {
+    const each = elements.split(",").map((one) => one.trim());
+    return `elements = { ${each.sort().join(", ")} }`;
+  });
+  return sorted.split("\n").filter((line) => line !== "");
+}
+
+/** The first line that one of the listings lacks. */
+function compare(wanted: string[], found: string[]): string | undefined {
+  const at = wanted.findIndex((one, i) => one !== found[i]);
+  if (at >= 0) return `expected ${brief(wanted[at])}, found ${brief(found[at])}`;
+  const extra = found[wanted.length];
+  return extra === undefined ? undefined : `nobody wrote ${brief(extra)}`;
+}
+
+function brief(line: string | undefined): string {
+  return line === undefined ? "nothing" : `"${oneLine(line, 120)}"`;
+}
+
+/** Folders besides PATH: runtimes often leave out those of the administrator's programs. */
+const programDirs = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin", "/bin"];
+
+/** Runs nft once. @returns what it printed; undefined when it failed with words like `missing` */
+async function nft(
+  host: Host,
+  netns: string | undefined,
+  args: string[],
+  stdin: string,
+  what: string,
+  missing?: RegExp,
+): Promise<string | undefined> {
+  const dirs = [...(host.env["PATH"] ?? "").split(":"), ...programDirs];
+  const file = dirs
+    .filter((dir) => dir.startsWith("/"))
+    .map((dir) => join(dir, "nft"))
+    .find((path) => existsSync(path));
+  if (file === undefined) {
+    throw new CniError(
+      code.ioFailure,
+      `Cannot ${what}: the program nft is in none of ${programDirs.join(", ")}, install the ` +
+        "package nftables",
+    );
+  }
+  // In the node's own namespace it would close the node.
+  if (netns !== undefined && !isForeignNetns(netns)) {
+    const text = `Cannot ${what}: ${netns} is no network namespace of a pod`;
+    throw new CniError(code.ioFailure, text);
+  }
+  const ending = await run(file, args, {
+    // The C locale: its messages are read.
+    env: { PATH: programDirs.join(":"), LC_ALL: "C" },
+    stdin,
+    timeoutMs,
+    signal: host.signal,
+    stdoutBytesMax: listBytesMax,
+    ...(netns !== undefined && { netns }),
+  });
+  if (ending.kind === "exit" && ending.status === 0) return ending.stdout;
+  if (ending.kind === "exit" && missing?.test(ending.stderr)) return undefined;
+  throw failed(ending, what, netns);
+}
+
+function failed(ending: Ending & Output, what: string, netns: string | undefined): CniError {
+  const where = netns === undefined ? "" : ` in ${netns}`;
+  const reasons: Record<Exclude<Ending["kind"], "spawn" | "signal">, string> = {
+    exit: `nft says "${oneLine(ending.stderr, 300)}"`,
+    timeout: `nft took more than ${timeoutMs} ms`,
+    overflow: `nft printed more than ${listBytesMax} bytes`,
+    aborted: "we were asked to end",
+  };
+  const reason =
+    ending.kind === "spawn"
+      ? `nft did not run: ${ending.reason}`
+      : ending.kind === "signal"
+        ? `nft was killed by ${ending.signal}`
+        : reasons[ending.kind];
+  const isLater = ending.kind === "timeout" || ending.kind === "aborted";
+  return new CniError(
+    isLater ? code.tryAgainLater : code.ioFailure,
+    `Cannot ${what}${where}: ${reason}`,
+    { details: oneLine(ending.stderr, 4000) },
+  );
+}

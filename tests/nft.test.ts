@@ -1,0 +1,176 @@
+/** Rulesets in the kernel: lib/nft.ts, and runs in another namespace: lib/exec.ts, lib/netns.ts. */
+import { describe, expect, test } from "bun:test";
+import { readFileSync, readlinkSync } from "node:fs";
+import { join } from "node:path";
+import { CniError, code } from "../lib/cni.ts";
+import { run } from "../lib/exec.ts";
+import { emptyNetns, inNetns } from "../lib/netns.ts";
+import {
+  applyRuleset,
+  readRuleset,
+  removeRuleset,
+  rulesetHash,
+  verifyRuleset,
+} from "../lib/nft.ts";
+import { tableName } from "../lib/policy.ts";
+import { makeHost, type Netns, withNetns } from "./fakes.ts";
+
+const golden = (name: string): string =>
+  readFileSync(join(import.meta.dir, "fixtures", "policy", `${name}.nft`), "utf8");
+const host = makeHost();
+const own = "/proc/self/ns/net";
+
+function nft({ name }: Netns, ...args: string[]): string {
+  const { exitCode, stdout, stderr } = Bun.spawnSync(["ip", "netns", "exec", name, "nft", ...args]);
+  if (exitCode !== 0) throw new Error(stderr.toString());
+  return stdout.toString();
+}
+
+async function errorOf(act: Promise<unknown>): Promise<CniError> {
+  const error = await act.then(
+    () => undefined,
+    (reason: unknown) => reason,
+  );
+  if (error instanceof CniError) return error;
+  throw new Error(`expected a CniError, got ${error}`);
+}
+
+describe("a ruleset", () => {
+  test("is put in force, replaced, and taken away, and the node has none of it", async () => {
+    await withNetns(async (netns) => {
+      await applyRuleset(host, netns.path, golden("ports"));
+      expect(await readRuleset(host, netns.path)).toBe(rulesetHash(golden("ports")));
+      await applyRuleset(host, netns.path, golden("deny-both"));
+      expect(await readRuleset(host, netns.path)).toBe(rulesetHash(golden("deny-both")));
+      expect(nft(netns, "list", "tables")).toBe(`table ${tableName}\n`);
+      expect(await readRuleset(host, undefined)).toBeUndefined();
+      await applyRuleset(host, netns.path, "");
+      expect(nft(netns, "list", "ruleset")).toBe("");
+      expect(await readRuleset(host, netns.path)).toBeUndefined();
+    });
+  });
+
+  test("is taken away twice, and from a namespace that is gone", async () => {
+    const path = await withNetns(async (netns) => {
+      await removeRuleset(host, netns.path);
+      await removeRuleset(host, netns.path);
+      return netns.path;
+    });
+    await removeRuleset(host, path);
+    await removeRuleset(host, "");
+  });
+
+  test("leaves other tables alone", async () => {
+    await withNetns(async (netns) => {
+      nft(netns, "add", "table", "inet", "mesh");
+      await applyRuleset(host, netns.path, golden("ports"));
+      await removeRuleset(host, netns.path);
+      expect(nft(netns, "list", "tables")).toBe("table inet mesh\n");
+    });
+  });
+
+  test("that the kernel refuses changes nothing", async () => {
+    await withNetns(async (netns) => {
+      await applyRuleset(host, netns.path, golden("ports"));
+      const wrong = golden("deny-both").replace("goto egress_0", "goto nowhere");
+      const error = await errorOf(applyRuleset(host, netns.path, wrong));
+      expect(error.code).toBe(code.ioFailure);
+      expect(error.message).toMatch(/^Cannot put a network policy in force in .*: nft says ".+"$/);
+      expect(await verifyRuleset(host, netns.path, golden("ports"))).toBeUndefined();
+    });
+  });
+
+  test.each([
+    ["the node's own namespace", own],
+    ["no namespace", "/nowhere"],
+    ["a file that is none", "/etc/hostname"],
+  ])("is not put into %s", async (_name, path) => {
+    const error = await errorOf(applyRuleset(host, path, golden("deny-both")));
+    expect(error.message).toContain(`${path} is no network namespace of a pod`);
+    expect(await readRuleset(host, undefined)).toBeUndefined();
+  });
+});
+
+describe("verifyRuleset()", () => {
+  test.each(["ports", "blocks", "named-ports-egress", "two-interfaces", "whole-families"])(
+    "finds %s as it was written",
+    async (name) => {
+      await withNetns(async (netns) => {
+        await applyRuleset(host, netns.path, golden(name));
+        expect(await verifyRuleset(host, netns.path, golden(name))).toBeUndefined();
+      });
+    },
+  );
+
+  const table = "inet genie";
+  test.each([
+    ["a rule taken out", `delete rule ${table} ingress_0 handle HANDLE`],
+    ["a rule put in", `insert rule ${table} ingress_0 accept`],
+    ["a rule added", `add rule ${table} ingress_0 accept`],
+    ["a rule replaced", `replace rule ${table} ingress_0 handle HANDLE accept`],
+    ["an emptied set", `flush set ${table} peers_0`],
+    ["an address more", `add element ${table} peers_0 { 10.66.0.1 }`],
+    ["a flushed chain", `flush chain ${table} ingress`],
+    ["another chain", `add chain ${table} more`],
+    ["another policy", `add chain ${table} ingress { policy drop; }`],
+    ["no table", `delete table ${table}`],
+    ["a sleeping table", `add table ${table} { flags dormant; }`],
+  ])("notices %s", async (_name, command) => {
+    await withNetns(async (netns) => {
+      await applyRuleset(host, netns.path, golden("ports"));
+      const listed = nft(netns, "-a", "list", "chain", "inet", "genie", "ingress_0");
+      const handle = /\bdrop # handle (\d+)/.exec(listed)?.[1] ?? "";
+      nft(netns, command.replace("HANDLE", handle));
+      expect(await verifyRuleset(host, netns.path, golden("ports"))).toMatch(
+        /^table inet genie (differs: |is gone)/,
+      );
+    });
+  });
+
+  test("notices a table where none is due", async () => {
+    await withNetns(async (netns) => {
+      expect(await verifyRuleset(host, netns.path, "")).toBeUndefined();
+      await applyRuleset(host, netns.path, golden("ports"));
+      expect(await verifyRuleset(host, netns.path, "")).toContain("no policy asks for it");
+    });
+  });
+});
+
+describe("another namespace", () => {
+  const link = { env: {}, stdin: "", timeoutMs: 10_000 };
+  test("is where a run happens, and nowhere else", async () => {
+    const here = readlinkSync(own);
+    await withNetns(async ({ path }) => {
+      const there = await run("/bin/readlink", [own], { ...link, netns: path });
+      expect(there.stdout.trim()).toStartWith("net:[");
+      expect(there.stdout.trim()).not.toBe(here);
+      const after = await run("/bin/readlink", [own], link);
+      expect(after.stdout.trim()).toBe(here);
+    });
+  });
+
+  test("that cannot be entered runs nothing", async () => {
+    const ending = await run("/bin/readlink", [own], { ...link, netns: "/etc/hostname" });
+    expect(ending).toMatchObject({ kind: "spawn", stdout: "" });
+    const gone = await run("/bin/readlink", [own], { ...link, netns: "/nowhere" });
+    expect(gone).toMatchObject({ kind: "spawn", reason: "ENOENT" });
+  });
+
+  test("is left when what was to be done there fails", async () => {
+    const here = readlinkSync(own);
+    await withNetns(({ path }) => {
+      const act = () => {
+        throw new Error("failed there");
+      };
+      expect(() => inNetns(path, act)).toThrow("failed there");
+    });
+    expect(readlinkSync("/proc/thread-self/ns/net")).toBe(here);
+  });
+
+  test("can be made empty, and is ours alone", () => {
+    const here = readlinkSync(own);
+    using made = emptyNetns();
+    expect(readlinkSync("/proc/thread-self/ns/net")).toBe(here);
+    expect(readlinkSync(made?.path ?? "")).not.toBe(here);
+  });
+});
