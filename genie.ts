@@ -15,23 +15,26 @@ import { printable } from "./lib/text.ts";
 import { formatTrace, mark, startTrace } from "./lib/trace.ts";
 
 if (process.env["GENIE_TRACE"] === "1") startTrace(Bun.nanoseconds());
+const isPlugin = process.env["CNI_COMMAND"] !== undefined;
+const startedMs = Date.now() - Bun.nanoseconds() / 1_000_000;
 const ended = new AbortController();
 const host: Host = {
   env: process.env,
   stdin: readStdin,
   stdout: (text) => writeAll(1, text),
   stderr: (text) => writeAll(2, printable(text)),
-  now: Date.now,
+  // A call goes by the time that passes: a clock that is set must not end it, nor prolong it.
+  now: isPlugin ? () => Math.floor(startedMs + Bun.nanoseconds() / 1_000_000) : Date.now,
   signal: ended.signal,
   log: { level: "info", file: "" },
   endsAtOnce: true,
 };
-const status = host.env["CNI_COMMAND"] === undefined ? await cli() : await plugin();
+const status = isPlugin ? await plugin() : await cli();
 mark("answer");
 const trace = formatTrace();
 if (trace) host.stderr(`${trace}\n`);
 // Not process.exit: closing what is open costs a tenth of a call. A killed process does no more.
-if (host.env["CNI_COMMAND"] !== undefined) libc()?._exit(status);
+if (isPlugin) libc()?._exit(status);
 process.exit(status);
 
 /** Runs one CNI operation and returns the exit status (SPEC 1.1 §2 "Errors"). */

@@ -224,7 +224,7 @@ function moveIfThere(from: string, to: string): void {
 function setAside(host: Host, file: string): void {
   const marker = `${file}.setting-aside`;
   const age = host.now() - (statSync(marker, { throwIfNoEntry: false })?.mtimeMs ?? host.now());
-  if (age > 10_000) rmSync(marker, { force: true });
+  if (Math.abs(age) > 10_000) rmSync(marker, { force: true });
   for (let tries = 0; !takeMarker(marker); tries++) {
     if (tries === markerTriesMax) throw new Error(`${marker} stays taken`);
     Bun.sleepSync(markerPollMs);

@@ -38,7 +38,7 @@ export async function intend(
   startedMs: number,
 ): Promise<void> {
   const stale = await takeLock(host, state, operation, chain, () => {
-    checkNotDeleted(state, planned, startedMs);
+    checkNotDeleted(state, planned, startedMs, host.now());
     const left = leftovers(host, state, planned);
     if (left.length === 0) insertUntaken(state, planned, host.now());
     return left;
@@ -96,10 +96,16 @@ function insertUntaken(state: State, planned: Attachment[], nowMs: number): void
  * was killed or gave up, so nobody would ever delete what it attaches.
  * @throws CniError 11
  */
-function checkNotDeleted(state: State, planned: Attachment[], startedMs: number): void {
+function checkNotDeleted(
+  state: State,
+  planned: Attachment[],
+  startedMs: number,
+  nowMs: number,
+): void {
   const [first] = planned;
   const end = first && endOf(state, first);
-  if (end?.command !== "DEL" || end.atMs <= startedMs) return;
+  // A DEL that is still to come was there before the clock was set back.
+  if (end?.command !== "DEL" || end.atMs <= startedMs || end.atMs > nowMs) return;
   throw new CniError(
     code.tryAgainLater,
     `Cannot ADD container ${first?.containerId}: it was deleted while this ADD was being prepared`,

@@ -66,7 +66,8 @@ const unseenMs = 15 * 60_000;
 /** Is the holder of a lock still running? One in another pid namespace is believed for a while. */
 export function isRunning(operation: Operation, nowMs: number): boolean {
   if (operation.bootId !== bootId()) return false;
-  if (operation.pidNamespace !== ownPidNamespace()) return nowMs - operation.atMs < unseenMs;
+  const ageMs = Math.abs(nowMs - operation.atMs);
+  if (operation.pidNamespace !== ownPidNamespace()) return ageMs < unseenMs;
   return processStarted(operation.pid) === operation.started && operation.started !== "";
 }
 

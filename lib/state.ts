@@ -129,7 +129,10 @@ export function setAttached(state: State, attachment: Attachment, result: object
   );
 }
 
-/** Keeps an attachment whose DEL failed, since the first failure, with the reason. */
+/**
+ * Keeps an attachment whose DEL failed, since the first failure, with the reason. A first failure
+ * that is still to come was before the clock was set back: it counts from now.
+ */
 export function setFailing(
   state: State,
   attachment: Pick<Attachment, "containerId" | "ifName">,
@@ -137,9 +140,9 @@ export function setFailing(
 ): void {
   state.database
     .query(
-      `UPDATE attachments SET state = ?, error = ?,
-         failed_at_ms = CASE failed_at_ms WHEN 0 THEN ? ELSE failed_at_ms END
-       WHERE container_id = ? AND ifname = ?`,
+      `UPDATE attachments SET state = ?1, error = ?2,
+         failed_at_ms = CASE failed_at_ms WHEN 0 THEN ?3 ELSE min(failed_at_ms, ?3) END
+       WHERE container_id = ?4 AND ifname = ?5`,
     )
     .run(failure.state, failure.error, failure.nowMs, attachment.containerId, attachment.ifName);
 }

@@ -253,12 +253,15 @@ describe("a file that is unusable", () => {
     }
   });
 
-  test("is set aside although a process died while it did so", () => {
+  test.each([
+    ["", 60_000],
+    [", and the clock went back since", -60_000],
+  ])("is set aside although a process died while it did so%s", (_name, laterMs) => {
     const folder = stateDir();
     mkdirSync(folder);
     writeFileSync(fileOf(folder), text);
     writeFileSync(`${fileOf(folder)}.setting-aside`, "");
-    const host = { ...makeHost(), now: () => Date.now() + 60_000 };
+    const host = { ...makeHost(), now: () => Date.now() + laterMs };
     withState(folder, (state) => expect(use(host, state, "c1")).toEqual(["c1"]), host);
     expect(existsSync(`${fileOf(folder)}.setting-aside`)).toBe(false);
   });

@@ -157,6 +157,7 @@ describe("isRunning()", () => {
     ["one of an earlier boot elsewhere", { bootId: "another", pidNamespace: "pid:[1]" }, 0, false],
     ["one in another pid namespace, for a while", { pidNamespace: "pid:[1]" }, 14 * minute, true],
     ["one in another pid namespace, later", { pidNamespace: "pid:[1]" }, 15 * minute, false],
+    ["one there, by a clock that went back", { pidNamespace: "pid:[1]" }, -15 * minute, false],
   ])("%s", (_name, more, laterMs, expected) => {
     expect(isRunning({ ...ours, ...more }, ours.atMs + laterMs)).toBe(expected);
   });
