@@ -16,7 +16,7 @@ import {
   delegates as running,
   writePlugins,
 } from "../fixtures/faults.ts";
-import { annotated, checkFailure, left, type Node, wire } from "../wire.ts";
+import { annotated, checkFailure, left, type Node, wire, wireError } from "../wire.ts";
 import { endMarked, marked, newMark } from "./marked.ts";
 import { type Case, type Part, runCases } from "./part.ts";
 import { oneIn, pick, type Random } from "./seed.ts";
@@ -178,8 +178,9 @@ function shortenTimeouts({ tableFile }: Node): void {
 /** The answer must be what is expected, and well-formed whatever it is. */
 function checkAnswer(what: string, run: GenieRun, expected: number): void {
   const said = `${run.stdout.slice(0, 600)}${run.stderr.slice(0, 600)}`;
-  const found = run.status === 0 ? 0 : checkFailure(run);
+  const found = run.status === 0 ? 0 : wireError(run).code;
   if (found !== expected) throw new Error(`${what} ended with ${found}, not ${expected}: ${said}`);
+  if (found !== 0) checkFailure(run);
   if (found !== 0 || what !== "ADD") return;
   const result: unknown = JSON.parse(run.stdout);
   const interfaces = isObject(result) ? result["interfaces"] : undefined;
