@@ -64,6 +64,9 @@ export async function add(host: Host, request: Request): Promise<object> {
     return toVersion(result, request.cniVersion);
   } catch (error) {
     writeAlone(host, state, journal, error);
+    // Whoever looks at the pod finds an Event; the runtime is told in any case.
+    const told = toCniError(error);
+    if (told.rule) await (await import("./event.ts")).postDenial(host, config, journal.base, told);
     throw error;
   } finally {
     closeState(state);
@@ -158,13 +161,7 @@ async function attempt(
   const plan = await makePlan(host, config, request, { state, failed, journal });
   mark("plan");
   const { attachments: planned, pod, choice } = plan;
-  journal.base = {
-    ...journal.base,
-    podNamespace: pod.namespace,
-    podName: pod.name,
-    podUid: pod.uid,
-    decidedBy: plan.decision,
-  };
+  journal.base = { ...journal.base, decidedBy: plan.decision };
   const operation = newOperation(host, request.containerId, "ADD");
   const chain: ChainOptions = {
     netns: request.netns,
@@ -173,10 +170,12 @@ async function attempt(
     signal: host.signal,
     journal,
   };
-  await intend(host, state, operation, planned, chain, startedMs).catch((error: unknown) => {
-    rememberRefusal(host, state, planned);
-    throw error;
-  });
+  await intend(host, state, config, operation, planned, chain, startedMs).catch(
+    (error: unknown) => {
+      rememberRefusal(host, state, planned);
+      throw error;
+    },
+  );
   mark("intend");
   const failures = new Set<Attachment>();
   try {

@@ -9,7 +9,7 @@ import { CniError, code, compareVersions, type Host, log, toCniError } from "./c
 import type { Config } from "./config_schema.ts";
 import { read, type State, write } from "./database.ts";
 import { statusChain } from "./delegate.ts";
-import { checkMayUse, gatesOf } from "./gate.ts";
+import { checkMayUse, gatesOf, type Verdict } from "./gate.ts";
 import { keepStore, storeBelievedMs } from "./ipam.ts";
 import { type Figures, type NetworkKpis, networkKpis, occupancyWith, readFigures } from "./kpi.ts";
 import { configHash, type Journal } from "./ledger.ts";
@@ -35,6 +35,8 @@ export interface Chooser {
   failed: ReadonlyMap<string, string>;
   /** Takes a row for a network that the pod may not use. */
   journal?: Journal;
+  /** Takes what the gate says to each network; then a denial ends nothing. */
+  verdicts?: Verdict[];
 }
 
 /** For whom a network is chosen, and among which. */

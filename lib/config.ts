@@ -70,7 +70,17 @@ export function parseConfig(text: string, file: string): Config {
     });
   }
   if (config === undefined || problems.length > 0) throw invalidTable(file, problems);
-  return { ...config, file, plugins };
+  const { nad, maxAttachments, ...others } = config.access;
+  const access = {
+    ...others,
+    ...(nad && {
+      nad: nad.map((rule, i) => ({ ...rule, line: lineOf(lines, ["access", "nad", i]) })),
+    }),
+    ...(maxAttachments && {
+      maxAttachments: { ...maxAttachments, line: lineOf(lines, ["access", "max_attachments"]) },
+    }),
+  };
+  return { ...config, access, file, plugins };
 }
 
 /** What holds when there is no plugin table: every list in `confDir` is a network. */
@@ -124,7 +134,7 @@ function describe(issue: v.BaseIssue<unknown>): string {
 }
 
 function show(value: unknown): string {
-  if (Array.isArray(value)) return "a list";
+  if (Array.isArray(value)) return value.length === 0 ? "an empty list" : "a list";
   if (isObject(value)) return isTable(value) ? "a table" : "a date";
   return typeof value === "string" ? `"${oneLine(value, 60)}"` : String(value);
 }

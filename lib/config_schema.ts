@@ -83,6 +83,48 @@ const Rule = v.pipe(
 /** A rule, with its line in the table. */
 export type Rule = v.InferOutput<typeof Rule> & { line: number };
 
+function patterns(expected: string, test: RegExp) {
+  const item = text(`${expected}, "*" and "?" being wildcards`, (value) => test.test(value));
+  return v.pipe(v.array(item, "a list"), v.minLength(1, "a list with something in it"));
+}
+
+const pluginTypes = patterns("the type of a plugin", /^[A-Za-z0-9_.*?-]{1,64}$/);
+/**
+ * What NetworkAttachmentDefinitions of some namespaces may be: all its keys must hold. An absent
+ * key says nothing; an empty list would admit nobody, and is refused as a mistake.
+ */
+const NadRule = v.pipe(
+  table({
+    namespaces: v.optional(patterns("a namespace", /^[a-z0-9.*?-]{1,253}$/), []),
+    types: v.exactOptional(pluginTypes),
+    ipams: v.exactOptional(pluginTypes),
+    masters: v.exactOptional(patterns("the name of a device", /^[!-.0-9;-~]{1,15}$/)),
+    config_on_disk: v.optional(toggle, false),
+  }),
+  v.transform(({ config_on_disk: configOnDisk, ...rest }) => ({ ...rest, configOnDisk })),
+);
+const quota = v.exactOptional(v.pipe(count, v.minValue(1, "1 or more")));
+const Access = v.pipe(
+  table({
+    default: v.optional(oneOf("allow", "deny"), "allow"),
+    nad: v.exactOptional(v.array(NadRule, "a list")),
+    max_attachments: v.exactOptional(table({ pod: quota, namespace: quota })),
+  }),
+  v.transform(({ max_attachments: maxAttachments, ...rest }) => ({
+    ...rest,
+    ...(maxAttachments && { maxAttachments }),
+  })),
+);
+/** Who may use what, beside the rules of the plugins; with its lines in the table. */
+export interface AccessTable {
+  /** What holds for a network without an allow rule. */
+  default: "allow" | "deny";
+  /** Absent: NetworkAttachmentDefinitions may be anything. */
+  nad?: (v.InferOutput<typeof NadRule> & { line: number })[];
+  /** How many attachments a pod may have, and the pods of a namespace on this node. */
+  maxAttachments?: { pod?: number; namespace?: number; line: number };
+}
+
 /** Schema of one `[plugins.NAME]`. */
 export const Plugin = v.pipe(
   table({
@@ -215,7 +257,7 @@ export const Table = v.pipe(
       {},
     ),
     kubernetes: v.optional(Kubernetes, {}),
-    access: v.optional(table({ default: v.optional(oneOf("allow", "deny"), "allow") }), {}),
+    access: v.optional(Access, {}),
     policy: v.optional(Policy, {}),
     audit: v.optional(table({ keep: v.optional(duration("3650d"), "30d") }), {}),
     plugins: v.optional(v.custom<object>(isTable, "a table"), {}),
@@ -254,9 +296,11 @@ export interface MultusNetworks {
 }
 
 /** Everything an operator configures, after defaults. */
-export interface Config extends Omit<v.InferOutput<typeof Table>, "plugins" | "kubernetes"> {
+export interface Config
+  extends Omit<v.InferOutput<typeof Table>, "plugins" | "kubernetes" | "access"> {
   /** Path of the plugin table, for messages; "" when there is none. */
   file: string;
+  access: AccessTable;
   kubernetes: KubernetesConfig;
   /** By name, in the order of the table. */
   plugins: ReadonlyMap<string, PluginEntry>;

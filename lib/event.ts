@@ -66,6 +66,23 @@ export async function postEvent(host: Host, config: Config, event: EventNote): P
   }
 }
 
+/** Tells of a network that a pod may not have. Outside Kubernetes there is nobody to tell. */
+export async function postDenial(
+  host: Host,
+  config: Config,
+  pod: { podNamespace: string; podName: string; podUid: string },
+  { message, rule }: { message: string; rule: string },
+): Promise<boolean> {
+  const { podNamespace: namespace, podName: name, podUid: uid } = pod;
+  if (namespace === "" || name === "") return false;
+  return postEvent(host, config, {
+    about: { kind: "Pod", apiVersion: "v1", namespace, name, uid },
+    type: "Warning",
+    reason: "NetworkDenied",
+    note: message.includes(rule) ? message : `${message} (${rule})`,
+  });
+}
+
 /** An Event as it is posted the first time. */
 type KubeEvent = ReturnType<typeof makeEvent>;
 

@@ -5,10 +5,12 @@
 import { CniError, type Host, interfaceNameIssue, type Request, type StdinConfig } from "./cni.ts";
 import type { Config } from "./config_schema.ts";
 import { choiceDocument, formatChoiceTable } from "./explain_choice.ts";
+import type { Verdict } from "./gate.ts";
 import { resolveNetwork } from "./networks.ts";
 import { readOwnConfig } from "./own_config.ts";
 import { makePlan, type Plan, podLabel } from "./plan.ts";
 import { annotationsCapability } from "./pod.ts";
+import { judgeQuota, readHeld } from "./quota.ts";
 import { readRecord } from "./report_file.ts";
 import { readPath } from "./request.ts";
 import { loadConfig } from "./settings.ts";
@@ -19,20 +21,24 @@ import { type Flags, text, UsageError } from "./usage.ts";
 /**
  * Runs `genie plan`.
  * @param width columns of the terminal, Infinity for none
- * @returns exit status
+ * @returns exit status: 1 when the pod may not have some of it
  * @throws UsageError for words that make no sense; else as `makePlan()`
  */
 export async function runPlan(host: Host, flags: Flags, width: number): Promise<number> {
   const stdin = readOwnConfig(text(flags, "cni-config"));
   const request = dryRequest(host, stdin, flags);
   const config = await loadConfig(stdin);
+  const verdicts: Verdict[] = [];
   const plan = await makePlan(host, config, request, {
     failed: new Map(),
     reader: (inside) => readRecord(config.stateDir, inside),
+    verdicts,
   });
+  verdicts.push(...quotaVerdicts(config, plan));
+  const status = verdicts.every(({ allowed }) => allowed) ? 0 : 1;
   if (flags["json"]) {
-    host.stdout(`${JSON.stringify(planDocument(config, plan), null, 2)}\n`);
-    return 0;
+    host.stdout(`${JSON.stringify(planDocument(config, plan, verdicts), null, 2)}\n`);
+    return status;
   }
   const rows = plan.attachments.map((one) => [
     one.network,
@@ -60,7 +66,40 @@ export async function runPlan(host: Host, flags: Flags, width: number): Promise<
   if (plan.choice) {
     host.stdout(`\n${formatChoiceTable(plan.choice, config.select.weights, width)}`);
   }
-  return 0;
+  host.stdout(`\n${formatVerdicts(verdicts, width)}`);
+  return status;
+}
+
+/** What the quotas say to the plan, where they refuse it: they count what is on record now. */
+function quotaVerdicts(config: Config, { attachments }: Plan): Verdict[] {
+  if (!config.access.maxAttachments) return [];
+  try {
+    const held = readRecord(config.stateDir, (reader) => readHeld(reader, attachments));
+    judgeQuota(config, attachments, held ?? { pod: 0, namespace: 0 });
+    return [];
+  } catch (error) {
+    if (!(error instanceof CniError) || error.rule === "") throw error;
+    const { message: reason, rule } = error;
+    return [{ network: "(all)", ifName: "", allowed: false, reason, rule }];
+  }
+}
+
+function formatVerdicts(verdicts: Verdict[], width: number): string {
+  return formatTable(
+    [
+      { title: "NETWORK" },
+      { title: "INTERFACE" },
+      { title: "ACCESS" },
+      { title: "BECAUSE", shrinks: true },
+    ],
+    verdicts.map(({ network, ifName, allowed, reason, rule = "" }) => [
+      network,
+      ifName,
+      allowed ? "allowed" : "denied",
+      rule === "" || reason.includes(rule) ? reason : `${reason} (${rule})`,
+    ]),
+    width,
+  );
 }
 
 /** Where the config of a network is from. Objects of the API are no files. */
@@ -82,7 +121,11 @@ const annotationOrigin: Record<Plan["pod"]["source"], string> = {
 };
 
 /** Stable shape of `genie plan --json`. */
-function planDocument(config: Config, { pod, attachments, choice }: Plan): object {
+function planDocument(
+  config: Config,
+  { pod, attachments, choice }: Plan,
+  verdicts: Verdict[],
+): object {
   return {
     pod: { namespace: pod.namespace, name: pod.name, uid: pod.uid },
     annotationsFrom: pod.source,
@@ -94,6 +137,13 @@ function planDocument(config: Config, { pod, attachments, choice }: Plan): objec
       plugins: one.list.plugins.map(({ type }, i) => ({ type, path: one.plugins[i] })),
       config: sourceOf(config, one),
       reason: one.reason,
+    })),
+    access: verdicts.map(({ network, ifName, allowed, reason, rule = "" }) => ({
+      network,
+      interface: ifName,
+      allowed,
+      reason,
+      rule,
     })),
     ...(choice && { choice: choiceDocument(choice, config.select.weights) }),
   };

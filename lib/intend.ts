@@ -4,11 +4,13 @@
  * Source: design D4, D6.
  */
 import { CniError, code, type Host, log, toCniError } from "./cni.ts";
+import type { Config } from "./config_schema.ts";
 import { type State, write } from "./database.ts";
 import { type ChainOptions, undoOptions } from "./delegate.ts";
 import { noteInterrupted } from "./ledger.ts";
 import { type Operation, release, takeLock } from "./lock.ts";
 import { interfacesIn, netnsId } from "./netns.ts";
+import { checkQuota } from "./quota.ts";
 import {
   type Attachment,
   attachments,
@@ -26,12 +28,14 @@ import { undo } from "./undo.ts";
  * Takes the lock and writes the plan down, after undoing what an earlier attempt left (a killed
  * ADD, a failed DEL, a container started again after a reboot).
  *
- * @throws CniError 105 when the container has an interface of a planned name already; 11 when
- *   another operation does not end in time, or what was left cannot be undone; 106
+ * @throws CniError 100 when there would be too many attachments; 105 when the container has an
+ *   interface of a planned name already; 11 when another operation does not end in time, or what
+ *   was left cannot be undone; 106
  */
 export async function intend(
   host: Host,
   state: State,
+  config: Config,
   operation: Operation,
   planned: Attachment[],
   chain: ChainOptions,
@@ -40,14 +44,14 @@ export async function intend(
   const stale = await takeLock(host, state, operation, chain, () => {
     checkNotDeleted(state, planned, startedMs, host.now());
     const left = leftovers(host, state, planned);
-    if (left.length === 0) insertUntaken(state, planned, host.now());
+    if (left.length === 0) insertAdmitted(state, config, planned, host.now());
     return left;
   });
   if (stale.length === 0) return;
   try {
     const path = planned[0]?.cniPath.split(":") ?? [];
     await undoStored(host, state, stale.reverse(), path, undoOptions(host, chain));
-    write(state, () => insertUntaken(state, planned, host.now()));
+    write(state, () => insertAdmitted(state, config, planned, host.now()));
   } catch (error) {
     release(state, operation, () => undefined);
     throw error;
@@ -74,11 +78,13 @@ export function rememberRefusal(host: Host, state: State, planned: Attachment[])
 }
 
 /**
- * Writes the plan down, unless the pod has an interface of a planned name that we did not make: a
- * delegate would refuse it (SPEC §2 "ADD"), and its DEL would then remove what is not ours.
- * @throws CniError 105
+ * Writes the plan down, unless it is too much, or the pod has an interface of a planned name that
+ * we did not make: a delegate would refuse it (SPEC §2 "ADD"), and its DEL would then remove what
+ * is not ours.
+ * @throws CniError 100 or 105
  */
-function insertUntaken(state: State, planned: Attachment[], nowMs: number): void {
+function insertAdmitted(state: State, config: Config, planned: Attachment[], nowMs: number): void {
+  if (config.access.maxAttachments) checkQuota(state, config, planned);
   const present = new Set(interfacesIn(planned[0]?.netns ?? ""));
   const taken = planned.find(({ ifName }) => present.has(ifName));
   if (taken) {

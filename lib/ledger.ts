@@ -8,6 +8,7 @@ import { CniError, code, type Host, log, type Request, toCniError } from "./cni.
 import { type State, write } from "./database.ts";
 import type { NetworkConfigList } from "./netconf.ts";
 import { podIdentity } from "./pod.ts";
+import type { PodIdentity } from "./state.ts";
 
 /**
  * What a row tells of:
@@ -191,6 +192,12 @@ export function openJournal(host: Host, request: Request): Journal {
     rows: [],
     startedNs: Bun.nanoseconds(),
   };
+}
+
+/** Notes whose call it is: the API may know more of the pod than the call says. */
+export function notePod(journal: Journal, pod: PodIdentity): void {
+  const { namespace: podNamespace, name: podName, uid: podUid } = pod;
+  journal.base = { ...journal.base, podNamespace, podName, podUid };
 }
 
 /** What a failure says in a row; nothing for a success. */

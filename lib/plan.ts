@@ -11,9 +11,9 @@ import type { Choice, Chooser } from "./choose.ts";
 import { CniError, code, type Host, type Request, toCniError } from "./cni.ts";
 import type { Config } from "./config_schema.ts";
 import { isConfigured } from "./credentials.ts";
-import { checkMayUse, gatesOf } from "./gate.ts";
+import { checkIsolation, checkMayUse, definitionOf, type Gated, gatesOf } from "./gate.ts";
 import { isObject } from "./json.ts";
-import { type Journal, noteNetwork } from "./ledger.ts";
+import { type Journal, noteNetwork, notePod } from "./ledger.ts";
 import { declaresCapability, type NetworkConfigList } from "./netconf.ts";
 import {
   findListOnDisk,
@@ -60,12 +60,11 @@ export function pluginSearch(
 }
 
 /** A wanted network with its config: the node's own, or an object's. */
-type Resolved = Network & {
-  /** Names in the plugin table whose rules apply to it. */
-  gates: string[];
-  /** Device plugin resource it takes a device from. */
-  resourceName?: string;
-};
+type Resolved = Network &
+  Gated & {
+    /** Device plugin resource it takes a device from. */
+    resourceName?: string;
+  };
 
 /**
  * Plans an ADD.
@@ -82,6 +81,7 @@ export async function makePlan(
 ): Promise<Plan> {
   const objects = openObjects(host, config);
   const pod = await lookupPod(host, config, request, objects);
+  if (chooser.journal) notePod(chooser.journal, pod);
   const search = pluginSearch(config, request);
   const { decision, primarySet, further } = await selectWanted(config, pod);
   const choice =
@@ -105,14 +105,20 @@ export async function makePlan(
   for (const [index, wanted] of named.entries()) {
     const outcome = settled[index];
     if (!outcome) continue;
-    if (outcome.status === "rejected") throw outcome.reason;
-    const network = outcome.value;
+    const network = outcome.status === "fulfilled" ? outcome.value : undefined;
     try {
-      await checkMayUse(host, config, objects, network, pod);
+      if (!network) throw (outcome as PromiseRejectedResult).reason;
+      const verdict = await checkMayUse(host, config, objects, network, pod);
+      chooser.verdicts?.push({ network: network.name, ifName: wanted.ifName, ...verdict });
     } catch (error) {
-      const isDenial = toCniError(error).rule !== "";
-      if (isDenial) noteDenied(chooser.journal, request, pod, wanted, network, error);
-      throw error;
+      const { message, rule } = toCniError(error);
+      if (rule === "") throw error;
+      const name = network?.name ?? `${wanted.namespace}/${wanted.network}`;
+      noteDenied(chooser.journal, request, pod, wanted, network ?? { name, list: unread }, error);
+      if (!chooser.verdicts) throw error;
+      const verdict = { allowed: false, reason: message, rule };
+      chooser.verdicts.push({ network: name, ifName: wanted.ifName, ...verdict });
+      continue;
     }
     checkCapabilities(network, wanted);
     resolved.push(network);
@@ -174,13 +180,22 @@ function resolveOnNode(config: Config, { from, network: name }: Wanted): Network
   throw new CniError(code.networkNotFound, `Unknown network "${name}": it is not on the node`);
 }
 
+/** Stands for the config of an object that was not even read. */
+const unread: NetworkConfigList = {
+  cniVersion: "0.1.0",
+  name: "",
+  plugins: [],
+  disableCheck: false,
+  disableGC: false,
+};
+
 /** A denial is told of by the network it was about: nothing is attached that could tell. */
 function noteDenied(
   journal: Journal | undefined,
   { containerId }: Request,
   pod: Pod,
   { ifName, reason }: Wanted & { ifName: string },
-  { name, list }: Network,
+  { name, list }: Pick<Network, "name" | "list">,
   error: unknown,
 ): void {
   const what = { command: "ADD", containerId, network: name, ifName, reason, pod, list };
@@ -274,7 +289,8 @@ async function resolveWanted(
         config,
         wanted,
       );
-      return { ...network, gates: network.onDisk ? gatesOf(config, network) : [network.name] };
+      const gates = network.onDisk ? gatesOf(config, network) : [network.name];
+      return { ...network, gates, definition: definitionOf(wanted.namespace, network) };
     }
     case "multus":
       return resolveMultus(host, config, objects, wanted);
@@ -302,10 +318,9 @@ async function resolveMultus(
   }
   if (isConfigured(host, config.kubernetes)) {
     try {
-      return {
-        ...(await (await import("./objects.ts")).resolveDefinition(objects, config, wanted)),
-        gates: [name],
-      };
+      const { resolveDefinition } = await import("./objects.ts");
+      const network = await resolveDefinition(objects, config, wanted);
+      return { ...network, gates: [name], definition: definitionOf(wanted.namespace, network) };
     } catch (error) {
       if (!(error instanceof CniError) || error.code !== code.networkNotFound) throw error;
     }
@@ -316,23 +331,6 @@ async function resolveMultus(
     code.networkNotFound,
     `Unknown network "${name}" of the Multus config: it is no NetworkAttachmentDefinition in ` +
       `${wanted.namespace} and no CNI name in ${config.confDir}`,
-  );
-}
-
-/**
- * A NetworkAttachmentDefinition of another namespace needs that namespace to be global, by whatever
- * way it was named (Multus forgets the default network's annotation).
- * @throws CniError 100
- */
-function checkIsolation(config: Config, { namespace, network }: Wanted, pod: Pod): void {
-  const { namespaceIsolation, globalNamespaces } = config.kubernetes;
-  if (!namespaceIsolation || namespace === pod.namespace) return;
-  if (globalNamespaces.includes(namespace)) return;
-  throw new CniError(
-    code.accessDenied,
-    `Access to network "${namespace}/${network}" denied for pod ${podLabel(pod)}: namespaces are ` +
-      `isolated, and kubernetes.global_namespaces has ${globalNamespaces.join(", ") || "none"}`,
-    { rule: `kubernetes.namespace_isolation at ${config.file}` },
   );
 }
 

@@ -102,11 +102,15 @@ export async function lookupPod(
 }
 
 /** Path of a pod in the API. */
-export function podPath({ namespace, name }: { namespace: string; name: string }): string[] {
+function podPath({ namespace, name }: { namespace: string; name: string }): string[] {
   return ["api", "v1", "namespaces", namespace, "pods", name];
 }
 
-async function fetchPod(objects: Objects, identity: PodIdentity): Promise<Pod> {
+/**
+ * A pod from the API, which alone knows its service account.
+ * @throws CniError 11 when it is gone or was made anew under the same name
+ */
+export async function fetchPod(objects: Objects, identity: PodIdentity): Promise<Pod> {
   const { isNotFound, parsePod } = await import("./kube.ts");
   const api = await objects.kube();
   const label = `${identity.namespace}/${identity.name}`;
@@ -129,7 +133,8 @@ async function fetchPod(objects: Objects, identity: PodIdentity): Promise<Pod> {
     );
   }
   return {
-    ...identity,
+    namespace: identity.namespace,
+    name: identity.name,
     uid: pod.metadata.uid,
     serviceAccount: pod.spec?.serviceAccountName,
     annotations: readAnnotations(pod.metadata.annotations ?? {}, `annotations of pod ${label}`),

@@ -11,30 +11,56 @@ export const depthMax = 64;
 /** A place in the table: keys, and indexes of lists. */
 export type Path = (string | number)[];
 
-/** Line of each table header and key, by its path without list indexes. */
+/**
+ * Line of each table header and key, by its path without list indexes; what stands below a
+ * `[[header]]`, also by its path with them.
+ */
 export type Lines = Map<string, number>;
 
 /** Finds the line of every header and key. */
 export function locate(text: string): Lines {
   const lines: Lines = new Map();
+  /** Of each list of `[[header]]`s, how many there were. */
+  const counts = new Map<string, number>();
   let header: string[] = [];
-  for (const { keys, line, isHeader } of statements(text)) {
+  for (const { keys, line, isHeader, isListItem } of statements(text)) {
     if (isHeader) header = keys;
     const path = isHeader ? keys : [...header, ...keys];
-    for (let n = 1; n < Math.min(path.length, depthMax); n++) {
-      const parent = path.slice(0, n).join("\0");
-      if (!lines.has(parent)) lines.set(parent, line);
-    }
-    if (isHeader || !lines.has(path.join("\0"))) lines.set(path.join("\0"), line);
+    const name = path.join("\0");
+    if (isListItem) counts.set(name, (counts.get(name) ?? 0) + 1);
+    note(lines, path, line, isHeader);
+    if (counts.size > 0) note(lines, withIndexes(path, counts), line, isHeader);
   }
   return lines;
 }
 
+/** Notes the line of a path, and of what it is in where that has none yet. */
+function note(lines: Lines, path: Path, line: number, isHeader: boolean): void {
+  for (let n = 1; n < Math.min(path.length, depthMax); n++) {
+    const parent = path.slice(0, n).join("\0");
+    if (!lines.has(parent)) lines.set(parent, line);
+  }
+  const name = path.join("\0");
+  if (isHeader || !lines.has(name)) lines.set(name, line);
+}
+
+/** A path with the index of the last item of every list it goes through. */
+function withIndexes(path: string[], counts: ReadonlyMap<string, number>): Path {
+  return path.slice(0, depthMax).flatMap((key, i) => {
+    const count = counts.get(path.slice(0, i + 1).join("\0"));
+    return count === undefined ? [key] : [key, count - 1];
+  });
+}
+
 /** Line of the longest part of `path` that stands in the table. */
 export function lineOf(lines: Lines, path: Path): number {
-  const names = path.filter((key) => typeof key === "string");
-  for (let n = names.length; n > 0; n--) {
-    const line = lines.get(names.slice(0, n).join("\0"));
+  const known: Path = [];
+  for (const key of path) {
+    // Items of a list in brackets have no lines of their own.
+    if (typeof key === "string" || lines.has([...known, key].join("\0"))) known.push(key);
+  }
+  for (let n = known.length; n > 0; n--) {
+    const line = lines.get(known.slice(0, n).join("\0"));
     if (line !== undefined) return line;
   }
   return 1;
@@ -45,6 +71,8 @@ export type Statement = {
   keys: string[];
   line: number;
   isHeader: boolean;
+  /** A `[[header]]`. */
+  isListItem: boolean;
   value: string | undefined;
 };
 type Token = { text: string; line: number };
@@ -58,6 +86,7 @@ export function statements(text: string): Statement[] {
     const { text: first, line } = all[at] ?? newline;
     if (first === "\n") continue;
     const isHeader = first === "[";
+    const isListItem = isHeader && all[at + 1]?.text === "[";
     const keys: string[] = [];
     let i = at;
     for (; i < all.length; i++) {
@@ -67,7 +96,7 @@ export function statements(text: string): Statement[] {
     }
     const [equals, next, last] = [all[i] ?? newline, all[i + 1] ?? newline, all[i + 2] ?? newline];
     const isString = equals.text === "=" && isQuoted(next.text) && last.text === "\n";
-    found.push({ keys, line, isHeader, value: isString ? next.text : undefined });
+    found.push({ keys, line, isHeader, isListItem, value: isString ? next.text : undefined });
     at = statementEnd(all, isHeader ? i + 1 : i);
   }
   return found;

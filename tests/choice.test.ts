@@ -374,7 +374,8 @@ describe("genie plan", () => {
     using node = await makeStory();
     const run = await plan(node);
     expect([run.status, run.stderr]).toEqual([0, ""]);
-    const [, , , , , head = "", ...rows] = run.stdout.trimEnd().split("\n");
+    const [, , , , , head = "", ...below] = run.stdout.trimEnd().split("\n");
+    const rows = below.slice(0, below.indexOf(""));
     expect(run.stdout).toMatch(/^b +eth0 +b +1\.0\.0 /m);
     expect(run.stdout).toMatch(/\bbest of 5 candidates by KPIs\n/);
     const cells = (line: string) => line.split(/ {2,}/);

@@ -78,6 +78,10 @@ describe("genie plan", () => {
 NETWORK  INTERFACE  PLUGINS          CNI    CONFIG  WHY
 blue     eth0       bridge           1.0.0  DIR/net.d/10-blue.conflist   asked for by cni
 green    eth4       bridge, portmap  1.0.0  DIR/net.d/20-green.conflist  asked for by cni
+
+NETWORK  INTERFACE  ACCESS   BECAUSE
+blue     eth0       allowed  access.default is "allow" and no rule speaks against it
+green    eth4       allowed  access.default is "allow" and no rule speaks against it
 `,
     });
     expect(calls(bin)).toEqual([]);
@@ -112,6 +116,13 @@ green    eth4       bridge, portmap  1.0.0  DIR/net.d/20-green.conflist  asked f
           reason: "asked for by cni",
         },
       ],
+      access: ["blue eth0", "green eth1"].map((one) => ({
+        network: one.split(" ")[0],
+        interface: one.split(" ")[1],
+        allowed: true,
+        reason: 'access.default is "allow" and no rule speaks against it',
+        rule: "",
+      })),
     });
   });
 
@@ -126,7 +137,7 @@ green    eth4       bridge, portmap  1.0.0  DIR/net.d/20-green.conflist  asked f
     });
     const { stdout } = await cli("plan", ...web, "--cni-config", list, "--ifname", "net9");
     expect(stdout).toContain("annotations from: nowhere, the pod asks for nothing\n");
-    expect(stdout).toMatch(/\ngreen +net9 .* default network\n$/);
+    expect(stdout).toMatch(/\ngreen +net9 .* default network\n\n/);
   });
 
   test("finds plugins in CNI_PATH first", async () => {
@@ -450,7 +461,7 @@ describe("the program", () => {
     const status = await child.exited;
     child.terminal?.close();
     const lines = written.replaceAll("\r\n", "\n").trimEnd().split("\n");
-    expect({ status, lines: lines.length }).toEqual({ status: 0, lines: 5 });
+    expect({ status, lines: lines.length }).toEqual({ status: 0, lines: 9 });
     expect(Math.max(...lines.map((line) => Bun.stringWidth(line)))).toBeLessThanOrEqual(cols);
     expect(lines[3]).toMatch(/^blue +eth0 +bridge .*…/);
   });

@@ -187,7 +187,76 @@ describe("parseConfig()", () => {
     );
   });
 
+  test("reads the rules of access, each with its line", () => {
+    const inline = `[access]
+nad = [
+  { namespaces = ["*"], types = ["macvlan"], masters = ["eth?"], config_on_disk = true },
+  { namespaces = ["infra"] },
+]
+max_attachments = { pod = 4 }`;
+    const free = { namespaces: ["infra"], configOnDisk: false };
+    const bound = { namespaces: ["*"], types: ["macvlan"], masters: ["eth?"], configOnDisk: true };
+    expect(parseConfig(inline, file).access).toEqual({
+      default: "allow",
+      nad: [
+        { ...bound, line: 2 },
+        { ...free, line: 2 },
+      ],
+      maxAttachments: { pod: 4, line: 6 },
+    });
+    const headers = `access.max_attachments.namespace = 9
+[[access.nad]]
+namespaces = ["*"]
+types = ["macvlan"]
+masters = ["eth?"]
+config_on_disk = true
+[[access.nad]]
+
+namespaces = ["infra"]
+ipams = ["host-local"]`;
+    expect(parseConfig(headers, file).access).toEqual({
+      default: "allow",
+      nad: [
+        { ...bound, line: 2 },
+        { ...free, ipams: ["host-local"], line: 7 },
+      ],
+      maxAttachments: { namespace: 9, line: 1 },
+    });
+    expect(parseConfig("access.nad = []", file).access).toEqual({ default: "allow", nad: [] });
+  });
+
   const rejects: [why: string, text: string, msg: string][] = [
+    [
+      "a rule for objects of no namespace",
+      "[[access.nad]]\ntypes = ['macvlan']",
+      'line 1: "access.nad[0].namespaces" is an empty list, expected a list with something in it',
+    ],
+    [
+      "a rule that admits nothing, in its line",
+      "[[access.nad]]\nnamespaces = ['a']\n[[access.nad]]\nnamespaces = ['b']\ntypes = []",
+      'line 5: "access.nad[1].types" is an empty list, expected a list with something in it',
+    ],
+    [
+      "a device that no kernel has",
+      "access.nad = [{ namespaces = ['a'], masters = ['a/b'] }]",
+      'line 1: "access.nad[0].masters[0]" is "a/b", expected the name of a device, ' +
+        '"*" and "?" being wildcards',
+    ],
+    [
+      "one rule instead of a list",
+      "access.nad = { namespaces = ['a'] }",
+      'line 1: "access.nad" is a table, expected a list',
+    ],
+    [
+      "a quota of nothing",
+      "access.max_attachments = { pod = 0 }",
+      'line 1: "access.max_attachments.pod" is 0, expected 1 or more',
+    ],
+    [
+      "a quota of something unknown",
+      "access.max_attachments = { node = 3 }",
+      'line 1: "access.max_attachments.node" is not a known key, did you mean "pod"',
+    ],
     // Where
     ["an unknown key", "a = 1", 'line 1: "a" is not a known key'],
     [
@@ -230,9 +299,9 @@ describe("parseConfig()", () => {
     ],
     ["too much", `#${" ".repeat(1024 * 1024)}`, "line 1: it is longer than 1048576 characters"],
     // Values
-    ["a list for a table", "default = []", 'line 1: "default" is a list, expected a table'],
+    ["a list for a table", "default = []", 'line 1: "default" is an empty list, expected a table'],
     ["a date for a table", "audit = 2026-01-01", 'line 1: "audit" is a date, expected a table'],
-    ["a list for plugins", "plugins = []", 'line 1: "plugins" is a list, expected a table'],
+    ["a list for plugins", "plugins = []", 'line 1: "plugins" is an empty list, expected a table'],
     ["a string for a list", 'bin_dirs = "/b"', 'line 1: "bin_dirs" is "/b", expected a list'],
     [
       "a relative path",

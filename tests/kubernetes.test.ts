@@ -131,7 +131,11 @@ async function add(node: Node, annotations?: Annotations, args = podArgs): Promi
   return JSON.parse(run.stdout);
 }
 
-const asked = () => api.requests.map(({ method, path }) => `${method} ${path}`);
+/** Without the Events that a denial is told by. */
+const asked = () =>
+  api.requests
+    .filter(({ path }) => !path.includes("/events"))
+    .map(({ method, path }) => `${method} ${path}`);
 const inPod = (result: Added) =>
   result.interfaces.filter(({ sandbox }) => sandbox !== undefined).map(({ name }) => name);
 /** The config a plugin got, by command and interface. */

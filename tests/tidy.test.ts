@@ -18,7 +18,7 @@ const layers: string[][] = [
     ...["access", "crds", "html", "ip", "libc", "output", "quantity", "report_assets", "schema"],
     ...["select", "table", "text", "trace", "usage"],
   ],
-  ["cni", "credentials", "netns"],
+  ["access_nad", "cni", "credentials", "netns"],
   [
     ...["annotations", "database", "device", "exec", "host_root", "json", "place", "streams"],
     "traffic",
@@ -46,7 +46,10 @@ const layers: string[][] = [
   ["api", "event", "genie_conf", "objects", "policy_peers", "watch"],
   // What a pod asks for, and on which networks.
   ["pod", "policy", "settings", "wanted"],
-  ["gate", "ledger", "report_csv", "report_rows", "report_shape", "report_tally", "report_words"],
+  [
+    ...["gate", "ledger", "quota", "report_csv", "report_rows", "report_shape", "report_tally"],
+    "report_words",
+  ],
   ["delegate", "report", "report_charts", "report_text"],
   ["choose", "owner", "report_sections", "undo"],
   ["explain_choice", "intend", "plan", "report_html", "status"],
@@ -63,6 +66,7 @@ const layers: string[][] = [
 const pure = [
   ...[
     "access",
+    "access_nad",
     "annotations",
     "config",
     "config_schema",
