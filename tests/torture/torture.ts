@@ -15,6 +15,7 @@ export const parts: Record<string, () => Promise<Part>> = {
   kills: async () => (await import("./kills.ts")).kills,
   delegates: async () => (await import("./delegates.ts")).delegates,
   api: async () => (await import("./api.ts")).api,
+  storm: async () => (await import("./storm.ts")).storm,
 };
 
 /** Runs one part, in its time. */
