@@ -243,8 +243,15 @@ function serve(
 ): Answer {
   if (user === "nobody") return refusal(401, "Unauthorized", "Unauthorized");
   // The status subresource is a part of the object.
-  const key = decodeURI(path).replace(/\/status$/, "");
+  const key = decodeURI(path)
+    .replace(/\?.*/, "")
+    .replace(/\/status$/, "");
   const found = objects.get(key);
+  // Programs in Go write in protobuf, which is taken and not read: enough for a bench of them.
+  const isRead = contentType !== "application/vnd.kubernetes.protobuf";
+  if (method === "POST" && !isRead) {
+    return { status: 201, body: { kind: "Event", apiVersion: "v1", metadata: {} } };
+  }
   if (method === "POST") {
     const created = create(objects, key, JSON.parse(body));
     const { name } = (created.body["metadata"] ?? {}) as Json;
@@ -257,21 +264,31 @@ function serve(
   }
   if (!found) return refusal(404, "NotFound", `${key} not found`);
   if (method === "GET") return { status: 200, body: found };
-  if (method !== "PATCH") return refusal(405, "MethodNotAllowed", method);
-  if (contentType !== "application/merge-patch+json") {
+  if (method !== "PATCH" && method !== "PUT") return refusal(405, "MethodNotAllowed", method);
+  if (method === "PATCH" && !patchTypes(key).includes(contentType)) {
     return refusal(415, "UnsupportedMediaType", contentType);
   }
-  const patch: Json = JSON.parse(body);
+  const patch: Json = isRead ? JSON.parse(body) : found;
   const wanted = Object.entries((patch["metadata"] ?? {}) as Json);
   const current = found["metadata"] as Json;
   const differs = wanted.some(
     ([name, value]) => ["uid", "resourceVersion"].includes(name) && value !== current[name],
   );
   if (differs) return refusal(409, "Conflict", "the object has been modified");
-  const merged = withMeta(merge(found, patch) as Json, Number(current["resourceVersion"]) + 1);
+  const next = method === "PUT" ? patch : (merge(found, patch) as Json);
+  const merged = withMeta(next, Number(current["resourceVersion"]) + 1);
   objects.set(key, merged);
   cache.changed(key, merged, false);
   return { status: 200, body: merged };
+}
+
+/**
+ * Only types of Kubernetes itself know the strategic patch; on annotations, which is all that is
+ * patched here, both do the same.
+ */
+function patchTypes(path: string): string[] {
+  const types = ["application/merge-patch+json"];
+  return path.startsWith("/api/v1/") ? [...types, "application/strategic-merge-patch+json"] : types;
 }
 
 function create(objects: Map<string, Json>, collection: string, object: Json): Answer {
