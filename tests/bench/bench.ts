@@ -1,6 +1,8 @@
 /**
  * `bun run bench`: what genie costs above the delegates it calls, measured with real plugins in
- * real network namespaces, every contender once per round. See `bun run bench --help`.
+ * real network namespaces, every contender once per round; storms of pods; large records; the parts
+ * of a call. Every figure that the README states comes from here, by way of tests/bench/results.md.
+ * See `bun run bench --help`.
  *
  * Exit status: 0 done, whether or not the targets hold; 1 a call failed; 2 used wrongly or
  * something is missing; 130 interrupted, after cleaning up.
@@ -8,88 +10,31 @@
 import { existsSync, statfsSync, writeFileSync } from "node:fs";
 import { cpus, release, totalmem } from "node:os";
 import { join, resolve } from "node:path";
-import { parseArgs } from "node:util";
 import { canNetns, realPluginDir } from "../fakes.ts";
-import { measure, type Storm, storm } from "./measure.ts";
+import { dissect, measureFloors } from "./anatomy.ts";
+import { measure, type Series } from "./measure.ts";
 import { type BenchNode, closeNode, command, openNode } from "./node.ts";
+import { type Options, readOptions } from "./options.ts";
 import {
-  formatComparisons,
-  formatStorms,
-  formatSummaries,
-  formatTargets,
-  summarize,
-  targets,
-} from "./report.ts";
-import { type Scenario, scenarios, selectScenarios, stormScenario } from "./scenarios.ts";
+  enterMounts,
+  mountFolders,
+  needFolders,
+  type Peer,
+  peerScenarios,
+  peerStorm,
+  probe,
+  readPeer,
+} from "./peers.ts";
+import { type Findings, formatMarkdown, formatSections, sections } from "./report.ts";
+import { measureScale } from "./scale.ts";
+import { type Scenario, scenarios, selectScenarios, stormScenarios } from "./scenarios.ts";
+import { type Storm, storm } from "./storm.ts";
+import { summarize } from "./summary.ts";
+import { targets } from "./targets.ts";
 
 const root = join(import.meta.dir, "..", "..");
-const usage = `Usage: bun run bench [options]
-
-Measures genie against the delegates it calls: time, CPU, memory, and a storm of calls at once.
-Needs root, and the packages containernetworking-plugins, iproute2 and openssl.
-
-  --rounds N        rounds, one of every contender each (default 31)
-  --only TEXT       only contenders whose name holds TEXT, and what they are compared with;
-                    "storm" for the storm alone
-  --storm N         calls started at once (default 100; 0 for no storm)
-  --binary PATH     genie to measure, as it is (default: dist/genie, built first)
-  --json FILE       write every figure to FILE
-  --quick           3 rounds and one storm of 10: shows that it runs, measures little
-  --help            this text
-
-Contenders: ${scenarios.map(({ name }) => name).join(", ")}.
-Files go to TMPDIR: its file system holds genie's record, whose writes are part of the time.
-`;
-
-interface Options {
-  rounds: number;
-  memoryRounds: number;
-  only: string;
-  stormCount: number;
-  /** Storms per contender. */
-  storms: number;
-  binary: string;
-  json: string;
-}
-
-/** The options, or what to say and with which exit status. */
-function readOptions(args: string[]): Options | { status: number; text: string } {
-  const options = {
-    rounds: { type: "string" },
-    only: { type: "string", default: "" },
-    storm: { type: "string" },
-    binary: { type: "string", default: "" },
-    json: { type: "string", default: "" },
-    quick: { type: "boolean", default: false },
-    help: { type: "boolean", default: false },
-  } as const;
-  try {
-    const { values } = parseArgs({ args, options });
-    if (values.help) return { status: 0, text: usage };
-    const { only, binary, json, quick } = values;
-    if (only !== "storm" && selectScenarios(only).length === 0) {
-      throw new Error(`no contender is named like "${only}"`);
-    }
-    return {
-      rounds: readCount("--rounds", values.rounds ?? (quick ? "3" : "31"), 1),
-      memoryRounds: quick ? 1 : 5,
-      only,
-      stormCount: readCount("--storm", values.storm ?? (quick ? "10" : "100"), 0),
-      storms: quick ? 1 : 5,
-      binary,
-      json,
-    };
-  } catch (error) {
-    const said = error instanceof Error ? error.message : String(error);
-    return { status: 2, text: `bench: ${said}\n\n${usage}` };
-  }
-}
-
-function readCount(option: string, text: string, min: number): number {
-  const count = /^\d{1,5}$/.test(text) ? Number(text) : -1;
-  if (count >= min) return count;
-  throw new Error(`${option} needs a whole number, ${min} or more`);
-}
+/** Set in the environment of a bench that has a mount namespace of its own. */
+const mountsMarker = "GENIE_BENCH_MOUNTS";
 
 /** What this machine lacks; "" when nothing. */
 function missing(): string {
@@ -124,29 +69,31 @@ function machine(pluginDir: string) {
     plugins: Bun.which("dpkg-query")
       ? Bun.spawnSync(dpkg).stdout.toString().trim().split("\t")[1]
       : pluginDir,
-    files: `${dir} (${fileSystems[type] ?? `file system 0x${type.toString(16)}`})`,
+    files: fileSystems[type] ?? `file system 0x${type.toString(16)}`,
     date: new Date().toISOString(),
   };
 }
 
-/** Storms of genie and of its baseline in turns, so that both meet the same machine. */
+/** Storms of genie, its baseline and its peers in turns, so that all meet the same machine. */
 async function runStorms(
   node: BenchNode,
-  { stormCount, storms: repetitions }: Options,
-  signal: AbortSignal,
+  all: Scenario[],
+  { options: { stormCounts, storms: repetitions }, peers, signal }: Run,
 ): Promise<Storm[]> {
-  const genie = scenarios.find(({ name }) => name === stormScenario);
-  const bare = scenarios.find(({ name }) => name === genie?.baseline);
-  if (!genie || !bare) throw new Error(`there is no scenario "${stormScenario}" with a baseline`);
-  await genie.prepare?.(node);
+  const first = all.find(({ name }) => name === stormScenarios[0]);
+  const names = [first?.baseline, ...stormScenarios, ...peers.map(peerStorm)];
+  const contenders = all.filter(({ name }) => names.includes(name));
+  for (const scenario of contenders) await scenario.prepare?.(node);
   const storms: Storm[] = [];
-  for (let i = 0; i < repetitions; i++) {
-    for (const scenario of i % 2 === 0 ? [bare, genie] : [genie, bare]) {
-      progress(`storm ${i + 1} of ${repetitions}, ${scenario.name}`);
-      storms.push(...(await storm(node, scenario, stormCount, signal)));
+  for (const count of stormCounts) {
+    for (let i = 0; i <= repetitions; i++) {
+      const withMemory = i === repetitions;
+      for (const scenario of i % 2 === 0 ? contenders : contenders.toReversed()) {
+        progress(`storm ${i + 1} of ${repetitions + 1} by ${count}, ${scenario.name}`);
+        storms.push(...(await storm(node, scenario, { count, withMemory, signal })));
+      }
     }
   }
-  progress("");
   return storms;
 }
 
@@ -155,50 +102,87 @@ function progress(text: string): void {
   if (process.stderr.isTTY) process.stderr.write(`\r\u001b[K${text}`);
 }
 
-/** Measures all that was asked for and prints it. @returns the exit status */
-async function bench(options: Options, node: BenchNode, signal: AbortSignal): Promise<number> {
-  const host = machine(node.pluginDir);
-  const print = (text: string) => void process.stdout.write(text);
-  print(
-    `${host.cpus} CPUs (${host.cpu}), ${host.memoryMiB} MiB, Linux ${host.kernel}, ` +
-      `Bun ${host.bun}, plugins ${host.plugins}, files in ${host.files}\n`,
-  );
-  const chosen: Scenario[] = options.only === "storm" ? [] : selectScenarios(options.only);
+/** What a run works with, besides the node. */
+interface Run {
+  options: Options;
+  peers: Peer[];
+  signal: AbortSignal;
+}
+
+/** Which operations of a call are taken apart. */
+const dissected = [
+  "floor",
+  "bare 1 network",
+  "bare 2 networks",
+  "genie 1 network",
+  "genie API 1 network",
+  "genie API 1 object",
+];
+
+/** Measures all that was asked for. */
+async function find(node: BenchNode, run: Run): Promise<{ findings: Findings; series: Series[] }> {
+  const { options, peers, signal } = run;
+  const { only, parts, rounds, memoryRounds } = options;
+  const probed = await probe(node, peers.flatMap(peerScenarios));
+  const all = [...scenarios, ...probed.able];
+  const chosen = parts.includes("rounds") ? selectScenarios(all, only) : [];
   for (const scenario of chosen) await scenario.prepare?.(node);
+  const onRound = (done: number, total: number) => progress(`round ${done} of ${total}`);
   const series =
     chosen.length === 0
       ? []
-      : await measure(node, chosen, {
-          rounds: options.rounds,
-          memoryRounds: options.memoryRounds,
-          signal,
-          onRound: (done, total) => progress(done === total ? "" : `round ${done} of ${total}`),
-        });
+      : await measure(node, chosen, { rounds, memoryRounds, signal, onRound });
   const summaries = summarize(series);
+  progress("a call in its parts");
+  const apart = parts.includes("parts")
+    ? scenarios.filter(({ name }) => dissected.includes(name))
+    : [];
+  for (const scenario of apart) await scenario.prepare?.(node);
+  const anatomies = await dissect(node, apart, { rounds: options.dissections, signal });
+  const floors = parts.includes("parts") ? measureFloors(node, rounds) : undefined;
+  const storms = parts.includes("storms") ? await runStorms(node, all, run) : [];
+  progress("large records");
+  const scale = parts.includes("scale")
+    ? await measureScale({ ...options.scale, binary: node.genie, signal })
+    : undefined;
+  progress("");
+  const findings: Findings = {
+    ...{ summaries, storms, anatomies, ...(scale && { scale }), ...(floors && { floors }) },
+    ...{ targets: targets(summaries, storms, scale) },
+    ...{ peers: peers.map(({ name }) => name), peerNotes: probed.notes },
+  };
+  return { findings, series };
+}
+
+/** Measures, prints, and writes what was asked for. @returns the exit status */
+async function bench(node: BenchNode, run: Run): Promise<number> {
+  const { options } = run;
+  const host = machine(node.pluginDir);
+  const { findings, series } = await find(node, run);
+  const all = sections(findings);
+  const where =
+    `${host.cpus} CPUs (${host.cpu}), ${host.memoryMiB} MiB, Linux ${host.kernel}, ` +
+    `Bun ${host.bun}, plugins ${host.plugins}, files on ${host.files}`;
   const width = process.stdout.isTTY ? process.stdout.columns : Number.POSITIVE_INFINITY;
-  if (chosen.length > 0) {
-    print(
-      `${options.rounds} rounds, medians; memory in ${options.memoryRounds} further rounds\n\n`,
-    );
-    print(`${formatSummaries(summaries, width)}\n${formatComparisons(summaries)}\n`);
+  const how = `${options.rounds} rounds, memory in ${options.memoryRounds} further ones`;
+  process.stdout.write(`${where}\n${how}\n\n${formatSections(all, width)}`);
+  if (options.results !== "") {
+    const head = `By \`bun run bench\` on ${host.date.slice(0, 10)}: ${where}; ${how}.`;
+    writeFileSync(options.results, formatMarkdown(all, head));
   }
-  const withStorm = options.stormCount > 0 && "storm".includes(options.only);
-  const storms = withStorm ? await runStorms(node, options, signal) : [];
-  if (withStorm) print(`${formatStorms(storms, width)}\n`);
-  const judged = targets(summaries, storms);
-  print(formatTargets(judged));
   if (options.json !== "") {
-    const figures = { machine: host, options, summaries, series, storms, targets: judged };
+    const figures = { machine: host, options, ...findings, series };
     writeFileSync(options.json, `${JSON.stringify(figures, null, 2)}\n`);
   }
-  const failures = storms.flatMap((one) => one.failures);
+  const failures = findings.storms.flatMap((one) => one.failures);
   for (const failure of new Set(failures))
     process.stderr.write(`bench: a call failed: ${failure}\n`);
   return failures.length === 0 ? 0 : 1;
 }
 
 async function main(): Promise<number> {
-  const options = readOptions(process.argv.slice(2));
+  const args = process.argv.slice(2);
+  const options = readOptions(args);
   if ("status" in options) {
     (options.status === 0 ? process.stdout : process.stderr).write(options.text);
     return options.status;
@@ -214,11 +198,17 @@ async function main(): Promise<number> {
   }
   let node: BenchNode | undefined;
   try {
+    const peers = options.peers.map(readPeer);
+    const isMounted = process.env[mountsMarker] !== undefined;
+    if (needFolders(peers) && !isMounted) {
+      return enterMounts([import.meta.path, ...args], mountsMarker);
+    }
     if (options.binary === "") command(process.execPath, "tests/build.ts");
     const binary = resolve(options.binary || join(root, "dist", "genie"));
     if (!existsSync(binary)) throw new Error(`there is no ${binary}`);
     node = openNode(binary, realPluginDir);
-    return await bench(options, node, interrupted.signal);
+    if (needFolders(peers)) mountFolders(node, peers);
+    return await bench(node, { options, peers, signal: interrupted.signal });
   } catch (error) {
     progress("");
     process.stderr.write(`bench: ${error instanceof Error ? error.message : String(error)}\n`);

@@ -4,16 +4,19 @@
  *
  * Time and CPU come from the wait of the process, its reaped descendants included. Peak memory
  * does not: Linux hands the peak of the process that spawns on to the one that is spawned, so the
- * bench's own would be reported. It is read from /proc while the process runs, in further rounds.
+ * bench's own would be reported. It is read from /proc while the process runs, in further rounds,
+ * and page faults from what is left of the process before it is reaped.
  */
 import { readFileSync } from "node:fs";
 import { addPod, type BenchNode, type Pod, removePods } from "./node.ts";
-import type { Call, Scenario, Verb } from "./scenarios.ts";
+import { baselineOf, type Call, type Scenario, type Verb } from "./scenarios.ts";
 
 /** All that was measured of one operation of one scenario. */
 export interface Series {
   scenario: string;
   verb: Verb;
+  /** Scenario it is compared with. */
+  baseline?: string;
   /** From before the spawn until the process is reaped; the sum where several run in sequence. */
   wallMs: number[];
   /** User and system time. */
@@ -22,6 +25,10 @@ export interface Series {
   peakBytes: number[];
   /** Its part that no other process shares: not the program's text, which all copies share. */
   privateBytes: number[];
+  /** Page faults of the called processes themselves. */
+  ownFaults: number[];
+  /** Page faults of all that they called. */
+  childFaults: number[];
 }
 
 /** How much to measure, and when to stop early. */
@@ -42,10 +49,15 @@ export async function measure(
   { rounds, memoryRounds, signal, onRound }: MeasureOptions,
 ): Promise<Series[]> {
   const series = new Map<string, Series>();
-  for (const { name: scenario, verbs } of scenarios) {
-    for (const verb of verbs) {
-      const lists = { wallMs: [], cpuMs: [], peakBytes: [], privateBytes: [] };
-      series.set(`${scenario} ${verb}`, { scenario, verb, ...lists });
+  for (const scenario of scenarios) {
+    for (const verb of scenario.verbs) {
+      const baseline = baselineOf(scenario, verb);
+      const name = scenario.name;
+      series.set(`${name} ${verb}`, {
+        ...{ scenario: name, verb, ...(baseline !== undefined && { baseline }) },
+        ...{ wallMs: [], cpuMs: [], peakBytes: [], privateBytes: [] },
+        ...{ ownFaults: [], childFaults: [] },
+      });
     }
   }
   const total = 1 + rounds + memoryRounds;
@@ -111,112 +123,52 @@ async function readMemory(
   pod: Pod,
   into: Series | undefined,
 ): Promise<void> {
-  let [peakBytes, privateBytes] = [0, 0];
+  const sum = { ...nothing };
   for (const { file, env, stdin } of calls) {
     const child = Bun.spawn([file], { env, cwd: "/", stdin: Buffer.from(stdin), stderr: "ignore" });
     const found = watchMemory(child.pid);
-    peakBytes = Math.max(peakBytes, found.peakBytes);
-    privateBytes = Math.max(privateBytes, found.privateBytes);
+    sum.peakBytes = Math.max(sum.peakBytes, found.peakBytes);
+    sum.privateBytes = Math.max(sum.privateBytes, found.privateBytes);
+    sum.ownFaults += found.ownFaults;
+    sum.childFaults += found.childFaults;
     const stdout = await child.stdout.text();
     accept(file, verb, pod, { status: await child.exited, stdout });
   }
+  into?.ownFaults.push(sum.ownFaults);
+  into?.childFaults.push(sum.childFaults);
   // It may have ended before the first look.
-  if (peakBytes === 0) return;
-  into?.peakBytes.push(peakBytes);
-  into?.privateBytes.push(privateBytes);
+  if (sum.peakBytes === 0) return;
+  into?.peakBytes.push(sum.peakBytes);
+  into?.privateBytes.push(sum.privateBytes);
 }
 
-/** Reads the memory of a process again and again until it has ended. */
-function watchMemory(pid: number): { peakBytes: number; privateBytes: number } {
-  for (let [peakBytes, privateBytes] = [0, 0]; ; ) {
-    const status = readFileSync(`/proc/${pid}/status`, "utf8");
-    const bytes = (key: string) =>
-      Number(new RegExp(`^${key}:\\s+(\\d+) kB$`, "m").exec(status)?.[1] ?? 0) * 1024;
+const nothing = { peakBytes: 0, privateBytes: 0, ownFaults: 0, childFaults: 0 };
+
+/** Reads the memory of a process again and again until it has ended, then its page faults. */
+function watchMemory(pid: number): typeof nothing {
+  for (const found = { ...nothing }; ; ) {
+    const { peakBytes, privateBytes } = readStatus(pid);
     // A zombie has none; it is not reaped before this function returns.
-    if (bytes("VmHWM") === 0) return { peakBytes, privateBytes };
+    if (peakBytes === 0) return { ...found, ...readFaults(pid) };
     // The last peak counts: the first ones are those of the bench, before the exec.
-    peakBytes = bytes("VmHWM");
-    privateBytes = Math.max(privateBytes, bytes("RssAnon"));
+    found.peakBytes = peakBytes;
+    found.privateBytes = Math.max(found.privateBytes, privateBytes);
   }
 }
 
-/** One storm: all pods of a node started, then ended, at the same time. */
-export interface Storm {
-  scenario: string;
-  verb: Verb;
-  count: number;
-  /** From the first spawn until the last process is reaped. */
-  wallMs: number;
-  cpuMs: number;
-  /** How much less memory the machine had available at the worst moment. */
-  memoryBytes: number;
-  /** What failed calls printed; empty when all succeeded. */
-  failures: string[];
+/** Memory of a process in bytes: its peak until now, and what it shares with nobody. */
+export function readStatus(pid: number): { peakBytes: number; privateBytes: number } {
+  const status = readFileSync(`/proc/${pid}/status`, "utf8");
+  const bytes = (key: string) =>
+    Number(new RegExp(`^${key}:\\s+(\\d+) kB$`, "m").exec(status)?.[1] ?? 0) * 1024;
+  return { peakBytes: bytes("VmHWM"), privateBytes: bytes("RssAnon") };
 }
 
-/**
- * `count` ADDs at once, then `count` DELs at once.
- * @throws Error the reason of `signal` when it aborts, once every process has ended
- */
-export async function storm(
-  node: BenchNode,
-  scenario: Scenario,
-  count: number,
-  signal: AbortSignal,
-): Promise<Storm[]> {
-  const pods = Array.from({ length: count }, () => addPod(node));
-  const storms: Storm[] = [];
-  for (const verb of ["ADD", "DEL"] as const) {
-    signal.throwIfAborted();
-    storms.push(await stormOnce(node, scenario, verb, pods));
-    signal.throwIfAborted();
-    await Bun.sleep(stormPauseMs);
-  }
-  await removePods(pods);
-  return storms;
-}
-
-/** Between storms, for the kernel's deferred work. */
-const stormPauseMs = 300;
-const memoryTickMs = 10;
-
-async function stormOnce(
-  node: BenchNode,
-  scenario: Scenario,
-  verb: Verb,
-  pods: Pod[],
-): Promise<Storm> {
-  const calls = pods.map((pod) => ({ pod, calls: scenario.calls(node, verb, pod) }));
-  const before = availableBytes();
-  let least = before;
-  const ticker = setInterval(() => {
-    least = Math.min(least, availableBytes());
-  }, memoryTickMs);
-  let cpuUs = 0;
-  const failures: string[] = [];
-  const startNs = Bun.nanoseconds();
-  await Promise.all(
-    calls.map(async ({ pod, calls: sequence }) => {
-      for (const { file, env, stdin } of sequence) {
-        const child = Bun.spawn([file], { env, cwd: "/", stdin: Buffer.from(stdin) });
-        const stdout = await child.stdout.text();
-        const status = await child.exited;
-        cpuUs += Number(child.resourceUsage()?.cpuTime.total ?? 0);
-        if (status !== 0) failures.push(stdout.trim() || `status ${status}`);
-        else if (verb === "ADD") pod.results.push(JSON.parse(stdout));
-      }
-    }),
-  );
-  const wallMs = (Bun.nanoseconds() - startNs) / 1e6;
-  clearInterval(ticker);
-  const memoryBytes = Math.max(0, before - least);
-  const { name } = scenario;
-  const count = pods.length;
-  return { scenario: name, verb, count, wallMs, cpuMs: cpuUs / 1e3, memoryBytes, failures };
-}
-
-/** Memory that new processes could have. */
-function availableBytes(): number {
-  const found = /^MemAvailable:\s+(\d+) kB$/m.exec(readFileSync("/proc/meminfo", "utf8"));
-  return Number(found?.[1] ?? 0) * 1024;
+/** Minor and major page faults, from proc_pid_stat(5). */
+function readFaults(pid: number): { ownFaults: number; childFaults: number } {
+  const text = readFileSync(`/proc/${pid}/stat`, "utf8");
+  // The second field is a name in brackets that may hold anything; the third follows.
+  const fields = text.slice(text.lastIndexOf(")") + 2).split(" ");
+  const [minor = 0, childMinor = 0, major = 0, childMajor = 0] = fields.slice(7, 11).map(Number);
+  return { ownFaults: minor + major, childFaults: childMinor + childMajor };
 }

@@ -10,7 +10,7 @@ import { basename, join } from "node:path";
 const root = join(import.meta.dir, "..", "..");
 /** CNI version of every config: the newest that Debian's plugins speak. */
 export const cniVersion = "1.0.0";
-/** Name and namespace of the pod in every call. */
+/** Name and namespace of the pod in every call; of the pods that ask for objects see below. */
 export const podName = "bench-pod";
 export const podNamespace = "bench";
 const podUid = "7c8f0c8e-3b0e-4d5b-9d43-0b9a63b1c1a5";
@@ -23,8 +23,6 @@ export interface Pod {
   netnsName: string;
   /** What to pass as CNI_NETNS. */
   netns: string;
-  /** CNI_ARGS, as containerd sets them. */
-  args: string;
   /** What ADD printed, one per call: the runtime hands it back as `prevResult`. */
   results: object[];
 }
@@ -43,8 +41,8 @@ export interface BenchNode {
   floor: string;
   /** Plugin configs, one per network, as a runtime would hand them to `bridge`. */
   networks: { name: string; type: string; [key: string]: unknown }[];
-  /** API servers by the delay of their answers in ms, see {@link startApi}. */
-  apis: Map<number, { kubeconfig: string; server: Bun.Subprocess }>;
+  /** API servers, see {@link startApi}. */
+  apis: Map<string, { kubeconfig: string; server: Bun.Subprocess }>;
   netnsCount: number;
 }
 
@@ -75,7 +73,7 @@ export function openNode(genie: string, pluginDir: string): BenchNode {
     netnsCount: 0,
   };
   try {
-    for (const name of ["bin", "net.d"]) mkdirSync(join(dir, name));
+    mkdirSync(join(dir, "bin"));
     copyFileSync(genie, node.genie);
     command(
       process.execPath,
@@ -84,17 +82,25 @@ export function openNode(genie: string, pluginDir: string): BenchNode {
       `--outfile=${node.floor}`,
       join(import.meta.dir, "floor.ts"),
     );
-    for (const { name, cniVersion: version, ...plugin } of node.networks) {
-      const list = { cniVersion: version, name, plugins: [plugin] };
-      writeFileSync(join(dir, "net.d", `${name}.conflist`), JSON.stringify(list));
-      command("ip", "link", "add", String(plugin["bridge"]), "type", "bridge");
-      command("ip", "link", "set", String(plugin["bridge"]), "up");
+    writeLists(node, join(dir, "net.d"), cniVersion);
+    for (const { bridge } of node.networks) {
+      command("ip", "link", "add", String(bridge), "type", "bridge");
+      command("ip", "link", "set", String(bridge), "up");
     }
   } catch (error) {
     closeNode(node);
     throw error;
   }
   return node;
+}
+
+/** Writes every network as a config list of its own into a folder, in one CNI version. */
+export function writeLists(node: BenchNode, dir: string, version: string): void {
+  mkdirSync(dir, { recursive: true });
+  for (const { name, cniVersion: _, ...plugin } of node.networks) {
+    const list = { cniVersion: version, name, plugins: [plugin] };
+    writeFileSync(join(dir, `${name}.conflist`), JSON.stringify(list));
+  }
 }
 
 /** Addresses are those that RFC 2544 sets aside for benchmarks; only one network has a route. */
@@ -159,41 +165,56 @@ function definitionPath(name: string): string {
   return `${group}/${podNamespace}/network-attachment-definitions/${name}`;
 }
 
-/** The pod, which asks for the first network, and every network as an object. */
-function apiObjects(node: BenchNode): Record<string, object> {
-  const pod = {
-    apiVersion: "v1",
-    kind: "Pod",
-    metadata: {
-      name: podName,
-      namespace: podNamespace,
-      uid: podUid,
-      annotations: { cni: node.networks[0]?.name },
-    },
-    spec: { serviceAccountName: "default" },
-  };
+/** The pod whose annotations name so many network objects; 0 for none. */
+export function podWithObjects(count: number): string {
+  return count === 0 ? podName : `${podName}-${count}`;
+}
+
+/** The pods, which ask for the first network and for objects, and every network as an object. */
+function apiObjects(node: BenchNode, version: string): Record<string, object> {
+  const [first, ...others] = node.networks.map(({ name }) => name);
+  const pods = [0, 1, others.length].map((count) => {
+    const networks = others.slice(0, count).join(",");
+    const name = podWithObjects(count);
+    const annotations = {
+      cni: first,
+      ...(count > 0 && { "k8s.v1.cni.cncf.io/networks": networks }),
+    };
+    const pod = {
+      apiVersion: "v1",
+      kind: "Pod",
+      metadata: { name, namespace: podNamespace, uid: podUid, annotations },
+      spec: { serviceAccountName: "default" },
+    };
+    return [`/api/v1/namespaces/${podNamespace}/pods/${name}`, pod];
+  });
   const definitions = node.networks.map((network) => [
     definitionPath(network.name),
     {
       apiVersion: "k8s.cni.cncf.io/v1",
       kind: "NetworkAttachmentDefinition",
       metadata: { name: network.name, namespace: podNamespace },
-      spec: { config: JSON.stringify(network) },
+      spec: { config: JSON.stringify({ ...network, cniVersion: version }) },
     },
   ]);
-  return {
-    [`/api/v1/namespaces/${podNamespace}/pods/${podName}`]: pod,
-    ...Object.fromEntries(definitions),
-  };
+  return Object.fromEntries([...pods, ...definitions]);
 }
 
-/** Starts an API server whose answers are delayed so much; once per node and delay. */
-export async function startApi(node: BenchNode, delayMs: number): Promise<string> {
-  const running = node.apis.get(delayMs);
+/**
+ * Starts an API server whose answers are delayed so much, and whose network objects are of one CNI
+ * version; once per node and kind. @returns the path of a kubeconfig
+ */
+export async function startApi(
+  node: BenchNode,
+  delayMs: number,
+  version = cniVersion,
+): Promise<string> {
+  const name = `api-${delayMs}-${version}`;
+  const running = node.apis.get(name);
   if (running) return running.kubeconfig;
-  const dir = join(node.dir, `api-${delayMs}`);
+  const dir = join(node.dir, name);
   mkdirSync(dir);
-  writeFileSync(join(dir, "objects.json"), JSON.stringify(apiObjects(node)));
+  writeFileSync(join(dir, "objects.json"), JSON.stringify(apiObjects(node, version)));
   const words = ["tests/apiserver.ts", "--dir", dir, "--delay", String(delayMs)];
   const server = Bun.spawn([process.execPath, ...words], {
     cwd: root,
@@ -209,7 +230,7 @@ export async function startApi(node: BenchNode, delayMs: number): Promise<string
   }
   if (!text.includes("\n")) throw new Error("tests/apiserver.ts ended before it served");
   const { kubeconfig } = JSON.parse(text) as { kubeconfig: string };
-  node.apis.set(delayMs, { kubeconfig, server });
+  node.apis.set(name, { kubeconfig, server });
   return kubeconfig;
 }
 
@@ -218,22 +239,21 @@ export function addPod(node: BenchNode): Pod {
   const containerId = Buffer.from(crypto.getRandomValues(new Uint8Array(32))).toString("hex");
   const netnsName = `genie-bench-${node.id}-${node.netnsCount++}`;
   command("ip", "netns", "add", netnsName);
+  return { containerId, netnsName, netns: `/var/run/netns/${netnsName}`, results: [] };
+}
+
+/** CNI_ARGS, as containerd sets them. */
+export function cniArgs({ containerId }: Pod, name: string): string {
   const args = {
     IgnoreUnknown: "1",
     K8S_POD_NAMESPACE: podNamespace,
-    K8S_POD_NAME: podName,
+    K8S_POD_NAME: name,
     K8S_POD_INFRA_CONTAINER_ID: containerId,
     K8S_POD_UID: podUid,
   };
-  return {
-    containerId,
-    netnsName,
-    netns: `/var/run/netns/${netnsName}`,
-    args: Object.entries(args)
-      .map((pair) => pair.join("="))
-      .join(";"),
-    results: [],
-  };
+  return Object.entries(args)
+    .map((pair) => pair.join("="))
+    .join(";");
 }
 
 /** How long the kernel works on after `ip netns del`, in ms; nothing is measured meanwhile. */

@@ -1,235 +1,334 @@
-/** What was measured, for people: tables, one line per comparison, and which targets hold. Pure. */
+/** What was measured, for people: a table each, for a terminal and as Markdown. Pure. */
 import { formatTable } from "../../lib/table.ts";
-import type { Series, Storm } from "./measure.ts";
-import { baselineOf, scenarios, stormScenario, type Verb } from "./scenarios.ts";
+import type { Anatomy, Floors } from "./anatomy.ts";
+import type { ScaleFigures } from "./scale.ts";
+import type { Verb } from "./scenarios.ts";
+import type { Storm } from "./storm.ts";
+import { median, mib, quantile, type Summary } from "./summary.ts";
+import { stormRatio, type Target, verdict } from "./targets.ts";
 
-/** The middle of a list; NaN of an empty one. */
-export function median(values: number[]): number {
-  return quantile(values, 0.5);
+/** All that one run of the bench found. What was not measured is empty or absent. */
+export interface Findings {
+  summaries: Summary[];
+  storms: Storm[];
+  scale?: ScaleFigures;
+  anatomies: Anatomy[];
+  floors?: Floors;
+  targets: Target[];
+  /** Names of the peers, and what they could not do. */
+  peers: string[];
+  peerNotes: string[];
 }
 
-/** The smallest value that at least `share` of the values do not exceed; NaN of an empty list. */
-export function quantile(values: number[], share: number): number {
-  const sorted = values.toSorted((a, b) => a - b);
-  return sorted[Math.max(0, Math.ceil(sorted.length * share) - 1)] ?? Number.NaN;
+/** A heading, what to know before reading, and a table. */
+export interface Section {
+  title: string;
+  notes: string;
+  columns: string[];
+  /** So many columns from the left hold words; the others hold numbers. */
+  words: number;
+  rows: string[][];
 }
 
-/** One operation of one scenario, in figures. */
-export interface Summary {
-  scenario: string;
-  verb: Verb;
-  wallMs: number;
-  wallMsP95: number;
-  cpuMs: number;
-  peakMiB: number;
-  privateMiB: number;
-  /** Against the baseline; absent where there is none. */
-  over?: { baseline: string; wallMs: number; ratio: number; cpuMs: number; peakMiB: number };
-}
-
-const mib = 1024 * 1024;
-
-/** Condenses every series and compares it with its baseline. */
-export function summarize(all: Series[]): Summary[] {
-  const found = all.map(
-    (one): Summary => ({
-      scenario: one.scenario,
-      verb: one.verb,
-      wallMs: median(one.wallMs),
-      wallMsP95: quantile(one.wallMs, 0.95),
-      cpuMs: median(one.cpuMs),
-      peakMiB: median(one.peakBytes) / mib,
-      privateMiB: median(one.privateBytes) / mib,
-    }),
-  );
-  return found.map((one) => {
-    const scenario = scenarios.find(({ name }) => name === one.scenario);
-    const baseline = scenario && baselineOf(scenario, one.verb);
-    const other = found.find((base) => base.scenario === baseline && base.verb === one.verb);
-    if (!baseline || !other) return one;
-    const over = {
-      baseline,
-      wallMs: one.wallMs - other.wallMs,
-      ratio: one.wallMs / other.wallMs,
-      cpuMs: one.cpuMs - other.cpuMs,
-      peakMiB: one.peakMiB - other.peakMiB,
-    };
-    return { ...one, over };
-  });
-}
-
-/** The table of all scenarios, grouped by operation. */
-export function formatSummaries(all: Summary[], width: number): string {
-  const columns = ["ms", "p95", "over base", "ratio", "CPU ms", "over base", "peak MiB", "private"];
-  const verbs = [...new Set(all.map(({ verb }) => verb))];
-  const rows = verbs.flatMap((verb) => all.filter((one) => one.verb === verb));
-  return formatTable(
-    [
-      { title: "operation" },
-      { title: "contender", shrinks: true },
-      ...columns.map((title) => ({ title, align: "right" as const })),
-    ],
-    rows.map(({ scenario, verb, wallMs, wallMsP95, cpuMs, peakMiB, privateMiB, over }) => [
-      verb,
-      scenario,
-      wallMs.toFixed(1),
-      wallMsP95.toFixed(1),
-      over ? signed(over.wallMs) : "",
-      over ? over.ratio.toFixed(2) : "",
-      cpuMs.toFixed(1),
-      over ? signed(over.cpuMs) : "",
-      Number.isNaN(peakMiB) ? "" : peakMiB.toFixed(1),
-      Number.isNaN(privateMiB) ? "" : privateMiB.toFixed(1),
-    ]),
-    width,
-  );
-}
-
-/** `genie 1 network ADD: 8.9 ms over bare 1 network (11.2 → 20.1), CPU +9.0 ms, 41 MiB`. */
-export function formatComparisons(all: Summary[]): string {
-  return all
-    .flatMap(({ scenario, verb, wallMs, cpuMs, peakMiB, over }) => {
-      if (!over) return [];
-      const from = (wallMs - over.wallMs).toFixed(1);
-      const peak = Number.isNaN(peakMiB) ? "" : `, ${Math.round(peakMiB)} MiB`;
-      return [
-        `${scenario} ${verb}: ${over.wallMs.toFixed(1)} ms over ${over.baseline} ` +
-          `(${from} → ${wallMs.toFixed(1)}), CPU ${signed(over.cpuMs)} ms ` +
-          `(${cpuMs.toFixed(1)})${peak}\n`,
-      ];
-    })
-    .join("");
-}
-
-function signed(value: number): string {
-  return value < 0 ? value.toFixed(1) : `+${value.toFixed(1)}`;
-}
-
-/** All storms of one scenario and operation. */
-function totals(storms: Storm[], scenario: string, verb: Verb) {
-  const found = storms.filter((one) => one.scenario === scenario && one.verb === verb);
-  const sum = (pick: (one: Storm) => number) => found.reduce((all, one) => all + pick(one), 0);
-  return {
-    runs: found.length,
-    count: found[0]?.count ?? 0,
-    wallMs: sum(({ wallMs }) => wallMs),
-    cpuMs: sum(({ cpuMs }) => cpuMs),
-    peakMiB: Math.max(...found.map(({ memoryBytes }) => memoryBytes)) / mib,
-    failures: found.flatMap(({ failures }) => failures),
-  };
-}
-
-function stormBaseline(): string {
-  return scenarios.find(({ name }) => name === stormScenario)?.baseline ?? "";
-}
-
-/** The table of the storms: one row per scenario and operation, all of its storms together. */
-export function formatStorms(storms: Storm[], width: number): string {
-  const columns = ["at once", "storms", "s each", "ratio", "CPU s each", "memory MiB", "failed"];
-  const rows = (["ADD", "DEL"] as const).flatMap((verb) =>
-    [stormBaseline(), stormScenario].map((scenario) => {
-      const all = totals(storms, scenario, verb);
-      const base = totals(storms, stormBaseline(), verb);
-      return [
-        `storm ${verb}`,
-        scenario,
-        String(all.count),
-        String(all.runs),
-        (all.wallMs / all.runs / 1000).toFixed(2),
-        scenario === stormScenario ? (all.wallMs / base.wallMs).toFixed(2) : "",
-        (all.cpuMs / all.runs / 1000).toFixed(2),
-        all.peakMiB.toFixed(0),
-        String(all.failures.length),
-      ];
-    }),
-  );
-  return formatTable(
-    [
-      { title: "operation" },
-      { title: "contender", shrinks: true },
-      ...columns.map((title) => ({ title, align: "right" as const })),
-    ],
-    rows,
-    width,
-  );
-}
-
-/** One thing that shall hold; `value` is undefined when it was not measured. */
-interface Target {
-  name: string;
-  max: number;
-  unit: string;
-  value: number | undefined;
-}
-
-/** Targets for pods with network objects, in ms over their bare delegates. */
-const objectTargets = [
-  { scenario: "genie API 1 object", max: 19 },
-  { scenario: "genie API 4 objects", max: 23 },
-  { scenario: "genie API 1 object, 10 ms away", max: 45 },
-];
-
-/** Every target with what was measured. They inform: missing one fails nothing. */
-export function targets(all: Summary[], storms: Storm[]): Target[] {
-  const of = (scenario: string, verb: Verb) =>
-    all.find((one) => one.scenario === scenario && one.verb === verb);
-  const plain = (one: Summary) => one.scenario.startsWith("genie") && !one.scenario.includes("API");
-  const peak = (some: Summary[]) => {
-    const known = some.map(({ peakMiB }) => peakMiB).filter((value) => !Number.isNaN(value));
-    return known.length > 0 ? Math.max(...known) : undefined;
-  };
-  const [one, api] = ["genie 1 network", "genie API 1 network"];
-  const stormAdd = totals(storms, stormScenario, "ADD").wallMs;
+/** Every section that has something to say. */
+export function sections(found: Findings): Section[] {
   return [
-    {
-      name: "ADD of 1 network over bare",
-      max: 11,
-      unit: "ms",
-      value: of(one, "ADD")?.over?.wallMs,
-    },
-    {
-      name: "DEL of 1 network over bare, CPU",
-      max: 11,
-      unit: "ms",
-      value: of(one, "DEL")?.over?.cpuMs,
-    },
-    {
-      name: "ADD with the pod from the API, over bare",
-      max: 18,
-      unit: "ms",
-      value: of(api, "ADD")?.over?.wallMs,
-    },
-    ...objectTargets.map(({ scenario, max }) => ({
-      name: `ADD of ${scenario.replace("genie ", "")}, over bare`,
-      max,
-      unit: "ms",
-      value: of(scenario, "ADD")?.over?.wallMs,
-    })),
-    { name: "peak memory without API", max: 48, unit: "MiB", value: peak(all.filter(plain)) },
-    {
-      name: "peak memory with API",
-      max: 64,
-      unit: "MiB",
-      value: peak(all.filter(({ scenario }) => scenario.includes("API"))),
-    },
-    {
-      name: "storm of ADDs, times bare",
-      max: 2.4,
-      unit: "",
-      value: stormAdd && stormAdd / totals(storms, stormBaseline(), "ADD").wallMs,
-    },
-  ].map((target) => ({ ...target, value: target.value || undefined }));
+    targetSection(found),
+    operationSection(found),
+    peerSection(found),
+    stormSection(found),
+    scaleSection(found),
+    stageSection(found),
+    anatomySection(found),
+    floorSection(found),
+  ].filter(({ rows }) => rows.length > 0);
 }
 
-/** One line per target. */
-export function formatTargets(all: Target[]): string {
+/** For a terminal. */
+export function formatSections(all: Section[], width: number): string {
   return all
-    .map(({ name, max, unit, value }) => {
-      const verdict = value === undefined ? "not measured" : value <= max ? "holds" : "MISSED";
-      const found = value === undefined ? "" : `: ${value.toFixed(1)} ${unit}`.trimEnd();
-      return `${verdict.padEnd(12)}  ${name}${found} (target ${max} ${unit}`
-        .trimEnd()
-        .concat(")\n");
+    .map(({ title, notes, columns, words, rows }) => {
+      const table = formatTable(
+        columns.map((name, i) => ({
+          title: name,
+          ...(i === 1 && { shrinks: true }),
+          ...(i >= words && { align: "right" as const }),
+        })),
+        rows,
+        width,
+      );
+      return `${title}${notes === "" ? "" : `. ${notes}`}\n\n${table}\n`;
     })
     .join("");
+}
+
+/** For tests/bench/results.md. */
+export function formatMarkdown(all: Section[], head: string): string {
+  const line = (cells: string[]) => `| ${cells.join(" | ")} |\n`;
+  return [
+    `# What genie costs\n\n${head}\n`,
+    ...all.map(({ title, notes, columns, words, rows }) => {
+      const rule = columns.map((_, i) => (i < words ? "---" : "--:"));
+      const table = [columns, rule, ...rows].map(line).join("");
+      return `\n## ${title}\n\n${notes === "" ? "" : `${notes}\n\n`}${table}`;
+    }),
+  ].join("");
+}
+
+function targetSection({ targets }: Findings): Section {
+  return {
+    title: "Targets",
+    notes: "",
+    columns: ["verdict", "row", "what", "target", "measured"],
+    words: 3,
+    rows: targets.map((target) => [
+      verdict(target),
+      target.row,
+      target.what,
+      `${target.max} ${target.unit}`,
+      target.value === undefined ? "" : `${target.value.toFixed(1)} ${target.unit}`,
+    ]),
+  };
+}
+
+/** What a row shall keep and whether it does: `time over bare 9 ms: holds`. */
+function targetsOf(targets: Target[], row: string): string {
+  return targets
+    .filter((one) => one.row === row)
+    .map((one) => `${one.what} ${one.max} ${one.unit}: ${verdict(one)}`)
+    .join("; ");
+}
+
+function operationSection({ summaries, targets }: Findings): Section {
+  const verbs = [...new Set(summaries.map(({ verb }) => verb))];
+  const inOrder = verbs.flatMap((verb) => summaries.filter((one) => one.verb === verb));
+  return {
+    title: "One pod at a time",
+    notes:
+      "Medians; time from the spawn until the process is reaped, CPU with all that it calls, " +
+      'peak memory of the process itself, "private" what it shares with no other. The difference ' +
+      "and the ratio are to the bare plugins of the same networks; of VERSION and STATUS to the " +
+      "floor, an empty compiled Bun program.",
+    columns: [
+      ...["operation", "contender", "ms", "quartiles", "p90", "over base", "times", "CPU ms"],
+      ...["over base", "peak MiB", "private", "target"],
+    ],
+    words: 2,
+    rows: inOrder.map((one) => [
+      one.verb,
+      one.scenario,
+      one.wallMs.toFixed(1),
+      one.quartilesMs.map((ms) => ms.toFixed(1)).join("-"),
+      one.wallMsP90.toFixed(1),
+      one.over ? signed(one.over.wallMs) : "",
+      one.over ? one.over.ratio.toFixed(2) : "",
+      one.cpuMs.toFixed(1),
+      one.over ? signed(one.over.cpuMs) : "",
+      fixed(one.peakMiB, 1),
+      fixed(one.privateMiB, 1),
+      targetsOf(targets, `${one.verb} ${one.scenario}`),
+    ]),
+  };
+}
+
+/** Genie and its peers, task by task. */
+function peerSection({ summaries, peers, peerNotes }: Findings): Section {
+  const contenders = ["genie", ...peers];
+  const tasks = [
+    ...new Set(
+      peers.flatMap((peer) =>
+        summaries
+          .filter(({ scenario }) => scenario.startsWith(`${peer} `))
+          .map(({ scenario, verb }) => `${verb} ${scenario.slice(peer.length + 1)}`),
+      ),
+    ),
+  ].sort();
+  const rows = tasks.flatMap((task) =>
+    contenders.flatMap((contender) =>
+      summaries
+        .filter(({ verb, scenario }) => `${contender} ${task}` === swapped(verb, scenario))
+        .map((one) => [
+          task,
+          contender,
+          one.wallMs.toFixed(1),
+          one.over ? signed(one.over.wallMs) : "",
+          one.over ? one.over.ratio.toFixed(2) : "",
+          one.cpuMs.toFixed(1),
+          fixed(one.peakMiB, 1),
+        ]),
+    ),
+  );
+  return {
+    title: "Beside other delegating plugins",
+    notes: [
+      "From the same rounds, with the same pods, plugins and API server over TLS.",
+      ...peerNotes.map((note) => `${note}.`),
+    ].join(" "),
+    columns: ["task", "contender", "ms", "over bare", "times", "CPU ms", "peak MiB"],
+    words: 2,
+    rows,
+  };
+
+  /** `genie ADD API 1 network` of ADD and `genie API 1 network`. */
+  function swapped(verb: Verb, scenario: string): string {
+    const name = contenders.find((one) => scenario.startsWith(`${one} `)) ?? "";
+    return `${name} ${verb}${scenario.slice(name.length)}`;
+  }
+}
+
+function stormSection({ storms, targets }: Findings): Section {
+  const keys = [...new Set(storms.map(({ count, verb }) => `${count} ${verb}`))];
+  const names = [...new Set(storms.map(({ scenario }) => scenario))];
+  const rows = keys.flatMap((key) => {
+    const [count = 0, verb] = [Number.parseInt(key, 10), key.split(" ")[1] as Verb];
+    return names.flatMap((scenario) => {
+      const all = storms.filter(
+        (one) => one.scenario === scenario && one.verb === verb && one.count === count,
+      );
+      const timed = all.filter(({ memory }) => memory === undefined);
+      const watched = all.flatMap(({ memory }) => memory ?? []);
+      if (timed.length === 0) return [];
+      const ratio = stormRatio(storms, { scenario, verb, count });
+      const largest = (pick: (one: (typeof watched)[number]) => number) =>
+        watched.length === 0 ? "" : (Math.max(...watched.map(pick)) / mib).toFixed(0);
+      return [
+        [
+          ...[`${count} ${verb}`, scenario, String(timed.length)],
+          (median(timed.map(({ wallMs }) => wallMs)) / 1000).toFixed(2),
+          ratio === undefined ? "" : ratio.toFixed(2),
+          (median(timed.map(({ cpuMs }) => cpuMs)) / 1000).toFixed(2),
+          largest(({ peakBytes }) => peakBytes),
+          largest(({ sumBytes }) => sumBytes),
+          largest(({ machineBytes }) => machineBytes),
+          String(all.reduce((sum, { failures }) => sum + failures.length, 0)),
+          targetsOf(targets, `storm of ${count} ${verb}s ${scenario}`),
+        ],
+      ];
+    });
+  });
+  return {
+    title: "Storms",
+    notes:
+      "All started at once, nothing holds them back; seconds until the last is reaped, medians. " +
+      "Memory in a further storm: the largest peak of one process, the sum of all that lived at " +
+      "the worst moment (Pss: shared pages counted once), and how much less the machine had.",
+    columns: [
+      ...["storm", "contender", "storms", "s", "times bare", "CPU s", "peak MiB", "sum MiB"],
+      ...["machine MiB", "failed", "target"],
+    ],
+    words: 2,
+    rows,
+  };
+}
+
+function scaleSection({ scale, targets }: Findings): Section {
+  const [first] = scale?.series ?? [];
+  return {
+    title: "Cost by size of the record",
+    notes: scale
+      ? "The plugin is a shell script of two lines. The largest record has " +
+        `${(scale.fileBytes / mib).toFixed(0)} MiB. A choice is among 8 networks.`
+      : "",
+    columns: ["live attachments", "network", "ledger rows", "ADD ms", "more", "DEL ms", "target"],
+    words: 2,
+    rows: (scale?.series ?? []).map(({ live, rows, isChoice, addMs, delMs }, i, all) => {
+      const isLargest = !isChoice && i === all.length - 2;
+      const row = isChoice ? "ADD largest record, choice" : "ADD largest record";
+      return [
+        ...[String(live), isChoice ? "chosen by genie" : "named", String(rows)],
+        median(addMs).toFixed(1),
+        first ? `${signed((median(addMs) / median(first.addMs) - 1) * 100)} %` : "",
+        median(delMs).toFixed(1),
+        isLargest || isChoice ? targetsOf(targets, row) : "",
+      ];
+    }),
+  };
+}
+
+function stageSection({ anatomies }: Findings): Section {
+  const traced = anatomies.filter(({ stages }) => stages.length > 0);
+  const names = [...new Set(traced.flatMap(({ stages }) => stages.flatMap(Object.keys)))];
+  return {
+    title: "Where the time of a call goes",
+    notes:
+      "Medians in µs, by GENIE_TRACE=1. What is before genie's first line and after its last is " +
+      '"start and end"; "attach" holds the plugins.',
+    columns: ["stage", ...traced.map(({ scenario, verb }) => `${verb} ${scenario}`)],
+    words: 1,
+    rows: names.map((name) => [
+      name,
+      ...traced.map(({ stages }) => fixed(median(stages.flatMap((one) => one[name] ?? [])), 0)),
+    ]),
+  };
+}
+
+function anatomySection({ anatomies, summaries }: Findings): Section {
+  const orNot = (value: number, digits = 0) => fixed(value, digits) || "not available";
+  const more = (value: number, base: number | undefined) =>
+    base === undefined || Number.isNaN(value - base) ? "" : signed(value - base, 0);
+  return {
+    title: "System calls, page faults, instructions",
+    notes:
+      "Medians. System calls (strace -f -c) and instructions in user mode (perf stat) are of the " +
+      "whole tree of processes, page faults also of the called process alone. What is over the " +
+      "bare plugins of the same networks is genie's.",
+    columns: [
+      ...["operation", "contender", "system calls", "over base", "page faults", "over base"],
+      ...["its own", "million instructions"],
+    ],
+    words: 2,
+    rows: anatomies.map(({ scenario, verb, baseline, systemCalls, instructions }) => {
+      const base = anatomies.find((one) => one.scenario === baseline && one.verb === verb);
+      const faultsOf = (name: string | undefined) => {
+        const one = summaries.find((other) => other.scenario === name && other.verb === verb);
+        return one && { own: one.ownFaults, all: one.ownFaults + one.childFaults };
+      };
+      const faults = faultsOf(scenario) ?? { own: Number.NaN, all: Number.NaN };
+      return [
+        ...[verb, scenario, orNot(median(systemCalls))],
+        more(median(systemCalls), base && median(base.systemCalls)),
+        orNot(faults.all),
+        more(faults.all, faultsOf(baseline)?.all),
+        orNot(faults.own),
+        orNot(median(instructions) / 1e6, 1),
+      ];
+    }),
+  };
+}
+
+function floorSection({ floors, summaries }: Findings): Section {
+  const row = (name: string, values: number[]) => [
+    name,
+    median(values).toFixed(2),
+    quantile(values, 0.9).toFixed(2),
+    "",
+  ];
+  const compared = summaries.filter(({ over }) => over?.baseline === "floor");
+  const programs = summaries.filter(({ scenario }) => scenario === "floor").slice(0, 1);
+  return {
+    title: "Floors",
+    notes: "The least there could be on this machine, and how close the smallest operations come.",
+    columns: ["what", "ms", "p90", "over the empty program"],
+    words: 1,
+    rows: !floors
+      ? []
+      : [
+          row("spawn and wait of /bin/true", floors.spawnMs),
+          row("4 KiB written and synced where the record is", floors.fsyncMs),
+          ...[...programs, ...compared].map((one) => [
+            one.over ? `${one.verb} of ${one.scenario}` : "an empty compiled Bun program",
+            one.wallMs.toFixed(2),
+            one.wallMsP90.toFixed(2),
+            one.over ? signed(one.over.wallMs) : "",
+          ]),
+        ],
+  };
+}
+
+function signed(value: number, digits = 1): string {
+  return value < 0 ? value.toFixed(digits) : `+${value.toFixed(digits)}`;
+}
+
+function fixed(value: number, digits: number): string {
+  return Number.isNaN(value) ? "" : value.toFixed(digits);
 }

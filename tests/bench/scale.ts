@@ -1,9 +1,9 @@
 /**
- * `bun tests/bench/scale.ts`: what a large record costs. ADD with an empty file and with one of a
- * million ledger rows and thousands of live attachments, in turns; and what an automatic choice
- * over eight candidates adds. The plugin is a shell script of two lines, so that nearly all that is
- * measured is genie. Exit status: 0 done, whether or not the targets hold; 1 a call failed; 2 used
- * wrongly.
+ * `bun tests/bench/scale.ts`: what a large record costs. ADD and DEL with one, a hundred and
+ * thousands of live attachments, then with a million ledger rows besides, in turns; and what an
+ * automatic choice over eight candidates adds. The plugin is a shell script of two lines, so that
+ * nearly all that is measured is genie. Exit status: 0 done, whether or not the targets hold; 1 a
+ * call failed; 2 used wrongly.
  */
 import { copyFileSync, existsSync, mkdirSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -13,13 +13,14 @@ import { insertLedger } from "../../lib/ledger.ts";
 import { insertPlanned, setAttached } from "../../lib/state.ts";
 import { fakePlugin, makeHost, tempDir } from "../fakes.ts";
 import { ledgerRow } from "../record.ts";
+import { median } from "./summary.ts";
 
 const root = join(import.meta.dir, "..", "..");
 const usage = `Usage: bun tests/bench/scale.ts [options]
 
   --rounds N      rounds of every contender (default 101)
-  --rows N        ledger rows of the large record (default 1000000)
-  --live N        live attachments of the large record (default 5000)
+  --rows N        ledger rows of the largest record (default 1000000)
+  --live N        live attachments of the large ones (default 5000)
   --binary PATH   genie to measure (default: dist/genie)
   --json FILE     write every figure to FILE
   --quick         few rounds and a small record: shows that it runs, measures nothing
@@ -34,65 +35,96 @@ export interface ScaleOptions {
   rows: number;
   live: number;
   binary: string;
+  signal?: AbortSignal;
 }
 
-/** Medians in ms, and what follows from them. */
+/** What one call took in every round, in ms. */
+export interface ScaleSeries {
+  /** Live attachments and ledger rows of the record. */
+  live: number;
+  rows: number;
+  /** Was the network named, or chosen by genie? */
+  isChoice: boolean;
+  addMs: number[];
+  delMs: number[];
+}
+
+/** All that was measured, and what follows from it. */
 export interface ScaleFigures {
   rows: number;
   live: number;
   rounds: number;
-  /** Size of the large record in bytes, and how long it took to fill, in s. */
+  /** Size of the largest record in bytes, and how long all took to fill, in s. */
   fileBytes: number;
   fillSeconds: number;
-  /** By contender: `add empty`, `add large`, `del empty`, `del large`, `choice empty`, ... */
-  medianMs: Record<string, number>;
-  /** What the large record adds to an ADD, in percent; at most 10. */
+  series: ScaleSeries[];
+  /** What the largest record adds to an ADD, in percent; at most 10. */
   addPercent: number;
-  /** What a choice over eight candidates adds to an ADD with the large record, in ms; at most 3. */
+  /** What a choice over eight candidates adds to an ADD with that record, in ms; at most 3. */
   choiceMs: number;
 }
 
 const networkCount = 8;
 const networks = Array.from({ length: networkCount }, (_, i) => `net${i}`);
 
+/** One record. */
+interface Size {
+  live: number;
+  rows: number;
+}
+
+/** Growing records; the last is the largest in both. */
+function sizesOf({ live, rows }: ScaleOptions): Size[] {
+  const lives = [...new Set([1, Math.min(100, live), live])];
+  return [...lives.map((one) => ({ live: one, rows: 0 })), { live, rows }];
+}
+
+/** A folder per size: nodes that differ in their record, and in the store of host-local. */
 interface Node {
   dir: string;
   genie: string;
   netns: string;
 }
 
-/** A folder per contender: tables that differ in their record alone. */
+const folderOf = (node: Node, { live, rows }: Size): string => join(node.dir, `${live}-${rows}`);
+
 function makeNode(dir: string, binary: string): Node {
   const node = { dir, genie: join(dir, "genie"), netns: join(dir, "netns") };
   copyFileSync(binary, node.genie);
   writeFileSync(node.netns, "");
-  for (const name of ["bin", "net.d", "ipam"]) mkdirSync(join(dir, name));
+  return node;
+}
+
+/** Makes the folder of one size and fills its record. */
+function makeSize(node: Node, size: Size): void {
+  const dir = folderOf(node, size);
+  for (const name of ["bin", "net.d", "ipam"]) mkdirSync(join(dir, name), { recursive: true });
   const result = '{"cniVersion":"1.0.0","ips":[{"address":"198.18.0.2/20"}]}';
   // Like host-local, an ADD changes the store of a network.
   const touch = `[ $CNI_COMMAND = DEL ] || : > ${join(dir, "ipam", "net0")}/$CNI_CONTAINERID`;
   fakePlugin(join(dir, "bin"), "stub", `#!/bin/sh\nread -r _\n${touch}\necho '${result}'\n`);
   networks.forEach((name, i) => {
+    mkdirSync(join(dir, "ipam", name));
     const subnet = `198.18.${16 * i}.0/20`;
     const ipam = { type: "host-local", dataDir: join(dir, "ipam"), subnet };
     const list = { cniVersion: "1.0.0", name, plugins: [{ type: "stub", ipam }] };
     writeFileSync(join(dir, "net.d", `${name}.conflist`), JSON.stringify(list));
   });
-  for (const size of ["empty", "large"]) {
-    const folders = `conf_dir = "${join(dir, "net.d")}"\nstate_dir = "${join(dir, size)}"\n`;
-    const entries = networks.map((name) => `[plugins.${name}]\nconf = "${name}.conflist"\n`);
-    writeFileSync(join(dir, `${size}.toml`), `${folders}bin_dirs = []\n${entries.join("")}`);
-  }
-  return node;
+  const folders = `conf_dir = "${join(dir, "net.d")}"\nstate_dir = "${join(dir, "state")}"\n`;
+  const entries = networks.map((name) => `[plugins.${name}]\nconf = "${name}.conflist"\n`);
+  writeFileSync(join(dir, "plugins.toml"), `${folders}bin_dirs = []\n${entries.join("")}`);
+  fill(node, size);
 }
 
-/** Fills the large record, and the store of host-local with as many addresses. */
-function fill({ dir, netns }: Node, { rows, live }: ScaleOptions): void {
-  const state = openState(makeHost(), join(dir, "large"));
+/** Fills a record, and the store of host-local with as many addresses. */
+function fill(node: Node, size: Size): void {
+  const { live, rows } = size;
+  const dir = folderOf(node, size);
+  const state = openState(makeHost(), join(dir, "state"));
   try {
-    for (const name of networks) mkdirSync(join(dir, "ipam", name));
     for (let i = 0; i < live; i += 1000) {
       write(state, () => {
-        for (let k = i; k < Math.min(live, i + 1000); k++) addLive(state, dir, netns, k);
+        for (let k = i; k < Math.min(live, i + 1000); k++) addLive(state, dir, node.netns, k);
       });
     }
     const startMs = Date.now() - 20 * 86_400_000;
@@ -162,28 +194,16 @@ function addLive(state: State, dir: string, netns: string, i: number): void {
   writeFileSync(join(dir, "ipam", network, address), `${containerId}\r\neth0`);
 }
 
-interface Contender {
-  name: string;
-  size: "empty" | "large";
-  /** The annotation; absent: the choice is genie's. */
-  cni?: string;
-}
-
-const contenders: Contender[] = (["empty", "large"] as const).flatMap((size) => [
-  { name: size, size, cni: "net0" },
-  { name: `choice ${size}`, size },
-]);
-
 /** One ADD and its DEL. @returns what each took in ms */
-function call(node: Node, { size, cni }: Contender, containerId: string): [number, number] {
-  const annotations = cni === undefined ? {} : { cni };
+function call(node: Node, size: Size, isChoice: boolean, containerId: string): [number, number] {
+  const dir = folderOf(node, size);
   const stdin = Buffer.from(
     JSON.stringify({
       cniVersion: "1.0.0",
       name: "genie",
       type: "genie",
-      plugins_file: join(node.dir, `${size}.toml`),
-      runtimeConfig: { "io.kubernetes.cri.pod-annotations": annotations },
+      plugins_file: join(dir, "plugins.toml"),
+      runtimeConfig: { "io.kubernetes.cri.pod-annotations": isChoice ? {} : { cni: "net0" } },
     }),
   );
   const run = (command: string): number => {
@@ -196,73 +216,71 @@ function call(node: Node, { size, cni }: Contender, containerId: string): [numbe
         CNI_CONTAINERID: containerId,
         CNI_IFNAME: "eth0",
         CNI_NETNS: node.netns,
-        CNI_PATH: join(node.dir, "bin"),
+        CNI_PATH: join(dir, "bin"),
         CNI_ARGS: "IgnoreUnknown=1;K8S_POD_NAMESPACE=team;K8S_POD_NAME=web",
       },
     });
     const tookMs = (Bun.nanoseconds() - startNs) / 1e6;
     if (exitCode === 0) return tookMs;
-    throw new Error(`${command} with ${size} failed: ${stdout}${stderr}`);
+    throw new Error(`${command} with ${dir} failed: ${stdout}${stderr}`);
   };
   return [run("ADD"), run("DEL")];
 }
 
+/** Rounds that do not count. */
+const warmUps = 3;
+
 /**
  * Measures everything.
- * @throws Error when a call fails, with what it printed
+ * @throws Error when a call fails, with what it printed; the reason of `signal` when it aborts
  */
-export function measureScale(options: ScaleOptions): ScaleFigures {
+export async function measureScale(options: ScaleOptions): Promise<ScaleFigures> {
   using dir = tempDir();
   const node = makeNode(dir.path, options.binary);
   const startNs = Bun.nanoseconds();
-  fill(node, options);
+  const sizes = sizesOf(options);
+  for (const size of sizes) makeSize(node, size);
   const fillSeconds = (Bun.nanoseconds() - startNs) / 1e9;
-  const times = new Map<string, number[]>();
-  for (let round = -3; round < options.rounds; round++) {
-    for (let i = 0; i < contenders.length; i++) {
+  const largest = sizes.at(-1) ?? { live: 0, rows: 0 };
+  const series = [...sizes, largest].map(
+    (size, i): ScaleSeries => ({ ...size, isChoice: i === sizes.length, addMs: [], delMs: [] }),
+  );
+  for (let round = 0; round < warmUps + options.rounds; round++) {
+    for (let i = 0; i < series.length; i++) {
       // In turns, so that whatever disturbs the machine disturbs all alike.
-      const contender = contenders[(i + round + contenders.length) % contenders.length];
-      if (!contender) continue;
-      const [addMs, delMs] = call(node, contender, `pod-${round + 3}-${i}`);
-      if (round < 0) continue;
-      for (const [verb, ms] of [
-        ["add", addMs],
-        ["del", delMs],
-      ] as const) {
-        const key = `${verb} ${contender.name}`;
-        times.set(key, [...(times.get(key) ?? []), ms]);
-      }
+      const one = series[(i + round) % series.length];
+      if (!one) continue;
+      // Gives a signal its turn.
+      await Bun.sleep(0);
+      options.signal?.throwIfAborted();
+      const [addMs, delMs] = call(node, one, one.isChoice, `pod-${round}-${i}`);
+      if (round < warmUps) continue;
+      one.addMs.push(addMs);
+      one.delMs.push(delMs);
     }
   }
-  const medianMs = Object.fromEntries([...times].map(([key, all]) => [key, median(all)]));
-  const {
-    "add empty": empty = 0,
-    "add large": large = 0,
-    "add choice large": choice = 0,
-  } = medianMs;
+  const adds = series.map(({ addMs }) => median(addMs));
+  const [smallest = 0, large = 0, choice = 0] = [...adds.slice(0, 1), ...adds.slice(-2)];
   return {
-    rows: options.rows,
-    live: options.live,
-    rounds: options.rounds,
-    fileBytes: statSync(join(node.dir, "large", "genie.db")).size,
-    fillSeconds,
-    medianMs,
-    addPercent: (large / empty - 1) * 100,
+    ...{ rows: options.rows, live: options.live, rounds: options.rounds },
+    fileBytes: statSync(join(folderOf(node, largest), "state", "genie.db")).size,
+    ...{ fillSeconds, series },
+    addPercent: (large / smallest - 1) * 100,
     choiceMs: choice - large,
   };
 }
 
-function median(values: number[]): number {
-  return values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)] ?? 0;
-}
-
 /** Figures for people, and whether the targets hold. */
 export function formatScale(figures: ScaleFigures): string {
-  const { rows, live, rounds, fileBytes, fillSeconds, medianMs, addPercent, choiceMs } = figures;
+  const { rows, live, rounds, fileBytes, fillSeconds, series, addPercent, choiceMs } = figures;
   const mib = (fileBytes / 2 ** 20).toFixed(0);
-  const lines = Object.entries(medianMs)
-    .sort()
-    .map(([name, ms]) => `  ${name.padEnd(18)} ${ms.toFixed(2).padStart(8)} ms`);
+  const lines = series.map(({ live, rows, isChoice, addMs, delMs }) =>
+    [
+      `  ${live} live, ${rows} rows${isChoice ? ", choice" : ""}`.padEnd(34),
+      `ADD ${median(addMs).toFixed(2).padStart(7)} ms`,
+      `DEL ${median(delMs).toFixed(2).padStart(7)} ms`,
+    ].join("  "),
+  );
   const judge = (value: number, limit: number, unit: string) =>
     `${value.toFixed(1)} ${unit}, at most ${limit}: ${value <= limit ? "holds" : "MISSED"}`;
   const filled = `filled in ${fillSeconds.toFixed(0)} s`;
@@ -279,7 +297,7 @@ function readCount(option: string, text: string): number {
   throw new Error(`${option} needs a whole number, 1 or more`);
 }
 
-function main(): number {
+async function main(): Promise<number> {
   let json = "";
   let options: ScaleOptions;
   try {
@@ -313,7 +331,7 @@ function main(): number {
     return 2;
   }
   try {
-    const figures = measureScale(options);
+    const figures = await measureScale(options);
     process.stdout.write(formatScale(figures));
     if (json !== "") writeFileSync(json, `${JSON.stringify(figures, null, 2)}\n`);
     return 0;
@@ -323,4 +341,4 @@ function main(): number {
   }
 }
 
-if (import.meta.main) process.exit(main());
+if (import.meta.main) process.exit(await main());

@@ -5,9 +5,11 @@
 import { annotationsCapability } from "../../lib/pod.ts";
 import {
   type BenchNode,
+  cniArgs,
   cniVersion,
   networkCount,
   type Pod,
+  podName,
   startApi,
   tableFile,
   writeTable,
@@ -60,8 +62,8 @@ export const scenarios: readonly Scenario[] = [
   genieWithObjects("genie API 1 object, 10 ms away", 1, 10, "bare 2 networks"),
 ];
 
-/** The storm is run with this scenario and its baseline. */
-export const stormScenario = "genie 1 network";
+/** The storms are run with these and their baseline, in this order. */
+export const stormScenarios = ["genie 1 network", "genie API 1 network"];
 
 /** Whom one operation of a scenario is compared with. */
 export function baselineOf({ name, baseline }: Scenario, verb: Verb): string | undefined {
@@ -70,11 +72,11 @@ export function baselineOf({ name, baseline }: Scenario, verb: Verb): string | u
   return baseline;
 }
 
-/** The scenarios whose name holds `only`, with their baselines. */
-export function selectScenarios(only: string): Scenario[] {
-  const wanted = scenarios.filter(({ name }) => name.includes(only));
+/** Those of `all` whose name holds `only`, with their baselines. */
+export function selectScenarios(all: readonly Scenario[], only: string): Scenario[] {
+  const wanted = all.filter(({ name }) => name.includes(only));
   const baselines = new Set(wanted.flatMap((one) => verbs.map((verb) => baselineOf(one, verb))));
-  return scenarios.filter((one) => wanted.includes(one) || baselines.has(one.name));
+  return all.filter((one) => wanted.includes(one) || baselines.has(one.name));
 }
 
 /** The delegates themselves, one process per network, called as the runtime would call them. */
@@ -85,7 +87,7 @@ function bare(name: string, count: number, measured: readonly Verb[]): Scenario 
     calls: (node, verb, pod) => {
       const calls = node.networks.slice(0, count).map((plugin, i) => ({
         file: `${node.pluginDir}/${plugin.type}`,
-        env: environment(node, verb, pod, `eth${i}`),
+        env: environment(node, verb, pod, { ifName: `eth${i}` }),
         stdin: JSON.stringify({ ...plugin, ...previous(verb, pod.results[i]) }),
       }));
       return verb === "DEL" ? calls.reverse() : calls;
@@ -171,15 +173,17 @@ function genieCall(
   };
 }
 
-function previous(verb: Verb, prevResult: object | undefined): object {
+/** What the runtime hands back with CHECK and DEL. */
+export function previous(verb: Verb, prevResult: object | undefined): object {
   return (verb === "CHECK" || verb === "DEL") && prevResult ? { prevResult } : {};
 }
 
-function environment(
+/** The environment of one call; `name` is that of the pod. */
+export function environment(
   node: BenchNode,
   verb: Verb,
   pod: Pod,
-  ifName = "eth0",
+  { ifName = "eth0", name = podName } = {},
 ): Record<string, string> {
   const common = {
     PATH: process.env["PATH"] ?? "/usr/sbin:/usr/bin:/sbin:/bin",
@@ -192,6 +196,6 @@ function environment(
     CNI_CONTAINERID: pod.containerId,
     CNI_NETNS: pod.netns,
     CNI_IFNAME: ifName,
-    CNI_ARGS: pod.args,
+    CNI_ARGS: cniArgs(pod, name),
   };
 }
