@@ -34,7 +34,7 @@ mark("answer");
 const trace = formatTrace();
 if (trace) host.stderr(`${trace}\n`);
 // Not process.exit: closing what is open costs a tenth of a call. A killed process does no more.
-if (isPlugin) libc()?._exit(status);
+if (isPlugin && host.env["BUN_BYTECODE_ORDER_OUT"] === undefined) libc()?._exit(status);
 process.exit(status);
 
 /** Runs one CNI operation and returns the exit status (SPEC 1.1 §2 "Errors"). */
@@ -67,7 +67,7 @@ async function operate(request: Request): Promise<object | undefined> {
     case "CHECK":
       return (await import("./lib/check.ts")).check(host, request);
     case "STATUS":
-      return (await import("./lib/check.ts")).status(host, request);
+      return (await import("./lib/ready.ts")).status(host, request);
     case "DEL":
       return (await import("./lib/detach.ts")).del(host, request);
     case "GC":

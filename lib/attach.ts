@@ -27,14 +27,16 @@ import { mayAddDefaultRoute } from "./netconf.ts";
 import { netnsId } from "./netns.ts";
 import { attachOne, type Done, refreshHostInterfaces } from "./owner.ts";
 import { makePlan, type Plan, podLabel } from "./plan.ts";
+import { type AskedPod, askForPod } from "./pod.ts";
 import { mergeResults, type Result, toVersion, withoutDefaultRoutes } from "./result.ts";
 import { loadConfig, loadNodeSettings } from "./settings.ts";
 import { type Attachment, forget, putStatus, setAttached, setEnded, setFailing } from "./state.ts";
-import { makeStatus, type PodStatus, publishStatus } from "./status.ts";
+import { makeStatus, type PodStatus, prepareStatus, publishStatus, wantsStatus } from "./status.ts";
 import { oneLine } from "./text.ts";
 import { mark } from "./trace.ts";
 import { sampleTraffic, trafficSources } from "./traffic.ts";
 import { undoAll } from "./undo.ts";
+import { warmUp } from "./warm.ts";
 
 /**
  * ADD: attaches the pod to every network it asked for, or to none.
@@ -55,12 +57,15 @@ export async function add(host: Host, request: Request): Promise<object> {
   });
   host.log = { level: config.logLevel, file: config.logFile };
   mark("config");
+  // The answer of an API server is on its way while the record is opened.
+  const asked = config.readinessFile === undefined ? askForPod(host, config, request) : undefined;
   const state = openState(host, config.stateDir);
   mark("open");
   try {
     checkNetns(request.netns);
     await waitUntilReady(host, config, startedMs + config.timeoutMs);
-    const result = await attachBest({ host, request, config, state, journal, startedMs });
+    const pod = asked ?? askForPod(host, config, request);
+    const result = await attachBest({ host, request, config, state, journal, startedMs, pod });
     return toVersion(result, request.cniVersion);
   } catch (error) {
     writeAlone(host, state, journal, error);
@@ -110,6 +115,7 @@ interface Call {
   state: State;
   journal: Journal;
   startedMs: number;
+  pod: AskedPod;
 }
 
 /** Attaches; when a network of our own choice fails, the next best, where there is one. */
@@ -158,7 +164,7 @@ async function attempt(
 > {
   const { host, request, config, state, journal, startedMs } = call;
   const failed = new Map([...errors].map(([network, { message }]) => [network, message]));
-  const plan = await makePlan(host, config, request, { state, failed, journal });
+  const plan = await makePlan(host, config, request, { state, failed, journal }, call.pod);
   mark("plan");
   const { attachments: planned, pod, choice } = plan;
   journal.base = { ...journal.base, decidedBy: plan.decision };
@@ -255,9 +261,13 @@ async function attachAll(
   const undoErrors = new Map<Attachment, CniError[]>();
   try {
     for (const group of attachGroups(planned, config.parallel)) {
-      const results = await Promise.all(
-        group.map((attachment) => attachOne(host, attachment, chain, done)),
-      );
+      const attaching = group.map((attachment) => attachOne(host, attachment, chain, done));
+      // By now the first delegate runs.
+      if (done.length === 0) {
+        warmUp(host, state);
+        if (wantsStatus(host, config, plan)) prepareStatus();
+      }
+      const results = await Promise.all(attaching);
       results.forEach((added, i) => {
         const attachment = group[i];
         if (!attachment) return;

@@ -129,10 +129,12 @@ function openOnce(file: string): Database {
           "the genie that wrote it or a later one",
       );
     }
-    useWal(database);
     // A small log: most calls leave it as it is, and the next one reads all of it when it opens.
     database.run("PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 100");
-    if (found < schemaVersion) migrate(database);
+    if (found < schemaVersion) {
+      useWal(database);
+      migrate(database);
+    }
     return database;
   } catch (error) {
     database.close();
@@ -170,33 +172,27 @@ function makeFile(file: string): void {
 /** Thrown for a database that someone else made. */
 class ForeignFile extends Error {}
 
-/**
- * The schema version; 0 for a file that is still empty. Another process may migrate it between two
- * of these reads: in this order none of them contradicts another.
- */
+/** The schema version; 0 for a file that is still empty. One read: another process may migrate. */
 function readVersion(database: Database): number {
-  const isEmpty = database.query("SELECT 1 FROM sqlite_schema LIMIT 1").get() === null;
-  const { user_version: found } = database.query("PRAGMA user_version").get() as {
-    user_version: number;
-  };
-  const { application_id: id } = database.query("PRAGMA application_id").get() as {
-    application_id: number;
-  };
-  if (id === applicationId || (isEmpty && id === 0 && found === 0)) return found;
+  const { isEmpty, found, id } = database
+    .query(
+      `SELECT NOT EXISTS (SELECT 1 FROM sqlite_schema) AS isEmpty, user_version AS found,
+         application_id AS id FROM pragma_user_version, pragma_application_id`,
+    )
+    .get() as { isEmpty: number; found: number; id: number };
+  if (id === applicationId || (isEmpty === 1 && id === 0 && found === 0)) return found;
   throw new ForeignFile("it is another program's database");
 }
 
 function migrate(database: Database): void {
-  database
-    .transaction(() => {
-      // Another process may have done it while we waited for the lock.
-      const found = readVersion(database);
-      if (found >= schemaVersion) return;
-      for (const migration of migrations.slice(found)) database.run(migration);
-      database.run(`PRAGMA application_id = ${applicationId}`);
-      database.run(`PRAGMA user_version = ${schemaVersion}`);
-    })
-    .immediate();
+  transact(database, () => {
+    // Another process may have done it while we waited for the lock.
+    const found = readVersion(database);
+    if (found >= schemaVersion) return;
+    for (const migration of migrations.slice(found)) database.run(migration);
+    database.run(`PRAGMA application_id = ${applicationId}`);
+    database.run(`PRAGMA user_version = ${schemaVersion}`);
+  });
 }
 
 /** `code` of an SQLite error, "" for any other value. */
@@ -280,6 +276,20 @@ function unavailable(file: string, error: unknown): CniError {
   return new CniError(number, `Cannot use ${file}: ${reason}`, { cause: error });
 }
 
+/** One IMMEDIATE transaction. Bun's own prepares ten statements for what takes two. */
+function transact<T>(database: Database, inside: () => T): T {
+  database.run("BEGIN IMMEDIATE");
+  try {
+    const value = inside();
+    database.run("COMMIT");
+    return value;
+  } catch (error) {
+    // SQLite itself has rolled back after some errors (disk full).
+    if (database.inTransaction) database.run("ROLLBACK");
+    throw error;
+  }
+}
+
 /**
  * Runs `inside` in one IMMEDIATE transaction.
  * @throws CniError 106 when the file cannot be written, 11 when it stays locked; a CniError of
@@ -287,10 +297,22 @@ function unavailable(file: string, error: unknown): CniError {
  */
 export function write<T>(state: State, inside: () => T): T {
   try {
-    return state.database.transaction(inside).immediate();
+    return transact(state.database, inside);
   } catch (error) {
     throw unavailable(state.file, error);
   }
+}
+
+/** Runs `inside` so that a failure takes back its writes alone, also within a transaction. */
+export function savepoint({ database }: State, inside: () => void): void {
+  database.run("SAVEPOINT aside");
+  try {
+    inside();
+  } catch (error) {
+    if (database.inTransaction) database.run("ROLLBACK TO aside; RELEASE aside");
+    throw error;
+  }
+  database.run("RELEASE aside");
 }
 
 /**

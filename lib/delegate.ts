@@ -11,7 +11,8 @@ import { type Journal, noteNetwork, notePlugin } from "./ledger.ts";
 import { tokenVariable } from "./lock.ts";
 import { type NetworkConfigList, type PluginConfig, requestConfig } from "./netconf.ts";
 import { netnsId } from "./netns.ts";
-import { normalizeResult, parseResult, type Result, toVersion } from "./result.ts";
+import { normalizeResult, type Result, toVersion } from "./result.ts";
+import { parseResult } from "./result_wire.ts";
 import type { Attachment } from "./state.ts";
 import { oneLine } from "./text.ts";
 

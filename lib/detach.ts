@@ -24,7 +24,8 @@ import {
 } from "./ledger.ts";
 import { endHolder, newOperation, type Operation, release, takeLock } from "./lock.ts";
 import { isForeignNetns } from "./netns.ts";
-import { parseResult, type Result } from "./result.ts";
+import type { Result } from "./result.ts";
+import { parseResult } from "./result_wire.ts";
 import { loadConfig, loadNodeSettings, type NodeSettings } from "./settings.ts";
 import {
   type CallId,
@@ -36,6 +37,7 @@ import {
   setEnded,
   setFailing,
 } from "./state.ts";
+import { mark } from "./trace.ts";
 import { forgetTraffic } from "./traffic.ts";
 import { type Fate, fateOf, undo, undoAll, withPresentPlugins } from "./undo.ts";
 
@@ -51,7 +53,9 @@ const addEndMs = 35_000;
  *   of this container does not end in time
  */
 export async function del(host: Host, request: Request): Promise<undefined> {
+  mark("load");
   const settings = await loadNodeSettings(host, request.config);
+  mark("config");
   const operation = newOperation(host, request.containerId, "DEL");
   const chain: ChainOptions = {
     netns: request.netns,
@@ -61,6 +65,7 @@ export async function del(host: Host, request: Request): Promise<undefined> {
     journal: openJournal(host, request),
   };
   const state = openOrReport(host, settings);
+  mark("open");
   if (!state) {
     if (request.config["delOnly"] === true) return undefined;
     await deleteByGuess(host, request, chain);
@@ -110,6 +115,7 @@ async function deleteRecorded(
     if (chain.journal) writeAlone(host, state, chain.journal, error);
     throw error;
   });
+  mark("lock");
   for (const row of found.rows) noteInterrupted(chain.journal, row);
   const errors = new Map<StoredAttachment, CniError[]>();
   let outcomes: Outcome[] = [];
@@ -121,6 +127,7 @@ async function deleteRecorded(
     );
     await guessTheRest(host, request, found, chain);
   } finally {
+    mark("undo");
     const nowMs = host.now();
     outcomes = [...errors].map(([attachment, failures]) => ({
       attachment,
@@ -129,6 +136,7 @@ async function deleteRecorded(
     }));
     const settled = { call, outcomes, damaged: found.damaged };
     settle(host, state, operation, settled, settings, chain.journal, nowMs);
+    mark("commit");
   }
   failIfRetryWanted(host, outcomes);
 }

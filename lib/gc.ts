@@ -15,8 +15,7 @@ import {
   writeJournal,
 } from "./ledger.ts";
 import { everyContainer, newOperation, release, takeLock } from "./lock.ts";
-import { delegatesToOurself, findPlugin, listNetworks } from "./networks.ts";
-import { pluginSearch } from "./plan.ts";
+import { delegatesToOurself, findPlugin, listNetworks, pluginSearch } from "./networks.ts";
 import { loadConfig, loadNodeSettings, type NodeSettings } from "./settings.ts";
 import {
   attachments,

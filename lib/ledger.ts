@@ -5,7 +5,7 @@
  * and of texts from others only so much.
  */
 import { CniError, code, type Host, log, type Request, toCniError } from "./cni.ts";
-import { type State, write } from "./database.ts";
+import { type State, savepoint, write } from "./database.ts";
 import type { NetworkConfigList } from "./netconf.ts";
 import { podIdentity } from "./pod.ts";
 import type { PodIdentity } from "./state.ts";
@@ -81,11 +81,17 @@ const choiceLengthMax = 8192;
 
 const cut = (text: string): string => text.slice(0, textLengthMax);
 
+const insertSql = `INSERT INTO ledger (${columns.join(", ")})
+  VALUES (?${", ?".repeat(columns.length - 1)})`;
+
+/** Prepares what {@link insertLedger} runs. */
+export function prepareLedger({ database }: State): void {
+  database.query(insertSql);
+}
+
 /** Appends rows. Call inside a transaction. */
 export function insertLedger({ database }: State, rows: readonly LedgerRow[]): void {
-  const insert = database.query(
-    `INSERT INTO ledger (${columns.join(", ")}) VALUES (${columns.map(() => "?").join(", ")})`,
-  );
+  const insert = database.query(insertSql);
   for (const row of rows) {
     insert.run(
       row.atMs,
@@ -302,7 +308,7 @@ export function writeJournal(host: Host, state: State, journal: Journal, error?:
  */
 export function writeAside(host: Host, state: State, what: string, inside: () => void): void {
   try {
-    state.database.transaction(inside)();
+    savepoint(state, inside);
   } catch (error) {
     const reason = toCniError(error).message.replace(/^Internal error: /, "");
     log(host, "warn", `Cannot write ${what}: ${reason}`);

@@ -2,7 +2,7 @@
  * Network namespaces as files: which one a path leads to, and which interfaces are in it.
  * `setns` is called through libc, on this thread and for the length of one read.
  */
-import { closeSync, openSync, readFileSync, statfsSync, statSync } from "node:fs";
+import { closeSync, openSync, readFileSync, readSync, statfsSync, statSync } from "node:fs";
 import { libc } from "./libc.ts";
 
 /**
@@ -31,9 +31,22 @@ export function isForeignNetns(netns: string): boolean {
   return statfsSync(netns).type === nsfsType;
 }
 
-/** Differs after every boot of the machine. */
+let boot = "";
+
+/**
+ * Differs after every boot of the machine. Read once, and into a small buffer: for what is under
+ * /proc/sys the kernel clears as much memory as the reader offers, 256 KiB with readFileSync.
+ */
 export function bootId(): string {
-  return readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim();
+  if (boot !== "") return boot;
+  const file = openSync("/proc/sys/kernel/random/boot_id", "r");
+  try {
+    const bytes = Buffer.allocUnsafe(64);
+    boot = bytes.toString("latin1", 0, readSync(file, bytes)).trim();
+  } finally {
+    closeSync(file);
+  }
+  return boot;
 }
 
 /** `CLONE_NEWNET`, the kind of namespace that `setns` is to enter. */

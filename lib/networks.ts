@@ -12,7 +12,7 @@ import {
   statSync,
 } from "node:fs";
 import { basename, isAbsolute, join } from "node:path";
-import { CniError, code, isNetworkName, toCniError } from "./cni.ts";
+import { CniError, code, isNetworkName, type Request, toCniError } from "./cni.ts";
 import type { Config, PluginEntry } from "./config_schema.ts";
 import { parseJson } from "./json.ts";
 import { type NetworkConfigList, parseConfigList, parsePluginConfig } from "./netconf.ts";
@@ -370,4 +370,19 @@ export function findPlugin(type: string, dirs: string[]): string | undefined {
         return false;
       }
     });
+}
+
+/** Where this call looks for plugin binaries. */
+export function pluginSearch(
+  config: Config,
+  request: Pick<Request, "path" | "config">,
+): PluginSearch {
+  return { dirs: [...request.path, ...config.binDirs], ownType: request.config.type };
+}
+
+/** A folder's first list, or the list of a file. @throws CniError 5, 7 or 101 */
+export function networkAt(path: string): Network {
+  const isFolder = statSync(path, { throwIfNoEntry: false })?.isDirectory() ?? false;
+  const list = isFolder ? firstListIn(path) : readList(path);
+  return { name: list.name, list, source: path };
 }

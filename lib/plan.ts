@@ -4,9 +4,8 @@
  * choice it makes, and not that for `genie plan`, which shows exactly what ADD would do. Source:
  * design §3, D3, D8, D9.
  */
-import { statSync } from "node:fs";
 import { join } from "node:path";
-import { type Objects, openObjects } from "./api.ts";
+import type { Objects } from "./api.ts";
 import type { Choice, Chooser } from "./choose.ts";
 import { CniError, code, type Host, type Request, toCniError } from "./cni.ts";
 import type { Config } from "./config_schema.ts";
@@ -18,13 +17,21 @@ import { declaresCapability, type NetworkConfigList } from "./netconf.ts";
 import {
   findListOnDisk,
   findPlugins,
-  firstListIn,
   type Network,
+  networkAt,
   type PluginSearch,
-  readList,
+  pluginSearch,
   resolveNetwork,
 } from "./networks.ts";
-import { carriedPod, delegateArgs, lookupPod, type Pod, podIdentity, podLabel } from "./pod.ts";
+import {
+  type AskedPod,
+  askForPod,
+  carriedPod,
+  delegateArgs,
+  type Pod,
+  podIdentity,
+  podLabel,
+} from "./pod.ts";
 import type { Attachment } from "./state.ts";
 import {
   candidateNetworks,
@@ -51,14 +58,6 @@ export interface Plan {
   objects: Objects;
 }
 
-/** Where this call looks for plugin binaries. */
-export function pluginSearch(
-  config: Config,
-  request: Pick<Request, "path" | "config">,
-): PluginSearch {
-  return { dirs: [...request.path, ...config.binDirs], ownType: request.config.type };
-}
-
 /** A wanted network with its config: the node's own, or an object's. */
 type Resolved = Network &
   Gated & {
@@ -78,9 +77,10 @@ export async function makePlan(
   config: Config,
   request: Request,
   chooser: Chooser = { failed: new Map() },
+  asked: AskedPod = askForPod(host, config, request),
 ): Promise<Plan> {
-  const objects = openObjects(host, config);
-  const pod = await lookupPod(host, config, request, objects);
+  const { objects } = asked;
+  const pod = await asked.pod;
   if (chooser.journal) notePod(chooser.journal, pod);
   const search = pluginSearch(config, request);
   const { decision, primarySet, further } = await selectWanted(config, pod);
@@ -295,13 +295,6 @@ async function resolveWanted(
     case "multus":
       return resolveMultus(host, config, objects, wanted);
   }
-}
-
-/** A folder's first list, or the list of a file. @throws CniError 5, 7 or 101 */
-export function networkAt(path: string): Network {
-  const isFolder = statSync(path, { throwIfNoEntry: false })?.isDirectory() ?? false;
-  const list = isFolder ? firstListIn(path) : readList(path);
-  return { name: list.name, list, source: path };
 }
 
 /** Multus' order: an object in its namespace, a CNI name on disk, a folder's first list, a file. */

@@ -101,6 +101,21 @@ export async function lookupPod(
   return { ...identity, serviceAccount: undefined, annotations: new Map(), source: "none" };
 }
 
+/** A pod that is being looked up, and the API as it is asked for it. */
+export interface AskedPod {
+  objects: Objects;
+  pod: Promise<Pod>;
+}
+
+/** Begins to look a pod up, see {@link lookupPod}: what the caller does meanwhile costs nothing. */
+export function askForPod(host: Host, config: Config, request: Request): AskedPod {
+  const objects = openObjects(host, config);
+  const pod = lookupPod(host, config, request, objects);
+  // Whoever waits for it is told; a call that fails before that has its own reason.
+  pod.catch(() => undefined);
+  return { objects, pod };
+}
+
 /** Path of a pod in the API. */
 function podPath({ namespace, name }: { namespace: string; name: string }): string[] {
   return ["api", "v1", "namespaces", namespace, "pods", name];

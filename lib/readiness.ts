@@ -1,7 +1,6 @@
 /** Is a pod's default network ready on this node (NPWG v1.3 §6.1)? And what its conf dir holds. */
 import { accessSync, constants, readdirSync, statSync } from "node:fs";
 import { join } from "node:path";
-import { askNetworks, neededNetworks } from "./check.ts";
 import { CniError, type Host } from "./cni.ts";
 import type { Config } from "./config_schema.ts";
 import { hostPath } from "./host_root.ts";
@@ -9,6 +8,7 @@ import { parseJson } from "./json.ts";
 import { type Network, resolveNetwork } from "./networks.ts";
 import { type ConfFile, isConfName, sortConfs } from "./own_list.ts";
 import { readIfThere } from "./place.ts";
+import { askNetworks, neededNetworks } from "./ready.ts";
 
 /** The files of a conf dir that runtimes look at, in their order. @throws CniError 5 */
 export function readConfs(root: string, confDir: string): ConfFile[] {
@@ -44,7 +44,7 @@ export async function whyNotReady(
     const here = seenFrom(root, config);
     const search = { dirs: here.binDirs, ownType: "genie" };
     if (root === "/") await askNetworks(host, here, search);
-    else checkPresence(root, config, here);
+    else await checkPresence(root, config, here);
   } catch (error) {
     if (error instanceof CniError) return error.message;
     throw error;
@@ -70,9 +70,9 @@ function seenFrom(root: string, config: Config): Config {
 }
 
 /** Every network that a pod needs is there, with its plugins. @throws CniError of the first */
-function checkPresence(root: string, config: Config, here: Config): void {
+async function checkPresence(root: string, config: Config, here: Config): Promise<void> {
   const search = { dirs: here.binDirs, ownType: "genie" };
-  const { needed, candidates } = neededNetworks(here, search);
+  const { needed, candidates } = await neededNetworks(here, search);
   for (const network of needed) checkPlugins(root, config, network);
   const issues = candidates?.map((name) => {
     try {

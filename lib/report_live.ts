@@ -2,7 +2,8 @@
 import { CniError } from "./cni.ts";
 import { isObject, parseJson } from "./json.ts";
 import type { RecordReader } from "./report_file.ts";
-import { family, parseResult } from "./result.ts";
+import { family } from "./result.ts";
+import { parseResult } from "./result_wire.ts";
 
 /** An attachment, as far as a report tells of it. */
 export interface LiveAttachment {

@@ -1,24 +1,10 @@
 /**
  * Results of ADD: types, conversion between CNI versions, completing and merging.
- * One internal form, CNI 1.1.0 without `cniVersion`; other versions exist only in `parseResult`
- * and `toVersion`. Pure: no I/O. Nothing here mutates what it is given.
+ * One internal form, CNI 1.1.0 without `cniVersion`; other versions exist only in `result_wire.ts`,
+ * which reads them, and in `toVersion`. Pure: no I/O. Nothing here mutates what it is given.
  * Source: CNI SPEC 1.1 §5 "ADD Success"; the older shapes are those of libcni's pkg/types.
- *
- * What libcni reads without complaint is read here too, because plugins in the field rely on it:
- * null lists, empty gateways, unknown keys (dropped). What it would lose silently is kept (a
- * result whose shape is not that of its version) or refused (an address that is none).
  */
-import * as v from "valibot";
-import {
-  CniError,
-  type CniVersion,
-  code,
-  compareVersions,
-  isSupported,
-  supportedVersions,
-} from "./cni.ts";
-import { isObject } from "./json.ts";
-import { oneLine } from "./text.ts";
+import { type CniVersion, compareVersions } from "./cni.ts";
 
 /** A network interface an attachment made, in the pod or on the host. */
 export interface Interface {
@@ -79,146 +65,17 @@ export interface AttachmentResult {
   result: Result;
 }
 
-/** Largest value of the numbers in a result: all are 32 bits wide in the kernel. */
-const uint32Max = 0xffff_ffff;
-/** Longest part of a hostile value that an error message quotes, in characters. */
-const quoteLengthMax = 80;
-
-// The message of a schema says what it expects. Absent, null and "" are the same, as in Go.
-const Count = v.nullish(v.custom<number>(isUint32, `an integer from 0 to ${uint32Max}`));
-/** A count for which 0 means "not set", as it does in libcni. */
-const Size = v.pipe(Count, v.transform(orAbsent));
-const Index = v.nullish(v.pipe(v.number("an index"), v.integer("an index")));
-const Text = v.pipe(v.nullish(v.string("a string"), ""), v.transform(orAbsent));
-const TextList = v.pipe(
-  v.nullish(v.array(Text, "a list"), []),
-  v.transform((texts) => texts.filter((text) => text !== undefined)),
-  v.transform((texts) => (texts.length > 0 ? texts : undefined)),
-);
-const Name = v.pipe(v.nullish(v.string("a name"), ""), v.nonEmpty("a name"));
-const Cidr = converted("an IP with prefix length", canonicalCidr);
-const Address = v.pipe(
-  converted("an IP", (text) => (text === "" ? "" : canonicalAddress(text))),
-  v.transform(orAbsent),
-);
-const links = { name: Name, mac: Text, mtu: Size, sandbox: Text, socketPath: Text, pciID: Text };
-const metrics = { mtu: Size, advmss: Size, priority: Size, table: Count, scope: Count };
-const RouteList = list({ dst: Cidr, gw: Address, ...metrics });
-const Ip4 = v.nullish(object({ ip: Cidr, gateway: Address, routes: RouteList }));
-const dnsKeys = { nameservers: TextList, domain: Text, search: TextList, options: TextList };
-
-/** All that a result may hold, of any version. */
-const WireResult = object({
-  cniVersion: Text,
-  interfaces: list(links),
-  ips: list({ address: Cidr, gateway: Address, interface: Index }),
-  routes: RouteList,
-  dns: v.nullish(object(dnsKeys), {}),
-  ip4: Ip4,
-  ip6: Ip4,
-});
-
-function isUint32(value: unknown): boolean {
-  return typeof value === "number" && Number.isInteger(value) && value >= 0 && value <= uint32Max;
-}
-
-function orAbsent<T>(value: T): T | undefined {
-  return value || undefined;
-}
-
-function object<const T extends v.ObjectEntries>(entries: T) {
-  // A number that `parseJson` keeps as text is an object too.
-  const isPlain = (value: unknown) => isObject(value) && !json.isRawJSON(value);
-  return v.pipe(v.custom<object>(isPlain, "an object"), v.object(entries), v.transform(compact));
-}
-
-function list<const T extends v.ObjectEntries>(entries: T) {
-  return v.nullish(v.array(object(entries), "a list"), []);
-}
-
-function converted(expected: string, convert: (text: string) => string | undefined) {
-  return v.pipe(
-    v.nullish(v.string(expected), ""),
-    v.rawTransform(({ dataset, addIssue, NEVER }) => {
-      const text = convert(dataset.value);
-      if (text === undefined) addIssue({ message: expected });
-      return text ?? NEVER;
-    }),
-  );
-}
-
-/**
- * Reads the result of a delegate, a `prevResult` or a stored row.
- *
- * Addresses in `ip4`/`ip6` (0.1.0, 0.2.0) or in `ips` (0.3.0 and up) are found by these keys; the
- * version decides only when both are there. `ips[].version` is not read, the address knows. An
- * index outside of `interfaces` is dropped.
- *
- * @param value parsed JSON, hostile
- * @param listVersion version the plugin was called with, used when the value names none
- * @param what names the value in the error, e.g. `result of plugin "bridge"`
- * @throws CniError 104 for a version we do not speak, a wrong type, an address that is none, or
- *   a missing `name`, `address`, `dst` or `ip`
- * @see CNI SPEC 1.1 §5 "ADD Success"
- */
-export function parseResult(value: unknown, listVersion: CniVersion, what = "result"): Result {
-  const parsed = v.safeParse(WireResult, value, { abortEarly: true });
-  if (!parsed.success) {
-    const [issue] = parsed.issues;
-    return refuse(what, v.getDotPath(issue), issue.input, issue.message);
-  }
-  const { interfaces, ips, routes, dns, ip4, ip6 } = parsed.output;
-  const version = parsed.output.cniVersion ?? listVersion;
-  if (!isSupported(version)) {
-    return refuse(what, "cniVersion", version, `one of ${supportedVersions.join(", ")}`);
-  }
-  const old = [ip4, ip6].filter((item) => item !== undefined);
-  if (old.length === 0 || (ips.length > 0 && compareVersions(version, "0.3.0") >= 0)) {
-    return { interfaces, ips: ips.map((ip) => pointAt(ip, ip.interface, interfaces)), routes, dns };
-  }
-  const oldIps = old.map(({ routes: _, ip: address, ...gateway }) => ({ address, ...gateway }));
-  return { interfaces, ips: oldIps, routes: old.flatMap((item) => item.routes), dns };
-}
-
-function refuse(what: string, path: string | null, value: unknown, expected: string): never {
-  const place = path === null ? what : `${path} in ${what}`;
-  const isMissing = value === undefined || value === "";
-  const found = isMissing ? "nothing" : oneLine(JSON.stringify(value), quoteLengthMax);
-  const msg = `Invalid ${place}: got ${found}, expected ${expected}`;
-  throw new CniError(code.delegateProtocol, msg);
-}
-
-/** Not in TypeScript's library yet. */
-const json = JSON as unknown as { isRawJSON(value: unknown): boolean };
-const ipv4 = /^(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(?:\.(?!$)|$)){4}$/;
-
-/** The address as libcni would print it, or undefined when it is none. */
-function canonicalAddress(text: string): string | undefined {
-  if (ipv4.test(text)) return text;
-  // The URL parser knows every spelling of IPv6, and its shortest.
-  if (!/^[0-9a-f:.]{2,45}$/i.test(text) || !text.includes(":")) return undefined;
-  return URL.parse(`http://[${text}]`)?.hostname.slice(1, -1);
-}
-
-function canonicalCidr(text: string): string | undefined {
-  const [, host = "", length = ""] = /^([^/]+)\/(\d{1,3})$/.exec(text) ?? [];
-  const address = canonicalAddress(host);
-  const bits = Number(length);
-  if (address === undefined || bits > (family(address) === 4 ? 32 : 128)) return undefined;
-  return `${address}/${bits}`;
-}
-
 type Absent<T> = { [K in keyof T]-?: T[K] & (null | undefined) extends never ? never : K }[keyof T];
 type Compact<T> = Omit<T, Absent<T>> & { [K in Absent<T>]?: NonNullable<T[K]> };
 
 /** A copy without the keys that are undefined or null. */
-function compact<T extends object>(value: T): Compact<T> {
+export function compact<T extends object>(value: T): Compact<T> {
   const entries = Object.entries(value).filter(([, item]) => item !== undefined && item !== null);
   return Object.fromEntries(entries) as Compact<T>;
 }
 
 /** The address pointing at `index`, or at nothing when that is outside of `interfaces`. */
-function pointAt(ip: Ip, index: number | undefined, interfaces: Interface[]): Ip {
+export function pointAt(ip: Ip, index: number | undefined, interfaces: Interface[]): Ip {
   const { interface: _, ...rest } = ip;
   return index !== undefined && interfaces[index] ? { ...rest, interface: index } : rest;
 }

@@ -3,10 +3,9 @@
  * that wait to be published. What writes is called inside a transaction of `database.ts`. Rows are
  * hostile until parsed: one that cannot be read must not cost the others (design D4).
  */
-import * as v from "valibot";
 import { CniError, code, type Host, isSupported, log, toCniError } from "./cni.ts";
 import { read, type State } from "./database.ts";
-import { parseJson } from "./json.ts";
+import { isObject, parseJson } from "./json.ts";
 import type { NetworkConfigList } from "./netconf.ts";
 import { netnsId } from "./netns.ts";
 
@@ -111,15 +110,21 @@ export function insertPlanned(state: State, attachments: Attachment[], nowMs: nu
     .run(first.containerId, first.requestIfName);
 }
 
+const attachedSql =
+  "UPDATE attachments SET state = 'attached', result = ? WHERE container_id = ? AND ifname = ?";
+
+/** Prepares what {@link setAttached} runs. */
+export function prepareAttached({ database }: State): void {
+  database.query(attachedSql);
+}
+
 /**
  * Marks one attachment as attached, with the wire form of its final result.
  * @throws CniError 11 when its row is gone: nobody could ever delete it
  */
 export function setAttached(state: State, attachment: Attachment, result: object): void {
   const { changes } = state.database
-    .query(
-      "UPDATE attachments SET state = 'attached', result = ? WHERE container_id = ? AND ifname = ?",
-    )
+    .query(attachedSql)
     .run(JSON.stringify(result), attachment.containerId, attachment.ifName);
   if (changes === 1) return;
   throw new CniError(
@@ -256,35 +261,44 @@ export function attachments(host: Host, state: State, containerId?: string): Sto
   return recorded(host, state, containerId).readable;
 }
 
-/** A stored plan, hostile until parsed: half of it would fail DEL somewhere in the middle. */
-const StoredPlan = v.looseObject({
-  requestNetwork: v.string(),
-  primary: v.boolean(),
-  network: v.string(),
-  list: v.looseObject({
-    cniVersion: v.custom(isSupported),
-    name: v.string(),
-    disableCheck: v.boolean(),
-    disableGC: v.boolean(),
-    plugins: v.pipe(v.array(v.looseObject({ type: v.string() })), v.minLength(1)),
-  }),
-  plugins: v.array(v.string()),
-  cniArgs: v.string(),
-  cniPath: v.string(),
-  capabilityArgs: v.looseObject({}),
-  args: v.looseObject({}),
-  timeoutMs: v.number(),
-  netns: v.string(),
-  pod: v.looseObject({ namespace: v.string(), name: v.string(), uid: v.string() }),
-});
+/**
+ * A stored plan, hostile until parsed: half of it would fail DEL somewhere in the middle. By hand:
+ * every DEL would pay 1 ms for loading a schema.
+ */
+function isStoredPlan(plan: unknown): plan is Attachment {
+  if (!isObject(plan)) return false;
+  const { list, plugins, pod } = plan;
+  if (!isObject(list) || !isObject(pod) || !Array.isArray(list["plugins"])) return false;
+  return (
+    hasTexts(plan, ["requestNetwork", "network", "cniArgs", "cniPath", "netns"]) &&
+    hasTexts(pod, ["namespace", "name", "uid"]) &&
+    hasTexts(list, ["name"]) &&
+    isSupported(list["cniVersion"]) &&
+    typeof list["disableCheck"] === "boolean" &&
+    typeof list["disableGC"] === "boolean" &&
+    typeof plan["primary"] === "boolean" &&
+    typeof plan["timeoutMs"] === "number" &&
+    isObject(plan["capabilityArgs"]) &&
+    isObject(plan["args"]) &&
+    list["plugins"].length > 0 &&
+    list["plugins"].every((plugin) => isObject(plugin) && typeof plugin["type"] === "string") &&
+    Array.isArray(plugins) &&
+    plugins.length === list["plugins"].length &&
+    plugins.every((path) => typeof path === "string")
+  );
+}
+
+function hasTexts(value: Record<string, unknown>, keys: string[]): boolean {
+  return keys.every((key) => typeof value[key] === "string");
+}
 
 function fromAttachmentRow(row: AttachmentRow): StoredAttachment {
   const plan = parseJson(row.plan, "stored plan");
-  if (!v.is(StoredPlan, plan) || plan.plugins.length !== plan.list.plugins.length) {
+  if (!isStoredPlan(plan)) {
     throw new CniError(code.stateUnavailable, "Cannot read stored plan: it is incomplete");
   }
   return {
-    ...(plan as unknown as Attachment),
+    ...plan,
     // The columns are the key; the text must not contradict them.
     containerId: row.container_id,
     requestIfName: row.request_ifname,

@@ -25,24 +25,32 @@ export interface PodStatus extends WaitingStatus {
   isInline: boolean;
 }
 
+/** False where status is off, no pod is known, or there is no API to publish to. */
+export function wantsStatus(host: Host, config: Config, { pod, objects }: Plan): boolean {
+  if (config.kubernetes.status === "off" || pod.name === "" || pod.namespace === "") return false;
+  return objects.used() || isConfigured(host, config.kubernetes);
+}
+
+/** Begins to load what {@link makeStatus} needs. */
+export function prepareStatus(): void {
+  import("./npwg.ts").catch(() => undefined);
+}
+
 /**
  * Makes the annotations of a pod. Published by the call itself only where it talks to the API
  * anyway: a pod whose networks all live on the node, handed over by its runtime, costs no request.
  *
- * @returns undefined where status is off, no pod is known, or there is no API to publish to
+ * @returns undefined where none is wanted, see {@link wantsStatus}
  */
 export async function makeStatus(
   host: Host,
   config: Config,
-  { pod, decision, primarySet, choice, objects }: Plan,
+  plan: Plan,
   done: readonly Done[],
 ): Promise<PodStatus | undefined> {
   const [first] = done;
-  const { status } = config.kubernetes;
-  if (status === "off" || pod.name === "" || pod.namespace === "" || !first) return undefined;
-  if (!objects.used()) {
-    if (!isConfigured(host, config.kubernetes)) return undefined;
-  }
+  if (!first || !wantsStatus(host, config, plan)) return undefined;
+  const { pod, decision, primarySet, choice, objects } = plan;
   const { formatMultiIpPreferences, formatStatus } = await import("./npwg.ts");
   const sources = await Promise.all(done.map((one) => toSource(host, one)));
   // As in CNI-Genie: for what `cni` and `networks` select, when that is more than one network.
@@ -59,7 +67,7 @@ export async function makeStatus(
       // As in CNI-Genie: the pod says from now on which network was chosen for it.
       ...(choice && { [annotationKeys.cni]: choice.network }),
     },
-    isInline: status === "inline" && objects.used(),
+    isInline: config.kubernetes.status === "inline" && objects.used(),
   };
 }
 

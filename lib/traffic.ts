@@ -43,6 +43,16 @@ function isName(name: string): boolean {
   return name !== "" && !name.includes("/") && !name.startsWith(".");
 }
 
+const findSql = `SELECT bytes, at_ms, host_ifname, bytes_per_second AS rate FROM traffic
+  WHERE container_id = ? AND ifname = ?`;
+const putSql = "INSERT OR REPLACE INTO traffic VALUES (?, ?, ?, ?, ?, ?, ?)";
+
+/** Prepares what {@link sampleTraffic} runs. */
+export function prepareTraffic({ database }: State): void {
+  database.query(findSql);
+  database.query(putSql);
+}
+
 /**
  * Counts the bytes of some host-side interfaces and keeps bytes and rate; the rate is unknown until
  * the second count. Call inside a transaction. An interface that is gone is forgotten.
@@ -52,11 +62,8 @@ export function sampleTraffic(
   sources: readonly TrafficSource[],
   nowMs: number,
 ): void {
-  const find = database.query(
-    `SELECT bytes, at_ms, host_ifname, bytes_per_second AS rate FROM traffic
-     WHERE container_id = ? AND ifname = ?`,
-  );
-  const put = database.query("INSERT OR REPLACE INTO traffic VALUES (?, ?, ?, ?, ?, ?, ?)");
+  const find = database.query(findSql);
+  const put = database.query(putSql);
   for (const { containerId, ifName, network, hostIfName } of sources) {
     const received = readInterface(hostIfName, "statistics/rx_bytes");
     const sent = readInterface(hostIfName, "statistics/tx_bytes");

@@ -9,7 +9,8 @@ import { type ChainOptions, delChain } from "./delegate.ts";
 import { isPluginGone } from "./ending.ts";
 import { netnsId } from "./netns.ts";
 import { findPlugin } from "./networks.ts";
-import { parseResult, type Result } from "./result.ts";
+import type { Result } from "./result.ts";
+import { parseResult } from "./result_wire.ts";
 import type { Attachment, StoredAttachment } from "./state.ts";
 
 /** Limit for one delegate call of DEL, in ms: runtimes give a whole DEL a minute. */

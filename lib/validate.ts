@@ -2,9 +2,15 @@
 import { CniError, code, type Host, type StdinConfig, toCniError } from "./cni.ts";
 import type { Config } from "./config_schema.ts";
 import { isObject } from "./json.ts";
-import { findPlugin, findPlugins, listNetworks, type Network, resolveNetwork } from "./networks.ts";
+import {
+  findPlugin,
+  findPlugins,
+  listNetworks,
+  type Network,
+  pluginSearch,
+  resolveNetwork,
+} from "./networks.ts";
 import { readOwnConfig } from "./own_config.ts";
-import { pluginSearch } from "./plan.ts";
 import { readPath } from "./request.ts";
 import { loadConfig } from "./settings.ts";
 import { formatTable } from "./table.ts";

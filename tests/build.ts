@@ -31,11 +31,7 @@ try {
   // For this machine whatever the target: the notes name functions, not machine code.
   build([`--outfile=${first}`]);
   const orders = practise(first, node);
-  build([
-    ...(orders.length > 0 ? [`--bytecode-order=${orders.join(",")}`] : []),
-    ...process.argv.slice(2),
-    "--outfile=dist/genie",
-  ]);
+  build([`--bytecode-order=${orders.join(",")}`, ...process.argv.slice(2), "--outfile=dist/genie"]);
 } finally {
   rmSync(node, { recursive: true, force: true });
 }
@@ -91,9 +87,10 @@ function practise(binary: string, dir: string): string[] {
     });
   });
   // Most important first: ADD, then DEL; then an ADD of our own choice.
-  return [2, 4, 7, 3, 5, 6, 0, 1]
-    .map((i) => join(dir, `order-${i}`))
-    .filter((path) => existsSync(path));
+  const notes = [2, 4, 7, 3, 5, 6, 0, 1].map((i) => join(dir, `order-${i}`));
+  const missing = notes.find((path) => !existsSync(path));
+  if (missing) throw new Error(`the practice run left no notes: ${missing} is missing`);
+  return notes;
 }
 
 function practiceNetwork(name: string, dir: string): string {

@@ -15,7 +15,8 @@ import { parseConfigList, requestConfig } from "../lib/netconf.ts";
 import { parseNetworkSelection } from "../lib/npwg.ts";
 import { carriedPod } from "../lib/pod.ts";
 import { readRequest } from "../lib/request.ts";
-import { mergeResults, normalizeResult, parseResult, toVersion } from "../lib/result.ts";
+import { mergeResults, normalizeResult, toVersion } from "../lib/result.ts";
+import { parseResult } from "../lib/result_wire.ts";
 import { type GenieRun, makeHost } from "./fakes.ts";
 import {
   checkFailure,

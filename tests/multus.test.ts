@@ -5,12 +5,12 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { status } from "../lib/check.ts";
 import { CniError, type Request, type StdinConfig } from "../lib/cni.ts";
 import { defaultConfig, parseConfig } from "../lib/config.ts";
 import type { Config } from "../lib/config_schema.ts";
 import { isMultusConfig, multusLevelOf, withMultusConfig } from "../lib/multus.ts";
 import { guessPlan, makePlan } from "../lib/plan.ts";
+import { status } from "../lib/ready.ts";
 import { loadConfig, loadNodeSettings } from "../lib/settings.ts";
 import { type ApiServer, startApiServer } from "./apiserver.ts";
 import { fakePlugin, makeHost, tempDir } from "./fakes.ts";

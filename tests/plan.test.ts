@@ -2,13 +2,15 @@
  * The plan of an ADD, from the configuration it is made under (lib/settings.ts) and what the pod is
  * to have (lib/wanted.ts) to the names of the interfaces. Nothing runs here.
  */
+
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { CniError, type Request, type StdinConfig } from "../lib/cni.ts";
 import { defaultConfig, parseConfig } from "../lib/config.ts";
 import type { Config } from "../lib/config_schema.ts";
-import { makePlan, type Plan, pluginSearch, podLabel } from "../lib/plan.ts";
+import { pluginSearch } from "../lib/networks.ts";
+import { makePlan, type Plan, podLabel } from "../lib/plan.ts";
 import { annotationsCapability } from "../lib/pod.ts";
 import { loadConfig, loadNodeSettings } from "../lib/settings.ts";
 import { candidateNetworks, nameInterfaces } from "../lib/wanted.ts";

@@ -8,11 +8,11 @@ import {
   isDefaultRoute,
   mergeResults,
   normalizeResult,
-  parseResult,
   type Result,
   toVersion,
   withoutDefaultRoutes,
 } from "../lib/result.ts";
+import { parseResult } from "../lib/result_wire.ts";
 
 const netns = "/var/run/netns/blue";
 const empty: Result = { interfaces: [], ips: [], routes: [], dns: {} };

@@ -5,7 +5,7 @@
  */
 import { describe, expect, test } from "bun:test";
 import { type Host, supportedVersions } from "../lib/cni.ts";
-import { parseResult } from "../lib/result.ts";
+import { parseResult } from "../lib/result_wire.ts";
 import {
   defaultRouteFamilies,
   type Family,

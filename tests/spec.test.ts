@@ -12,7 +12,8 @@ import { join } from "node:path";
 import { CniError, type CniVersion, code, supportedVersions } from "../lib/cni.ts";
 import { isObject } from "../lib/json.ts";
 import { parseConfigList, requestConfig } from "../lib/netconf.ts";
-import { type AttachmentResult, mergeResults, parseResult, toVersion } from "../lib/result.ts";
+import { type AttachmentResult, mergeResults, toVersion } from "../lib/result.ts";
+import { parseResult } from "../lib/result_wire.ts";
 import { strictIssues } from "./strict_result.ts";
 
 type Json = Record<string, unknown>;

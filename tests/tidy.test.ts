@@ -41,9 +41,9 @@ const layers: string[][] = [
     ...["policy_rules", "report_choice", "report_file", "result", "state", "toml"],
   ],
   ["config_schema", "policy_between"],
-  ["config", "kpi", "kube", "multus", "networks", "policy_objects", "report_live", "routes"],
+  ["config", "kpi", "kube", "multus", "networks", "policy_objects", "result_wire", "routes"],
   ["kube_access", "nft"],
-  ["api", "event", "genie_conf", "objects", "policy_peers", "watch"],
+  ["api", "event", "genie_conf", "objects", "policy_peers", "report_live", "watch"],
   // What a pod asks for, and on which networks.
   ["pod", "policy", "settings", "wanted"],
   [
@@ -51,10 +51,10 @@ const layers: string[][] = [
     "report_words",
   ],
   ["delegate", "report", "report_charts", "report_text"],
-  ["choose", "owner", "report_sections", "undo"],
+  ["choose", "owner", "report_sections", "undo", "warm"],
   ["explain_choice", "intend", "plan", "report_html", "status"],
   // What genie is asked to do, one module each.
-  ["attach", "check", "detach", "explain", "gc", "report_command", "validate"],
+  ["attach", "check", "detach", "explain", "gc", "ready", "report_command", "validate"],
   ["readiness"],
   ["install"],
   ["uninstall"],
@@ -87,6 +87,7 @@ const pure = [
     "report_choice",
     "report_words",
     "result",
+    "result_wire",
   ],
   ...["policy", "policy_between", "policy_objects", "policy_peers", "policy_rules"],
   ...["schema", "select", "table", "text", "toml", "usage"],

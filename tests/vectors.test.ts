@@ -1,5 +1,6 @@
 /**
- * Protocol conformance: every file of tests/vectors is one scenario, run through the compiled
+ * Protocol conformance, CHECK (lib/check.ts) and STATUS (lib/ready.ts) included: every file of
+ * tests/vectors is one scenario, run through the compiled
  * program once for each CNI version it names.
  *
  * In all texts `$DIR` is the node's folder, `$NETNS` its network namespace, `$VERSION` the version
