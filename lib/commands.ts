@@ -113,6 +113,29 @@ Files that were changed since they were installed stay.`,
       return runUninstall(host, flags);
     },
   },
+  manifest: {
+    usage: "[options]",
+    summary: "print what a cluster needs of genie, for kubectl apply -f -",
+    help: `  --namespace NAME     where genie's pods run, default genie-system
+  --image NAME         the image of genie, default genie:${manifest.version}
+  --table FILE         the plugin table of all nodes; default: one that explains every key
+  --features LIST      rights for more than ADD and DEL: policy, switch; default: those that the
+                       table switches on, "" for none
+  --containerfile      print how to build the image instead
+  --json               one JSON document, for programs`,
+    options: {
+      namespace: { type: "string" },
+      image: { type: "string" },
+      table: { type: "string" },
+      features: { type: "string" },
+      containerfile: { type: "boolean" },
+      json: { type: "boolean" },
+    },
+    run: async (host, flags) => {
+      const { runManifest } = await import("./manifest_command.ts");
+      return runManifest(host, flags);
+    },
+  },
   version: {
     usage: "[--json]",
     summary: "show the version of genie and the CNI versions it speaks",

@@ -305,6 +305,9 @@ export const customResourceDefinitions: readonly CustomResourceDefinition[] = [
   physicalNetwork,
 ];
 
+/** Key of what is written as a comment above an object's keys; it is no part of the object. */
+export const comment = Symbol("comment");
+
 /**
  * Plain JSON values as YAML, one document each. Strings are quoted whenever a reader of YAML 1.1 or
  * 1.2 could take them for something else; Bun's own emitter leaves 1_000 and 2024-01-01 bare, which
@@ -328,13 +331,28 @@ function block(value: unknown, indent: string): string[] {
     ? Object.entries(value).filter(([, one]) => one !== undefined)
     : [];
   if (entries.length === 0) return [`${indent}${scalar(value)}`];
-  return entries.flatMap(([key, one]) => {
+  const said = isRecord(value) ? (value as { [comment]?: string })[comment] : undefined;
+  const above = said === undefined ? [] : said.split("\n").map((line) => `${indent}# ${line}`);
+  const keys = entries.flatMap(([key, one]) => {
+    if (isText(one)) {
+      const lines = one.slice(0, -1).split("\n");
+      return [
+        `${indent}${scalar(key)}: |`,
+        ...lines.map((line) => (line === "" ? "" : `${indent}  ${line}`)),
+      ];
+    }
     const isNested = typeof one === "object" && one !== null && Object.keys(one).length > 0;
     const lines = block(one, isNested ? `${indent}  ` : "");
     return isNested
       ? [`${indent}${scalar(key)}:`, ...lines]
       : [`${indent}${scalar(key)}: ${lines.join("")}`];
   });
+  return [...above, ...keys];
+}
+
+/** A text of whole lines that can stand as it is, for people to read. */
+function isText(value: unknown): value is string {
+  return typeof value === "string" && /^[!-~][ -~]*\n(([ -~]*\n)* *[!-~][ -~]*\n)?$/.test(value);
 }
 
 function isRecord(value: unknown): value is Record<string, unknown> {

@@ -58,7 +58,13 @@ export function placeFile(target: string, content: Content, mode: number): void 
 export function keepAs(file: string, kept: string): void {
   const fresh = join(dirname(kept), `.${basename(kept)}.${crypto.randomUUID()}.new`);
   try {
-    linkSync(file, fresh);
+    try {
+      linkSync(file, fresh);
+    } catch (error) {
+      // A file of another user, or a file system without links.
+      if ((error as NodeJS.ErrnoException).code === undefined) throw error;
+      copyFileSync(file, fresh, constants.COPYFILE_EXCL);
+    }
     renameSync(fresh, kept);
     settle(dirname(kept));
   } catch (error) {

@@ -1,5 +1,5 @@
 import { describe, expect, test } from "bun:test";
-import { customResourceDefinitions, type Schema, toYaml } from "../lib/crds.ts";
+import { comment, customResourceDefinitions, type Schema, toYaml } from "../lib/crds.ts";
 import { isObject } from "../lib/json.ts";
 
 const byKind = new Map(customResourceDefinitions.map((one) => [one.spec.names.kind, one]));
@@ -293,6 +293,25 @@ describe("toYaml()", () => {
       nothing: null,
     };
     expect(Bun.YAML.parse(toYaml([value]))).toEqual(value);
+  });
+
+  test.each([
+    ["lines", "a = 1\n\n# b\n  c: [\n", "one:\n  two: |\n    a = 1\n\n    # b\n      c: [\n"],
+    ["an indented first line", "  a\nb\n", 'one:\n  two: "  a\\nb\\n"\n'],
+    ["no end of line", "a\nb", 'one:\n  two: "a\\nb"\n'],
+    ["empty lines at the end", "a\nb\n\n", 'one:\n  two: "a\\nb\\n\\n"\n'],
+    ["a tab", "a\n\tb\n", 'one:\n  two: "a\\n\\tb\\n"\n'],
+  ])("a text: %s", (_what, text, expected) => {
+    const value = { one: { two: text } };
+    expect(toYaml([value])).toBe(`---\n${expected}`);
+    expect(Bun.YAML.parse(toYaml([value]))).toEqual(value);
+  });
+
+  test("writes comments, which are no part of the objects", () => {
+    const value = { a: [{ [comment]: "why: one\nand two", b: 1 }], c: { [comment]: "x", d: [] } };
+    const text = toYaml([value]);
+    expect(text).toBe("---\na:\n  - # why: one\n    # and two\n    b: 1\nc:\n  # x\n  d: []\n");
+    expect(Bun.YAML.parse(text)).toEqual({ a: [{ b: 1 }], c: { d: [] } });
   });
 
   test("leaves undefined out", () => {

@@ -17,6 +17,7 @@ const layers: string[][] = [
   [
     ...["access", "crds", "html", "ip", "libc", "output", "quantity", "report_assets", "schema"],
     ...["select", "table", "text", "trace", "usage"],
+    ...["containerfile"],
   ],
   ["access_nad", "cni", "credentials", "netns"],
   [
@@ -55,8 +56,8 @@ const layers: string[][] = [
   ["explain_choice", "intend", "plan", "report_html", "status"],
   // What genie is asked to do, one module each.
   ["attach", "check", "detach", "explain", "gc", "ready", "report_command", "validate"],
-  ["readiness"],
-  ["install"],
+  ["manifest", "readiness"],
+  ["install", "manifest_command"],
   ["uninstall"],
   ["commands"],
   ["cli"],
@@ -64,6 +65,7 @@ const layers: string[][] = [
 
 /** Modules that decide on plain data: no file, clock, process or network; tests need no host. */
 const pure = [
+  ...["containerfile", "manifest"],
   ...[
     "access",
     "access_nad",

@@ -1,0 +1,68 @@
+/** `genie manifest`: what a cluster needs of genie, as YAML for `kubectl apply -f -`. */
+import manifest from "../package.json";
+import defaultTable from "../plugins.toml" with { type: "text" };
+import { CniError, code, type Host } from "./cni.ts";
+import { parseConfig } from "./config.ts";
+import type { Config } from "./config_schema.ts";
+import { formatContainerfile } from "./containerfile.ts";
+import { toYaml } from "./crds.ts";
+import { type Feature, features, makeManifest } from "./manifest.ts";
+import { digest, readIfThere } from "./place.ts";
+import { type Flags, text, UsageError } from "./usage.ts";
+
+/**
+ * Runs `genie manifest`.
+ * @returns exit status
+ * @throws CniError 5 for a table that cannot be read, 7 for one that is wrong
+ */
+export function runManifest(host: Host, flags: Flags): number {
+  if (flags["containerfile"]) {
+    host.stdout(formatContainerfile(manifest.version));
+    return 0;
+  }
+  const table = readTable(text(flags, "table"));
+  const objects = makeManifest({
+    namespace: checked(flags, "namespace", "genie-system", /^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/),
+    image: checked(flags, "image", `genie:${manifest.version}`, /^[\w.\-/:@]{1,512}$/),
+    features: readFeatures(text(flags, "features"), table.config),
+    table,
+  });
+  if (flags["json"]) {
+    const list = { apiVersion: "v1", kind: "List", items: objects };
+    host.stdout(`${JSON.stringify(list, null, 2)}\n`);
+  } else {
+    host.stdout(toYaml(objects));
+  }
+  return 0;
+}
+
+function readTable(file: string | undefined): { text: string; sha256: string; config: Config } {
+  const content = file === undefined ? defaultTable : readIfThere(file);
+  if (content === undefined) {
+    throw new CniError(code.ioFailure, `Cannot read ${file}: it does not exist`);
+  }
+  const config = parseConfig(content, file ?? "plugins.toml");
+  return { text: content, sha256: digest({ text: content }), config };
+}
+
+function checked(flags: Flags, name: string, initial: string, pattern: RegExp): string {
+  const value = text(flags, name) ?? initial;
+  if (pattern.test(value)) return value;
+  throw new UsageError(`--${name} cannot be "${value}"`);
+}
+
+/** The features named, else those that the table switches on. */
+function readFeatures(words: string | undefined, config: Config): Set<Feature> {
+  if (words === undefined) {
+    const plain = [...config.plugins.values()].some(({ enforcePolicy }) => enforcePolicy);
+    return new Set(config.policy.enforce || plain ? ["policy"] : []);
+  }
+  const named = words.split(",").filter((word) => word !== "");
+  return new Set(
+    named.map((word) => {
+      const known = features.find((feature) => feature === word);
+      if (known !== undefined) return known;
+      throw new UsageError(`--features knows ${features.join(", ")}, not "${word}"`);
+    }),
+  );
+}

@@ -1,0 +1,348 @@
+/**
+ * `genie manifest`: lib/manifest.ts, lib/manifest_command.ts, lib/containerfile.ts. The objects
+ * agree with each other and with the code, the YAML is the objects, and the rights suffice.
+ */
+import { describe, expect, test } from "bun:test";
+import { cpSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { runCommand } from "../lib/cli.ts";
+import { formatContainerfile, gatherCommands } from "../lib/containerfile.ts";
+import { customResourceDefinitions } from "../lib/crds.ts";
+import { type KubeObject, rules } from "../lib/manifest.ts";
+import manifest from "../package.json";
+import { startApiServer } from "./apiserver.ts";
+import { canNetns, makeHost, tempDir } from "./fakes.ts";
+import { compiledGenie, makeNode, spawnGenie, wire } from "./wire.ts";
+
+/** Runs the command in this process. */
+async function print(...args: string[]) {
+  const host = makeHost();
+  const status = await runCommand(host, ["manifest", ...args]);
+  return { status, ...host.written };
+}
+
+async function objectsOf(...args: string[]): Promise<KubeObject[]> {
+  return JSON.parse((await print(...args, "--json")).stdout).items;
+}
+
+const find = (objects: KubeObject[], kind: string): KubeObject => {
+  const found = objects.filter((one) => one.kind === kind);
+  if (found[0] && found.length === 1) return found[0];
+  throw new Error(`Expected one ${kind}, got ${found.length}`);
+};
+
+/** The value at a path of keys. */
+const at = (value: unknown, ...path: (string | number)[]): unknown =>
+  path.reduce<unknown>(
+    (one, key) => (one as Record<string | number, unknown> | undefined)?.[key],
+    value,
+  );
+
+describe("genie manifest", () => {
+  test("prints YAML that is the objects, the same each time", async () => {
+    const { stdout, stderr, status } = await print("--features", "policy,switch");
+    expect([stderr, status]).toEqual(["", 0]);
+    expect(Bun.YAML.parse(stdout)).toEqual(await objectsOf("--features=policy,switch"));
+    expect((await print("--features", "switch,policy")).stdout).toBe(stdout);
+    const run = await spawnGenie([compiledGenie(), "manifest", "--features=policy,switch"], {});
+    expect(run.stdout).toBe(stdout);
+  });
+
+  test("has every kind in the order of creation, by its API version", async () => {
+    const objects = await objectsOf();
+    expect(objects.map(({ apiVersion, kind }) => `${apiVersion} ${kind}`)).toEqual([
+      "v1 Namespace",
+      ...customResourceDefinitions.map(() => "apiextensions.k8s.io/v1 CustomResourceDefinition"),
+      "v1 ServiceAccount",
+      "rbac.authorization.k8s.io/v1 ClusterRole",
+      "rbac.authorization.k8s.io/v1 ClusterRoleBinding",
+      "v1 ConfigMap",
+      "apps/v1 DaemonSet",
+    ]);
+    const keys = objects.map(
+      ({ kind, metadata }) => `${kind} ${metadata.namespace} ${metadata.name}`,
+    );
+    expect(new Set(keys).size).toBe(keys.length);
+  });
+
+  test.each([
+    [[], "genie-system", `genie:${manifest.version}`],
+    [
+      ["--namespace=net", "--image=registry.example/net/genie:2@sha256:0"],
+      "net",
+      "registry.example",
+    ],
+  ])("%p: the objects name each other", async (args, namespace, image) => {
+    const objects = await objectsOf(...args);
+    const set = find(objects, "DaemonSet");
+    const spec = at(set, "spec", "template", "spec");
+    expect(at(set, "spec", "selector", "matchLabels")).toEqual(
+      at(set, "spec", "template", "metadata", "labels"),
+    );
+    const account = find(objects, "ServiceAccount").metadata.name;
+    expect(at(spec, "serviceAccountName")).toBe(account);
+    const binding = find(objects, "ClusterRoleBinding");
+    expect(at(binding, "roleRef", "name")).toBe(find(objects, "ClusterRole").metadata.name);
+    expect(at(binding, "subjects")).toEqual([{ kind: "ServiceAccount", name: account, namespace }]);
+    expect(find(objects, "Namespace").metadata.name).toBe(namespace);
+    for (const { kind, metadata } of objects) {
+      const isGlobal = /^(Cluster|Custom|Namespace)/.test(kind);
+      expect([kind, metadata.namespace]).toEqual([kind, isGlobal ? undefined : namespace]);
+    }
+    const volumes = at(spec, "volumes") as { name: string; configMap?: { name: string } }[];
+    expect(volumes.flatMap(({ configMap }) => configMap?.name ?? [])).toEqual([
+      find(objects, "ConfigMap").metadata.name,
+    ]);
+    const used = new Set<string>();
+    const containers = ["initContainers", "containers"].flatMap(
+      (key) =>
+        at(spec, key) as { image: string; volumeMounts: { name: string; mountPath: string }[] }[],
+    );
+    expect(containers).toHaveLength(2);
+    for (const container of containers) {
+      expect(container.image).toStartWith(image);
+      const paths = container.volumeMounts.map(({ mountPath }) => mountPath);
+      expect(new Set(paths).size).toBe(paths.length);
+      for (const { name } of container.volumeMounts) used.add(name);
+    }
+    expect(volumes.map(({ name }) => name).sort()).toEqual([...used].sort());
+  });
+
+  test("asks for no more than it needs, as the API server demands", async () => {
+    const spec = at(find(await objectsOf(), "DaemonSet"), "spec", "template", "spec");
+    const [install] = at(spec, "initContainers") as Record<string, unknown>[];
+    const [agent] = at(spec, "containers") as Record<string, unknown>[];
+    expect(at(install, "securityContext")).toEqual({
+      runAsUser: 0,
+      readOnlyRootFilesystem: true,
+      allowPrivilegeEscalation: false,
+      capabilities: { drop: ["ALL"] },
+    });
+    // With CAP_SYS_ADMIN the API server refuses `allowPrivilegeEscalation: false`.
+    expect(at(agent, "securityContext")).toEqual({
+      runAsUser: 0,
+      readOnlyRootFilesystem: true,
+      capabilities: { drop: ["ALL"], add: ["NET_ADMIN", "SYS_ADMIN"] },
+    });
+    expect(spec).toMatchObject({
+      hostNetwork: true,
+      hostPID: true,
+      priorityClassName: "system-node-critical",
+      tolerations: [{ operator: "Exists" }],
+      securityContext: { seccompProfile: { type: "RuntimeDefault" } },
+    });
+    for (const one of [install, agent]) {
+      expect(at(one, "resources", "requests")).toEqual(expect.any(Object));
+    }
+    const probe = { host: "127.0.0.1", port: 9477, path: "/healthz" };
+    expect([at(agent, "livenessProbe", "httpGet"), at(agent, "readinessProbe", "httpGet")]).toEqual(
+      [probe, probe],
+    );
+  });
+
+  test("into kube-system, which is there", async () => {
+    const objects = await objectsOf("--namespace", "kube-system");
+    expect(objects.map(({ kind }) => kind)).not.toContain("Namespace");
+  });
+
+  test("takes folders from the table, and rolls out a new one", async () => {
+    using dir = tempDir();
+    const file = join(dir.path, "plugins.toml");
+    const paths = async (content: string) => {
+      writeFileSync(file, content);
+      const objects = await objectsOf("--table", file);
+      expect(at(find(objects, "ConfigMap"), "data", "plugins.toml")).toBe(content);
+      const template = at(find(objects, "DaemonSet"), "spec", "template");
+      const volumes = at(template, "spec", "volumes") as { hostPath?: { path: string } }[];
+      return {
+        paths: volumes.flatMap(({ hostPath }) => hostPath?.path ?? []),
+        args: at(template, "spec", "initContainers", 0, "args") as string[],
+        sum: at(template, "metadata", "annotations", "genie/table-sha256"),
+      };
+    };
+    const usual = await paths("# nothing\n");
+    expect(usual.paths).toEqual(["/etc/cni", "/var/lib/cni", "/var/run/netns", "/opt/cni/bin"]);
+    const other = await paths(
+      'conf_dir = "/etc/net"\nbin_dirs = ["/usr/lib/cni", "/opt/cni/bin"]\nstate_dir = "/data"\n',
+    );
+    expect(other.paths).toEqual([
+      ...["/etc/cni", "/etc/net", "/var/lib/cni", "/data", "/var/run/netns"],
+      ...["/usr/lib/cni", "/opt/cni/bin"],
+    ]);
+    expect(other.args).toContain("--conf-dir=/etc/net");
+    expect(other.args).toContain("--bin-dir=/usr/lib/cni");
+    expect(other.sum).not.toBe(usual.sum);
+  });
+
+  test.each([
+    [["--namespace", "Net"], 2, "--namespace"],
+    [["--image", "a b"], 2, "--image"],
+    [["--features", "speed"], 2, '"speed"'],
+    [["--table", "/absent"], 1, "does not exist"],
+  ])("%p is refused", async (args, status, message) => {
+    expect(await print(...args)).toEqual({
+      status,
+      stdout: "",
+      stderr: expect.stringContaining(message),
+    });
+  });
+});
+
+/** One right in the words of RBAC. */
+const right = (group: string, resource: string, verb: string) => `${group}/${resource} ${verb}`;
+const granted = (objects: KubeObject[]): string[] =>
+  (find(objects, "ClusterRole")["rules"] as typeof rules).flatMap((rule) =>
+    rule.apiGroups.flatMap((group) =>
+      rule.resources.flatMap((resource) => rule.verbs.map((verb) => right(group, resource, verb))),
+    ),
+  );
+
+describe("rights", () => {
+  test("are given with a reason each, none twice, by features", async () => {
+    const text = (await print("--features=policy,switch")).stdout;
+    for (const { why } of rules) expect(text).toContain(`  - # ${why}\n`);
+    const bare = granted(await objectsOf("--features="));
+    expect(new Set(bare).size).toBe(bare.length);
+    expect(bare.filter((one) => /watch|secrets|\*/.test(one))).toEqual([]);
+    const policy = granted(await objectsOf("--features=policy"));
+    expect(policy).toContain("networking.k8s.io/networkpolicies watch");
+    expect(granted(await objectsOf())).toEqual(bare);
+  });
+
+  test("of policy come with a table that enforces it", async () => {
+    using dir = tempDir();
+    const file = join(dir.path, "plugins.toml");
+    writeFileSync(file, "[policy]\nenforce = true\n");
+    expect(granted(await objectsOf("--table", file))).toContain("/pods watch");
+    expect(granted(await objectsOf("--table", file, "--features="))).not.toContain("/pods watch");
+  });
+
+  /** What the code names of the API must be granted; watches are asked for by collection. */
+  test("cover every kind that the code names", async () => {
+    const collections = [
+      ...["pods", "events", "namespaces", "networkpolicies", "multi-networkpolicies", "nodes"],
+      ...["network-attachment-definitions", "logicalnetworks", "physicalnetworks", "services"],
+      ...["secrets", "configmaps", "leases", "serviceaccounts", "ipamclaims"],
+    ];
+    const kinds = new RegExp(`"(${collections.join("|")})"`, "g");
+    const lib = join(import.meta.dir, "../lib");
+    const own = /^(manifest|crds|access_policy)/;
+    const named = readdirSync(lib)
+      .filter((name) => name.endsWith(".ts") && !own.test(name))
+      .flatMap((name) => [...readFileSync(join(lib, name), "utf8").matchAll(kinds)])
+      .map(([, kind]) => kind);
+    expect(new Set(named).size).toBeGreaterThanOrEqual(5);
+    const known = rules.flatMap(({ resources }) => resources);
+    expect([...new Set(named)].filter((kind) => !known.includes(kind ?? ""))).toEqual([]);
+  });
+
+  test("suffice for every request of an ADD", async () => {
+    using dir = tempDir();
+    const api = await startApiServer(join(dir.path, "api"));
+    try {
+      const kubeconfig = api.kubeconfig("token");
+      using node = makeNode({
+        table:
+          `[kubernetes]\nkubeconfig = "${kubeconfig}"\n[plugins.blue]\n` +
+          `[plugins.shut]\ndeny = { namespaces = ["team"] }\n`,
+        lists: Object.fromEntries(
+          ["blue", "shut"].map((name) => [
+            `${name}.conflist`,
+            {
+              cniVersion: "1.0.0",
+              name,
+              plugins: [{ type: "bridge", ipam: { type: "host-local", subnet: "10.0.0.0/8" } }],
+            },
+          ]),
+        ),
+        delegates: { bridge: { ips: ["10.0.0.2/24"] } },
+      });
+      const alpha = "/apis/alpha.network.k8s.io/v1/namespaces/team";
+      api.put("/apis/k8s.cni.cncf.io/v1/namespaces/team/network-attachment-definitions/a", {
+        spec: { config: JSON.stringify({ cniVersion: "1.0.0", type: "bridge" }) },
+      });
+      const subnet = { sub_subnet: "10.1.0.0/24", physicalNet: "p", plugin: "blue" };
+      api.put(`${alpha}/logicalnetworks/l`, { spec: subnet });
+      api.put(`${alpha}/physicalnetworks/p`, { spec: { sharedStatus: { subnet: "10.1.0.0/16" } } });
+      const pods: [string, Record<string, string>, number][] = [
+        ["a", { cni: "blue", "k8s.v1.cni.cncf.io/networks": "a" }, 0],
+        ["b", { cni: "", networks: "l@eth0" }, 0],
+        ["c", { cni: "shut" }, 1],
+      ];
+      for (const [name, annotations, status] of pods) {
+        api.put(`/api/v1/namespaces/team/pods/${name}`, { metadata: { uid: name, annotations } });
+        const run = await wire(node, {
+          command: "ADD",
+          env: {
+            CNI_CONTAINERID: name,
+            CNI_ARGS: `IgnoreUnknown=1;K8S_POD_NAMESPACE=team;K8S_POD_NAME=${name}`,
+          },
+        });
+        expect([run.stdout, run.stderr, run.status]).toEqual([run.stdout, run.stderr, status]);
+      }
+      const used = new Set(api.requests.map(({ method, path }) => rightOf(method, path)));
+      // Not granted, because not needed: the fallback where a server has no pods/status.
+      expect([...used].filter((one) => !needed.includes(one))).toEqual([]);
+      expect(used).toContain("/pods get");
+      expect(used).toContain("/pods/status patch");
+      expect(used).toContain("alpha.network.k8s.io/logicalnetworks list");
+      expect(used).toContain("k8s.cni.cncf.io/network-attachment-definitions get");
+    } finally {
+      await api.stop();
+    }
+  });
+  const needed = rules
+    .filter(({ feature }) => feature === undefined)
+    .flatMap(({ apiGroups, resources, verbs }) =>
+      resources.flatMap((one) => verbs.map((verb) => right(apiGroups[0] ?? "", one, verb))),
+    );
+
+  /** A request in the words of RBAC (k8s.io/apiserver RequestInfo). */
+  function rightOf(method: string, path: string): string {
+    const [root, ...rest] = new URL(path, "https://a").pathname.slice(1).split("/");
+    const group = root === "apis" ? (rest.shift() ?? "") : "";
+    rest.shift();
+    if (rest[0] === "namespaces" && rest.length > 2) rest.splice(0, 2);
+    const [resource = "", name, part] = rest;
+    const read = name === undefined ? "list" : "get";
+    const verb = { GET: read, POST: "create", PATCH: "patch" }[method] ?? method;
+    return right(group, part === undefined ? resource : `${resource}/${part}`, verb);
+  }
+});
+
+describe("genie manifest --containerfile", () => {
+  test("is of this version, and starts the agent", async () => {
+    const { stdout } = await print("--containerfile");
+    expect(stdout).toBe(formatContainerfile(manifest.version));
+    expect(stdout).toContain(`-t genie:${manifest.version} .`);
+    expect(stdout.split("\n").filter((line) => /^(FROM|ENTRYPOINT|CMD)/.test(line))).toEqual([
+      "FROM docker.io/library/debian:bookworm-slim AS tools",
+      "FROM scratch",
+      'ENTRYPOINT ["/usr/bin/genie"]',
+      'CMD ["agent"]',
+    ]);
+    for (const line of gatherCommands) expect(stdout).toContain(line);
+  });
+
+  test.skipIf(!canNetns)("gathers all that genie and its tools need", () => {
+    using dir = tempDir();
+    const out = join(dir.path, "image");
+    const env = { PATH: "/usr/sbin:/usr/bin:/sbin:/bin", genie: compiledGenie(), out };
+    const gathered = Bun.spawnSync(["sh", "-c", gatherCommands.join("; ")], { env, cwd: "/" });
+    expect([gathered.stderr.toString(), gathered.exitCode]).toEqual(["", 0]);
+    cpSync(compiledGenie(), join(out, "usr/bin/genie"));
+    for (const folder of ["dev", "proc"]) mkdirSync(join(out, folder));
+    const inside = (command: string): string => {
+      const mounts = `mount --rbind /dev ${out}/dev && mount --rbind /proc ${out}/proc`;
+      const script = `${mounts} && exec chroot ${out} /usr/bin/${command}`;
+      const run = Bun.spawnSync(["unshare", "-m", "sh", "-c", script], { env });
+      return run.stdout.toString() + run.stderr.toString();
+    };
+    expect(inside("genie version --json")).toContain(manifest.version);
+    expect(inside("nft --version")).toContain("nftables v");
+    expect(inside("ip -V")).toContain("iproute2");
+    expect(inside("nsenter --version")).toContain("util-linux");
+    expect(inside("iptables --version")).toContain("iptables v");
+    expect(inside("iptables -m comment -h")).toContain("comment match options");
+  });
+});
