@@ -2,15 +2,7 @@
  * From the name of a network to its config list: the plugin table, then the config lists on disk by
  * CNI name, then by file name. Reads files, asks no one. Source: design D3; libcni for the folder.
  */
-import {
-  accessSync,
-  constants,
-  existsSync,
-  readdirSync,
-  readFileSync,
-  realpathSync,
-  statSync,
-} from "node:fs";
+import { accessSync, constants, readdirSync, readFileSync, realpathSync, statSync } from "node:fs";
 import { basename, isAbsolute, join } from "node:path";
 import { CniError, code, isNetworkName, type Request, toCniError } from "./cni.ts";
 import type { Config, PluginEntry } from "./config_schema.ts";
@@ -158,8 +150,14 @@ function listPath({ confDir }: Config, conf: string): string {
   return isAbsolute(conf) ? conf : join(confDir, conf);
 }
 
+/** A path without links; as it is where nothing is, or nothing any more. */
 function realPath(path: string): string {
-  return existsSync(path) ? realpathSync(path) : path;
+  try {
+    return realpathSync(path);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
+    return path;
+  }
 }
 
 /**
@@ -340,9 +338,10 @@ function isOurself(type: string, path: string | undefined, search: PluginSearch)
   if (type === "genie" || type === search.ownType) return true;
   if (path === undefined) return false;
   search.real ??= new Map();
-  const real = search.real.get(path) ?? realpathSync(path);
+  const real = search.real.get(path) ?? realPath(path);
   search.real.set(path, real);
-  ownPath ??= realpathSync(process.execPath);
+  // An upgrade may just have replaced it: the kernel says so behind the path.
+  ownPath ??= realPath(process.execPath.replace(/ \(deleted\)$/, ""));
   return real === ownPath;
 }
 

@@ -4,7 +4,16 @@
  */
 import { dlopen, FFIType } from "bun:ffi";
 import { afterAll, describe, expect, test } from "bun:test";
-import { closeSync, existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import {
+  closeSync,
+  copyFileSync,
+  existsSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { calls, fakePlugin, type GenieRun, tempDir } from "./fakes.ts";
 import {
@@ -208,6 +217,40 @@ describe("six at once", () => {
     const times = calls(node.bin).map(({ timeMs }) => timeMs);
     const gaps = times.slice(1).map((time, i) => time - (times[i] ?? 0));
     expect(gaps.every((gap) => gap > 30)).toBe(true);
+  });
+});
+
+describe("an upgrade in the middle of an ADD", () => {
+  test.each([
+    ["replaces", (file: string) => renameSync(`${file}.new`, file)],
+    ["removes", (file: string) => rmSync(file)],
+  ])("%s the binary: the ADD goes on", async (_name, change) => {
+    using node = blueNode();
+    const own = join(node.dir, "genie");
+    for (const file of [own, `${own}.new`]) copyFileSync(program, file);
+    const metadata = { name: "pod", namespace: "ns", uid: "u1", annotations: { cni: "blue" } };
+    let requests = 0;
+    // The pod is asked for first, before its networks are looked up.
+    const server = Bun.serve({
+      port: 0,
+      hostname: "127.0.0.1",
+      fetch: () => {
+        if (requests++ === 0) change(own);
+        return Response.json({ kind: "Pod", apiVersion: "v1", metadata });
+      },
+    });
+    try {
+      const env = { CNI_ARGS: "K8S_POD_NAMESPACE=ns;K8S_POD_NAME=pod;K8S_POD_UID=u1" };
+      const stdin = { kubernetes: { k8s_api_root: server.url.origin } };
+      const run = await spawnGenie(
+        [own],
+        wireEnv(node, { command: "ADD", env }),
+        wireStdin(node, { stdin }),
+      );
+      expect(run).toEqual({ stdout: added(), stderr: "", status: 0 });
+    } finally {
+      await server.stop(true);
+    }
   });
 });
 
