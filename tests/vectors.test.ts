@@ -76,6 +76,7 @@ const behaviourKeys: Record<keyof Behaviour, true> = {
   stderr: true,
   reserve: true,
   delayMs: true,
+  shell: true,
   grandchild: true,
   hang: true,
   ignoreSigterm: true,

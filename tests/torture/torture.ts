@@ -14,6 +14,7 @@ import { newSeed } from "./seed.ts";
 export const parts: Record<string, () => Promise<Part>> = {
   kills: async () => (await import("./kills.ts")).kills,
   delegates: async () => (await import("./delegates.ts")).delegates,
+  state: async () => (await import("./state.ts")).state,
   api: async () => (await import("./api.ts")).api,
   storm: async () => (await import("./storm.ts")).storm,
 };
