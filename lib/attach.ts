@@ -51,10 +51,12 @@ export async function add(host: Host, request: Request): Promise<object> {
   if (request.config["delOnly"] === true) return passOn(request);
   const startedMs = host.now();
   const journal = openJournal(host, request);
-  const config = await loadConfig(request.config).catch(async (error: unknown) => {
+  const loaded = await loadConfig(request.config).catch(async (error: unknown) => {
     await noteUnconfigured(host, request, journal, error);
     throw error;
   });
+  const untilMs = startedMs + loaded.timeoutMs;
+  const config = { ...loaded, kubernetes: { ...loaded.kubernetes, untilMs } };
   host.log = { level: config.logLevel, file: config.logFile };
   mark("config");
   // The answer of an API server is on its way while the record is opened.
@@ -63,7 +65,7 @@ export async function add(host: Host, request: Request): Promise<object> {
   mark("open");
   try {
     checkNetns(request.netns);
-    await waitUntilReady(host, config, startedMs + config.timeoutMs);
+    await waitUntilReady(host, config, untilMs);
     const pod = asked ?? askForPod(host, config, request);
     const result = await attachBest({ host, request, config, state, journal, startedMs, pod });
     return toVersion(result, request.cniVersion);
@@ -188,8 +190,8 @@ async function attempt(
     const { result, status } = await attachAll(call, operation, plan, chain, failures);
     // Committed: whatever happens to the status, the pod has its networks.
     if (status?.isInline) {
-      const untilMs = Math.min(chain.deadlineMs, host.now() + config.kubernetes.timeoutMs);
-      await publishOrPut(host, state, plan, status, untilMs);
+      const deadlineMs = Math.min(chain.deadlineMs, host.now() + config.kubernetes.timeoutMs);
+      await publishOrPut(host, state, plan, status, deadlineMs);
     }
     log(host, "debug", "attached", { pod: podLabel(pod), container: request.containerId });
     return { kind: "attached", result };

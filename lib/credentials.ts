@@ -21,6 +21,8 @@ export interface KubeSettings {
   certificateAuthority?: string;
   /** Limit of one call, its repetition included, in milliseconds. */
   timeoutMs: number;
+  /** Whatever that allows, none is under way later than this, by {@link Host.now}. */
+  untilMs?: number;
   /** Folder of `token` and `ca.crt`; absent: where Kubernetes mounts them. */
   serviceAccountDir?: string;
 }

@@ -103,7 +103,8 @@ export function isConflict(error: unknown): boolean {
  */
 export async function connect(host: Host, settings: KubeSettings): Promise<Kube> {
   const account = override(findAccount(host, settings), settings);
-  const session: Session = { host, account, timeoutMs: settings.timeoutMs, requests: 0 };
+  const { timeoutMs, untilMs } = settings;
+  const session: Session = { host, account, timeoutMs, untilMs, requests: 0 };
   return {
     server: account.server,
     credential: account.credential,
@@ -145,14 +146,17 @@ interface Session {
   host: Host;
   account: Account;
   timeoutMs: number;
+  untilMs: number | undefined;
   requests: number;
 }
 /**
  * One call within one deadline. A server that is too busy says when to come back, and knows: to
  * come back costs less than to fail the pod, which the kubelet then makes anew.
  */
-async function send(session: Session, call: Call): Promise<unknown> {
-  const { account, host, timeoutMs } = session;
+async function send(session: Session, asked: Call): Promise<unknown> {
+  const { account, host } = session;
+  const timeoutMs = limitOf(session);
+  const call = { ...asked, timeoutMs };
   const url = urlOf(session, call);
   const deadline = performance.now() + timeoutMs;
   const signal = AbortSignal.any([host.signal, AbortSignal.timeout(timeoutMs)]);
@@ -170,6 +174,12 @@ async function send(session: Session, call: Call): Promise<unknown> {
     // When the pause is cut short the attempt fails at once, and says why.
     await Promise.race([Bun.sleep(pauseMs), ended(signal)]);
   }
+}
+
+/** What a call may take: its own limit, or what is left to all of them. */
+function limitOf({ host, timeoutMs, untilMs }: Session): number {
+  if (untilMs === undefined) return timeoutMs;
+  return Math.max(0, Math.round(Math.min(timeoutMs, untilMs - host.now())));
 }
 
 /** One watch: nothing is repeated, its caller knows where to go on. */
@@ -298,7 +308,9 @@ async function readBody(response: Response, bytesMax: number): Promise<string | 
   return Buffer.concat(chunks).toString("utf8");
 }
 
-function connectionFailure({ host, timeoutMs }: Session, call: Call, error: unknown): Failure {
+function connectionFailure(session: Session, call: Call, error: unknown): Failure {
+  const { host } = session;
+  const timeoutMs = call.timeoutMs ?? session.timeoutMs;
   if (error instanceof CniError) throw error;
   if (host.signal.aborted) return { reason: "we were asked to end" };
   const { name, code: reason = name } = error as { name: string; code?: unknown };

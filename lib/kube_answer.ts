@@ -27,6 +27,8 @@ export interface Call {
   /** Of a list or watch. */
   query?: Query;
   body?: unknown;
+  /** What it may take, where that is not what every call may. */
+  timeoutMs?: number;
 }
 /** Why an attempt has no answer; `repeat` is set when it may be made again, after a pause. */
 export interface Failure {

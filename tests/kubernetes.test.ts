@@ -5,7 +5,15 @@
  */
 import { Database } from "bun:sqlite";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "bun:test";
-import { mkdirSync, readdirSync, rmSync, symlinkSync, unlinkSync, writeFileSync } from "node:fs";
+import {
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  unlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { type ApiServer, type Fault, startApiServer } from "./apiserver.ts";
 import { calls, forgetCalls, type GenieRun, tempDir } from "./fakes.ts";
@@ -820,6 +828,17 @@ describe("when the API is slow, wrong or away", () => {
     const { code, msg } = wireError(await refused(node));
     expect([code, msg]).toEqual([11, expect.stringContaining(part)]);
     expect(msg).toStartWith(`Cannot get pods team/web at ${api.url}: `);
+  });
+
+  test("a whole ADD has its own limit, whatever one request may take", async () => {
+    using node = makeCluster();
+    const table = readFileSync(node.tableFile, "utf8");
+    writeTable(node, `timeout = "600ms"\n${table.slice(table.indexOf("[default]"))}`);
+    const begin = performance.now();
+    api.misbehave({ kind: "hang" });
+    const { code, msg } = wireError(await refused(node, annotations));
+    expect([code, msg]).toEqual([11, expect.stringMatching(/: no answer within [1-6]?\d?\d ms/)]);
+    expect(performance.now() - begin).toBeLessThan(5000);
   });
 
   test("403 names the verb and the resource to grant", async () => {
