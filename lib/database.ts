@@ -18,7 +18,6 @@ import {
   rmSync,
   statSync,
 } from "node:fs";
-import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { CniError, code, type Host, log, toCniError } from "./cni.ts";
 import { migrations } from "./schema.ts";
@@ -75,7 +74,7 @@ function renewState(host: Host, file: string): State {
  */
 export function openCopy(dir: string): State {
   const file = join(dir, "genie.db");
-  const parent = ["/dev/shm", "/run"].find((path) => existsSync(path)) ?? tmpdir();
+  const parent = ["/dev/shm", "/run"].find((path) => existsSync(path)) ?? "/tmp";
   let copyDir = "";
   try {
     copyDir = mkdtempSync(join(parent, "genie-"));

@@ -70,8 +70,10 @@ type Compact<T> = Omit<T, Absent<T>> & { [K in Absent<T>]?: NonNullable<T[K]> };
 
 /** A copy without the keys that are undefined or null. */
 export function compact<T extends object>(value: T): Compact<T> {
-  const entries = Object.entries(value).filter(([, item]) => item !== undefined && item !== null);
-  return Object.fromEntries(entries) as Compact<T>;
+  const copy: Partial<T> = {};
+  for (const key in value)
+    if (value[key] !== undefined && value[key] !== null) copy[key] = value[key];
+  return copy as Compact<T>;
 }
 
 /** The address pointing at `index`, or at nothing when that is outside of `interfaces`. */

@@ -3,7 +3,7 @@
  * it. DEL, CHECK and GC read of it only what needs no valid table.
  *
  * Parsing and checking a table costs 5 ms in a process that lives for 10, so the checked table is
- * kept beside the record under the hash of its text: the next call reads that.
+ * kept beside the record, with its text: the next call reads that.
  */
 import { readFileSync, renameSync, statSync, writeFileSync } from "node:fs";
 import { isAbsolute, join } from "node:path";
@@ -89,13 +89,7 @@ function parsedFile(text: string): string {
   return join(likelyStateDir(text), "table.json");
 }
 
-/** Changes with the text, its path (which messages name), and the genie that parsed it. */
-function parsedKey(text: string, path: string): string {
-  return new Bun.CryptoHasher("sha256")
-    .update(JSON.stringify([manifest.version, path, text]))
-    .digest("hex");
-}
-
+/** The parsed table, where this genie made it of the same text at the same path. */
 function readParsed(text: string, path: string): Config | undefined {
   let kept: unknown;
   try {
@@ -105,7 +99,8 @@ function readParsed(text: string, path: string): Config | undefined {
     if (error instanceof CniError || (error as NodeJS.ErrnoException).code) return undefined;
     throw error;
   }
-  if (!isObject(kept) || kept["key"] !== parsedKey(text, path)) return undefined;
+  if (!isObject(kept) || kept["text"] !== text || kept["path"] !== path) return undefined;
+  if (kept["version"] !== manifest.version) return undefined;
   const { config, plugins } = kept;
   if (!isObject(config) || !Array.isArray(plugins)) return undefined;
   return { ...(config as unknown as Config), plugins: new Map(plugins) };
@@ -115,7 +110,8 @@ function readParsed(text: string, path: string): Config | undefined {
 function keepParsed(text: string, path: string, config: Config): void {
   const file = parsedFile(text);
   const { plugins, ...rest } = config;
-  const kept = { key: parsedKey(text, path), config: rest, plugins: [...plugins] };
+  const from = { version: manifest.version, path, text };
+  const kept = { ...from, config: rest, plugins: [...plugins] };
   const fresh = `${file}.${crypto.randomUUID()}`;
   try {
     writeFileSync(fresh, JSON.stringify(kept), { mode: 0o600, flag: "wx" });

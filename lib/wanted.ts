@@ -232,19 +232,18 @@ export function nameInterfaces<T extends SelectionElement>(
     if (other !== undefined) throw clash(ifName, other, network);
     taken.set(ifName, network);
   }
-  const next = (names: Iterator<string>, network: string): string => {
-    for (;;) {
-      const name: string = names.next().value;
+  const free = (prefix: string, from: number, network: string): string => {
+    for (let i = from; ; i++) {
+      // The first unnamed one of the primary set has the name the runtime asks for.
+      const name = i < 0 ? requestIfName : `${prefix}${i}`;
       if (taken.has(name)) continue;
       taken.set(name, network);
       return name;
     }
   };
-  const primaryNames = ethernetNames(requestIfName);
-  const furtherNames = numbered("net", 1);
   const named = [
-    ...primarySet.map((one) => ({ ...one, ifName: one.ifName ?? next(primaryNames, one.network) })),
-    ...further.map((one) => ({ ...one, ifName: one.ifName ?? next(furtherNames, one.network) })),
+    ...primarySet.map((one) => ({ ...one, ifName: one.ifName ?? free("eth", -1, one.network) })),
+    ...further.map((one) => ({ ...one, ifName: one.ifName ?? free("net", 1, one.network) })),
   ];
   if (!named.some(({ ifName }) => ifName === requestIfName)) {
     throw new CniError(
@@ -256,15 +255,6 @@ export function nameInterfaces<T extends SelectionElement>(
   return named.sort(
     (a, b) => Number(b.ifName === requestIfName) - Number(a.ifName === requestIfName),
   );
-}
-
-function* ethernetNames(first: string): Generator<string, never> {
-  yield first;
-  return yield* numbered("eth", 0);
-}
-
-function* numbered(prefix: string, from: number): Generator<string, never> {
-  for (let i = from; ; i++) yield `${prefix}${i}`;
 }
 
 function clash(ifName: string, one: string, other: string): CniError {
