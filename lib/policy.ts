@@ -14,7 +14,7 @@
  */
 import type { PodAttachment, Policy, PolicyPod, PolicyProblem } from "./policy_objects.ts";
 import {
-  type Addresses,
+  type AddressSet,
   namedPeers,
   networkAddresses,
   type PolicyWorld,
@@ -65,7 +65,7 @@ export function compilePolicies(
   pod: PolicyTarget,
   attachments: PolicyAttachment[],
 ): Compiled {
-  const table: Table = { world, pod, sets: new Map(), problems: [] };
+  const table: Table = { world, pod, sets: new Map(), names: new Map(), problems: [] };
   const sorted = [...attachments].sort((a, b) => compareText(a.ifName, b.ifName));
   const hooks: Record<Direction, string[]> = { ingress: [], egress: [] };
   const chains: string[] = [];
@@ -85,7 +85,7 @@ export function compilePolicies(
     if (hooks[direction].length === 0) return [];
     return block(`chain ${direction}`, [hookOf[direction], ...hooks[direction]]);
   });
-  const sets = [...table.sets].flatMap(([key, name]) => block(`set ${name}`, key.split("\n")));
+  const sets = [...table.sets.values()].flatMap((set, index) => block(`set peers_${index}`, set));
   const body = [...sets, ...base, ...chains].map((line) => `\t${line}\n`).join("");
   const head = `add table ${tableName}\ndelete table ${tableName}\ntable ${tableName} {\n`;
   return { ruleset: `${head}${body}}\n`, problems: table.problems };
@@ -162,11 +162,12 @@ function betweenNetworks(world: PolicyWorld, network: string): Grant[] {
   });
 }
 
-/** A table being written: sets by their text, which several rules may share. */
+/** A table being written. The lines of its sets by their id: several rules may share one. */
 interface Table {
   world: PolicyWorld;
   pod: PolicyTarget;
-  sets: Map<string, string>;
+  sets: Map<number, string[]>;
+  names: Map<number, string>;
   problems: PolicyProblem[];
 }
 
@@ -304,24 +305,23 @@ function portMatches(numbers: Numbers): string[] {
   });
 }
 
-const setKinds = [
-  { key: "hosts4", family: "ip", type: "ipv4_addr", flags: [], all: "" },
-  { key: "blocks4", family: "ip", type: "ipv4_addr", flags: ["flags interval"], all: "0.0.0.0/0" },
-  { key: "hosts6", family: "ip6", type: "ipv6_addr", flags: [], all: "" },
-  { key: "blocks6", family: "ip6", type: "ipv6_addr", flags: ["flags interval"], all: "::/0" },
-] as const;
+const setKinds = {
+  hosts4: { family: "ip", type: "ipv4_addr", flags: [], all: "" },
+  blocks4: { family: "ip", type: "ipv4_addr", flags: ["flags interval"], all: "0.0.0.0/0" },
+  hosts6: { family: "ip6", type: "ipv6_addr", flags: [], all: "" },
+  blocks6: { family: "ip6", type: "ipv6_addr", flags: ["flags interval"], all: "::/0" },
+};
 
-/** One match for each kind of address there is. */
-function peerMatches({ sets }: Table, direction: Direction, addresses: Addresses): string[][] {
+/** One match for each set. */
+function peerMatches(table: Table, direction: Direction, sets: AddressSet[]): string[][] {
   const side = direction === "ingress" ? "saddr" : "daddr";
-  return setKinds.flatMap(({ key, family, type, flags, all }) => {
-    const elements = addresses[key];
-    if (elements === "") return [];
-    if (elements === all) return [[`meta nfproto ${family === "ip" ? "ipv4" : "ipv6"}`]];
-    const text = [`type ${type}`, ...flags, `elements = { ${elements} }`].join("\n");
-    const name = sets.get(text) ?? `peers_${sets.size}`;
-    sets.set(text, name);
-    return [[`${family} ${side} @${name}`]];
+  return sets.map(({ id, kind, elements }) => {
+    const { family, type, flags, all } = setKinds[kind];
+    if (elements === all) return [`meta nfproto ${family === "ip" ? "ipv4" : "ipv6"}`];
+    const name = table.names.get(id) ?? `peers_${table.sets.size}`;
+    table.names.set(id, name);
+    table.sets.set(id, [`type ${type}`, ...flags, `elements = { ${elements} }`]);
+    return [`${family} ${side} @${name}`];
   });
 }
 

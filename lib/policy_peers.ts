@@ -15,14 +15,14 @@ export interface PolicyInputs {
   networks: PolicyNetwork[];
 }
 
-/** Addresses of peers as nftables takes them, sorted and without overlap. */
-export interface Addresses {
-  /** Single addresses. */
-  hosts4: string;
-  hosts6: string;
-  /** Ranges and prefixes. */
-  blocks4: string;
-  blocks6: string;
+/** What a set of nftables holds; `blocks` are ranges and prefixes. */
+export type SetKind = "hosts4" | "blocks4" | "hosts6" | "blocks6";
+
+/** Addresses of peers as nftables takes them, without overlap; two with one `id` are the same. */
+export interface AddressSet {
+  id: number;
+  kind: SetKind;
+  elements: string;
 }
 
 /** The index over {@link PolicyInputs}. */
@@ -38,7 +38,15 @@ export interface PolicyWorld {
   members: Map<string, PolicyPod[]>;
   /** Pods by namespace and one label, `key=value`. */
   labelled: Map<string, Map<string, PolicyPod[]>>;
-  kept: { pods: Map<string, PolicyPod[]>; addresses: Map<string, Addresses> };
+  kept: {
+    pods: Map<string, PolicyPod[]>;
+    /** By peers as they stand in a rule, then by scope. */
+    rules: Map<Peer[], Map<string, AddressSet[]>>;
+    /** By peer and scope, or by networks. */
+    addresses: Map<string, AddressSet[]>;
+    /** By kind and elements. */
+    sets: Map<string, AddressSet>;
+  };
 }
 
 /** Builds the index. Pods that ended, or live in the node's own netns, are nobody's peers. */
@@ -50,13 +58,16 @@ export function policyWorld(inputs: PolicyInputs): PolicyWorld {
     networks: new Map(inputs.networks.map((one) => [`${one.namespace}/${one.name}`, one])),
     members: new Map(),
     labelled: new Map(),
-    kept: { pods: new Map(), addresses: new Map() },
+    kept: { pods: new Map(), rules: new Map(), addresses: new Map(), sets: new Map() },
   };
   for (const policy of inputs.policies) append(world.policies, policy.namespace, policy);
   for (const policies of world.policies.values()) {
     policies.sort((a, b) => compareText(a.kind, b.kind) || compareText(a.name, b.name));
   }
-  for (const pod of inputs.pods) {
+  // In an order of their own, so that no list of addresses has to be sorted.
+  const rank = ({ namespace, name, uid }: PolicyPod) => `${namespace}/${name} ${uid}`;
+  const ranked = inputs.pods.map((pod) => [rank(pod), pod] as const);
+  for (const [, pod] of ranked.sort(([a], [b]) => compareText(a, b))) {
     if (pod.hostNetwork || pod.phase === "Succeeded" || pod.phase === "Failed") continue;
     append(world.pods, pod.namespace, pod);
     for (const { network } of pod.attachments) append(world.members, network, pod);
@@ -83,9 +94,12 @@ export function peerPods(
     namespaces === undefined
       ? [namespace]
       : [...world.pods.keys()].filter((name) => isSelectedNamespace(world, namespaces, name));
-  const found = names.flatMap((name) =>
-    candidates(world, name, pods).filter(({ labels }) => selects(pods, labels)),
-  );
+  const found: PolicyPod[] = [];
+  for (const name of names) {
+    for (const pod of candidates(world, name, pods)) {
+      if (pods.length === 0 || selects(pods, pod.labels)) found.push(pod);
+    }
+  }
   world.kept.pods.set(key, found);
   return found;
 }
@@ -122,12 +136,16 @@ export interface Scope {
   podIps: boolean;
 }
 
-function ipsOf({ podIps, attachments }: PolicyPod, scope: Scope): string[] {
-  const attached = attachments.flatMap(({ network, ips }) =>
-    scope.networks.includes(network) ? ips : [],
-  );
-  return scope.podIps ? [...podIps, ...attached] : attached;
+/** Adds where a pod is met. Called for every peer of every rule, so plain loops. */
+function addIps(to: Set<string>, { podIps, attachments }: PolicyPod, scope: Scope): void {
+  if (scope.podIps) for (const ip of podIps) to.add(ip);
+  for (const { network, ips } of attachments) {
+    if (scope.networks.includes(network)) for (const ip of ips) to.add(ip);
+  }
 }
+
+/** Up to here each peer has a set of its own, which other rules share; beyond, all have one. */
+const setsMax = 8;
 
 /** The addresses of all these peers. */
 export function peerAddresses(
@@ -135,28 +153,55 @@ export function peerAddresses(
   namespace: string,
   peers: Peer[],
   scope: Scope,
-): Addresses {
-  const key = JSON.stringify([namespace, peers, scope]);
-  const kept = world.kept.addresses.get(key);
+): AddressSet[] {
+  const scopeKey = JSON.stringify(scope);
+  const byScope = world.kept.rules.get(peers) ?? new Map<string, AddressSet[]>();
+  world.kept.rules.set(peers, byScope);
+  const kept = byScope.get(scopeKey);
   if (kept) return kept;
-  const hosts = new Set<string>();
-  const blocks: Subnet[] = [];
-  const holes: Subnet[][] = [];
-  for (const peer of peers) {
-    if ("block" in peer) {
-      const block = parseSubnet(peer.block);
-      if (block === undefined) continue;
-      blocks.push(block);
-      holes.push((peer.except ?? []).map(parseSubnet).filter((one) => one !== undefined));
-    } else {
+  const selectors = peers.flatMap((peer) => ("block" in peer ? [] : [peer]));
+  const groups = selectors.length <= setsMax ? selectors.map((one) => [one]) : [selectors];
+  const hosts = groups.flatMap((group) => podSets(world, namespace, group, scope));
+  const blocks = peers.flatMap((peer) => ("block" in peer ? [peer] : []));
+  const found = [...new Set([...hosts, ...blockSets(world, blocks)])];
+  byScope.set(scopeKey, found);
+  return found;
+}
+
+function podSets(
+  world: PolicyWorld,
+  namespace: string,
+  peers: { pods?: Selector; namespaces?: Selector }[],
+  scope: Scope,
+): AddressSet[] {
+  const named = peers.map(({ pods = [], namespaces }) => [namespaces ?? namespace, pods]);
+  return keep(world, JSON.stringify([named, scope]), () => {
+    const hosts = new Set<string>();
+    for (const peer of peers) {
       for (const pod of peerPods(world, namespace, peer)) {
-        for (const ip of ipsOf(pod, scope)) hosts.add(ip);
+        addIps(hosts, pod, scope);
       }
     }
-  }
-  const found = { ...hostTexts([...hosts]), ...blockTexts(blocks, holes) };
-  world.kept.addresses.set(key, found);
-  return found;
+    return hostSets(world, hosts);
+  });
+}
+
+function keep(world: PolicyWorld, key: string, make: () => AddressSet[]): AddressSet[] {
+  const kept = world.kept.addresses.get(key) ?? make();
+  world.kept.addresses.set(key, kept);
+  return kept;
+}
+
+function blockSets(
+  world: PolicyWorld,
+  peers: { block: string; except?: string[] }[],
+): AddressSet[] {
+  const parts = peers.flatMap(({ block, except = [] }) => {
+    const whole = parseSubnet(block);
+    const holes = except.map(parseSubnet).filter((one) => one !== undefined);
+    return whole === undefined ? [] : pierce(whole, holes);
+  });
+  return rangeSets(world, parts);
 }
 
 /** The addresses of the pods among these peers that have a port of this name, by its number. */
@@ -166,7 +211,7 @@ export function namedPeers(
   peers: Peer[] | undefined,
   port: { name: string; protocol: Protocol },
   scope: Scope,
-): Map<number, Addresses> {
+): Map<number, AddressSet[]> {
   const everybody: Peer[] = [{ namespaces: [] }];
   const byNumber = new Map<number, Set<string>>();
   for (const peer of peers ?? everybody) {
@@ -175,60 +220,64 @@ export function namedPeers(
       for (const { name, protocol, port: number } of pod.ports) {
         if (name !== port.name || protocol !== port.protocol) continue;
         const ips = byNumber.get(number) ?? new Set();
-        for (const ip of ipsOf(pod, scope)) ips.add(ip);
+        addIps(ips, pod, scope);
         byNumber.set(number, ips);
       }
     }
   }
   const sorted = [...byNumber].sort(([a], [b]) => a - b);
-  return new Map(
-    sorted.map(([number, ips]) => [number, { ...hostTexts([...ips]), ...blockTexts([], []) }]),
-  );
+  return new Map(sorted.map(([number, ips]) => [number, hostSets(world, ips)]));
 }
 
 /** The addresses of logical networks: their subnets, and what their pods have besides. */
-export function networkAddresses(world: PolicyWorld, networks: string[]): Addresses {
-  const key = JSON.stringify(networks);
-  const kept = world.kept.addresses.get(key);
-  if (kept) return kept;
-  const subnets = networks.flatMap((name) => parseSubnet(world.networks.get(name)?.subnet ?? ""));
-  const blocks = subnets.filter((one) => one !== undefined);
-  const scope = { networks, podIps: false };
-  const pods = networks.flatMap((name) => world.members.get(name) ?? []);
-  const isInside = (ip: string) => {
-    const number = toNumber(ip) ?? 0n;
-    return blocks.some(
-      ({ family, base, size }) => family === isIP(ip) && number >= base && number < base + size,
-    );
-  };
-  const hosts = new Set(pods.flatMap((pod) => ipsOf(pod, scope)).filter((ip) => !isInside(ip)));
-  const found = {
-    ...hostTexts([...hosts]),
-    ...blockTexts(
-      blocks,
-      blocks.map(() => []),
-    ),
-  };
-  world.kept.addresses.set(key, found);
-  return found;
+export function networkAddresses(world: PolicyWorld, networks: string[]): AddressSet[] {
+  return keep(world, JSON.stringify(networks), () => {
+    const subnets = networks.map((name) => parseSubnet(world.networks.get(name)?.subnet ?? ""));
+    const blocks = subnets.filter((one) => one !== undefined);
+    const isInside = (ip: string) => {
+      const number = toNumber(ip) ?? 0n;
+      return blocks.some(
+        ({ family, base, size }) => family === isIP(ip) && number >= base && number < base + size,
+      );
+    };
+    const pods = networks.flatMap((name) => world.members.get(name) ?? []);
+    const ips = new Set<string>();
+    for (const pod of pods) addIps(ips, pod, { networks, podIps: false });
+    const hosts = new Set([...ips].filter((ip) => !isInside(ip)));
+    return [
+      ...hostSets(world, hosts),
+      ...rangeSets(
+        world,
+        blocks.flatMap((block) => pierce(block, [])),
+      ),
+    ];
+  });
 }
 
-function hostTexts(ips: string[]): { hosts4: string; hosts6: string } {
-  const sorted = ips.sort();
-  return {
-    hosts4: sorted.filter((ip) => !ip.includes(":")).join(", "),
-    hosts6: sorted.filter((ip) => ip.includes(":")).join(", "),
-  };
+function hostSets(world: PolicyWorld, hosts: Set<string>): AddressSet[] {
+  const v4: string[] = [];
+  const v6: string[] = [];
+  for (const ip of hosts) (ip.includes(":") ? v6 : v4).push(ip);
+  return [...asSet(world, "hosts4", v4), ...asSet(world, "hosts6", v6)];
 }
 
-/** nftables refuses intervals that overlap, so we merge. `holes[i]` are those of `blocks[i]`. */
-function blockTexts(blocks: Subnet[], holes: Subnet[][]): { blocks4: string; blocks6: string } {
-  const parts = blocks.flatMap((block, i) => pierce(block, holes[i] ?? []));
-  const text = (family: 4 | 6) =>
-    merge(parts.filter((part) => part.family === family))
-      .map((range) => formatRange(family, range))
-      .join(", ");
-  return { blocks4: text(4), blocks6: text(6) };
+/** nftables refuses intervals that overlap, so they are merged. */
+function rangeSets(world: PolicyWorld, parts: FamilyRange[]): AddressSet[] {
+  return ([4, 6] as const).flatMap((family) => {
+    const ranges = merge(parts.filter((part) => part.family === family));
+    const texts = ranges.map((range) => formatRange(family, range));
+    return asSet(world, family === 4 ? "blocks4" : "blocks6", texts);
+  });
+}
+
+/** An empty set is none. */
+function asSet({ kept }: PolicyWorld, kind: SetKind, elements: string[]): AddressSet[] {
+  if (elements.length === 0) return [];
+  const text = elements.join(", ");
+  const key = `${kind} ${text}`;
+  const set = kept.sets.get(key) ?? { id: kept.sets.size, kind, elements: text };
+  kept.sets.set(key, set);
+  return [set];
 }
 
 interface Range {
@@ -236,11 +285,13 @@ interface Range {
   last: bigint;
 }
 
+type FamilyRange = Range & { family: 4 | 6 };
+
 /** What is left of a block. */
-function pierce(block: Subnet, holes: Subnet[]): (Range & { family: 4 | 6 })[] {
+function pierce(block: Subnet, holes: Subnet[]): FamilyRange[] {
   const { family } = block;
   const end = block.base + block.size;
-  const parts: (Range & { family: 4 | 6 })[] = [];
+  const parts: FamilyRange[] = [];
   let at = block.base;
   const asRange = ({ base, size }: Subnet) => ({ first: base, last: base + size - 1n });
   for (const { first, last } of merge(holes.map(asRange))) {
