@@ -251,7 +251,7 @@ describe("genieNetworkpolicy", () => {
         },
         {
           networkSelector: net4
-          peerNetworks: net3,net5 
+          peerNetworks: net3,net5\u0020
         }
       ]
 `;
