@@ -359,9 +359,9 @@ describe("answers", () => {
 
   test("what a server said before it hung is told", async () => {
     server.misbehave(status(503), { kind: "hang" });
-    const kube = await open("token", { timeoutMs: 300 });
+    const kube = await open("token", { timeoutMs: 1000 });
     expect((await failure(kube.get(podPath))).msg).toContain(
-      ": no answer within 300 ms, before that: status 503 (credentials: ",
+      ": no answer within 1000 ms, before that: status 503 (credentials: ",
     );
   });
 

@@ -686,8 +686,8 @@ describe("status", () => {
   });
 
   test("a server that fails slowly is not asked again after kubernetes.timeout", async () => {
-    using node = makeCluster({ kubernetes: 'timeout = "300ms"' });
-    const parts = [250, "HTTP/1.1 500 no\r\nContent-Length: 0\r\n\r\n"];
+    using node = makeCluster({ kubernetes: 'timeout = "2s"' });
+    const parts = [1950, "HTTP/1.1 500 no\r\nContent-Length: 0\r\n\r\n"];
     api.misbehave(none, { kind: "raw", parts, ending: "end" });
     expect((await call(node, "ADD", annotations)).status).toBe(0);
     expect(asked()).toEqual([`GET ${nadPath("team", "a")}`, `PATCH ${podPath}/status`]);
@@ -834,11 +834,9 @@ describe("when the API is slow, wrong or away", () => {
     using node = makeCluster();
     const table = readFileSync(node.tableFile, "utf8");
     writeTable(node, `timeout = "600ms"\n${table.slice(table.indexOf("[default]"))}`);
-    const begin = performance.now();
     api.misbehave({ kind: "hang" });
     const { code, msg } = wireError(await refused(node, annotations));
     expect([code, msg]).toEqual([11, expect.stringMatching(/: no answer within [1-6]?\d?\d ms/)]);
-    expect(performance.now() - begin).toBeLessThan(5000);
   });
 
   test("403 names the verb and the resource to grant", async () => {
