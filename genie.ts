@@ -18,6 +18,7 @@ if (process.env["GENIE_TRACE"] === "1") startTrace(Bun.nanoseconds());
 const isPlugin = process.env["CNI_COMMAND"] !== undefined;
 const startedMs = Date.now() - Bun.nanoseconds() / 1_000_000;
 const ended = new AbortController();
+const end = () => ended.abort();
 const host: Host = {
   env: process.env,
   stdin: readStdin,
@@ -28,6 +29,7 @@ const host: Host = {
   signal: ended.signal,
   log: { level: "info", file: "" },
   endsAtOnce: true,
+  catchSignals: () => void process.on("SIGTERM", end).on("SIGINT", end),
 };
 const status = isPlugin ? await plugin() : await cli();
 mark("answer");
@@ -49,7 +51,7 @@ async function plugin(): Promise<number> {
     const request = readRequest(host, command);
     cniVersion = request.cniVersion;
     mark("request");
-    for (const name of ["SIGTERM", "SIGINT"] as const) process.on(name, () => ended.abort());
+    host.catchSignals?.();
     mark("signals");
     writeResult(host, await operate(request));
     return 0;
@@ -76,6 +78,5 @@ async function operate(request: Request): Promise<object | undefined> {
 }
 
 async function cli(): Promise<number> {
-  const { runCommand } = await import("./lib/cli.ts");
-  return runCommand(host, process.argv.slice(2));
+  return (await import("./lib/cli.ts")).runCommand(host, process.argv.slice(2));
 }

@@ -11,6 +11,7 @@ import { CniError, code, type Host, log, type Request, toCniError } from "./cni.
 import type { Config } from "./config_schema.ts";
 import { closeState, openState, type State, write } from "./database.ts";
 import { type ChainOptions, delChain, undoOptions } from "./delegate.ts";
+import type { Enforced } from "./enforce.ts";
 import { intend, rememberRefusal } from "./intend.ts";
 import { isObject } from "./json.ts";
 import {
@@ -23,13 +24,12 @@ import {
   writeJournal,
 } from "./ledger.ts";
 import { newOperation, type Operation, release } from "./lock.ts";
-import { mayAddDefaultRoute } from "./netconf.ts";
 import { netnsId } from "./netns.ts";
-import { attachOne, type Done, refreshHostInterfaces } from "./owner.ts";
+import { attachGroups, attachOne, type Done, refreshHostInterfaces } from "./owner.ts";
 import { makePlan, type Plan, podLabel } from "./plan.ts";
 import { type AskedPod, askForPod } from "./pod.ts";
 import { mergeResults, type Result, toVersion, withoutDefaultRoutes } from "./result.ts";
-import { loadConfig, loadNodeSettings } from "./settings.ts";
+import { enforcesPolicy, loadConfig, loadNodeSettings } from "./settings.ts";
 import { type Attachment, forget, putStatus, setAttached, setEnded, setFailing } from "./state.ts";
 import { makeStatus, type PodStatus, prepareStatus, publishStatus, wantsStatus } from "./status.ts";
 import { oneLine } from "./text.ts";
@@ -261,6 +261,7 @@ async function attachAll(
   const { attachments: planned } = plan;
   const done: Done[] = [];
   const undoErrors = new Map<Attachment, CniError[]>();
+  let enforced: Enforced | undefined;
   try {
     for (const group of attachGroups(planned, config.parallel)) {
       const attaching = group.map((attachment) => attachOne(host, attachment, chain, done));
@@ -289,6 +290,11 @@ async function attachAll(
     refreshHostInterfaces(done);
     done.sort((a, b) => planned.indexOf(a.attachment) - planned.indexOf(b.attachment));
     const result = mergeDone(done, config);
+    if (enforcesPolicy(config)) {
+      const { enforceAdd } = await import("./enforce.ts");
+      enforced = await enforceAdd({ host, config, state, journal }, plan, done, chain);
+      mark("policy");
+    }
     const status = await makeStatus(host, config, plan, done);
     if (plan.choice) await noteNumbers(journal, plan.choice);
     withAudit(host, (isAudited) =>
@@ -307,7 +313,10 @@ async function attachAll(
     return { result, status };
   } catch (error) {
     await rollBack(host, state, operation, planned, done, undoErrors, undoOptions(host, chain));
+    await enforced?.undo();
     throw error;
+  } finally {
+    enforced?.release();
   }
 }
 
@@ -336,19 +345,6 @@ function mergeDone(done: Done[], config: Config): Result {
     result,
   }));
   return mergeResults(config.result === "primary" ? parts.slice(0, 1) : parts);
-}
-
-/**
- * Which attachments run side by side: none (CNI SPEC §3, NPWG §7.3), unless the table says so.
- * The first always runs alone, and one that may bring a default route too.
- */
-function attachGroups(planned: Attachment[], parallel: boolean): Attachment[][] {
-  if (!parallel) return planned.map((attachment) => [attachment]);
-  const alone = planned.filter(
-    ({ list, defaultRoute }, i) => i === 0 || defaultRoute || mayAddDefaultRoute(list),
-  );
-  const free = planned.filter((attachment) => !alone.includes(attachment));
-  return [...alone.map((one) => [one]), ...(free.length > 0 ? [free] : [])];
 }
 
 /** Undoes in reverse what was attached; forgets what is gone, keeps what could not be undone. */

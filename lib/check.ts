@@ -7,7 +7,7 @@ import { type ChainOptions, checkChain } from "./delegate.ts";
 import { openJournal, writeAlone } from "./ledger.ts";
 import { newOperation } from "./lock.ts";
 import { loadNodeSettings } from "./settings.ts";
-import { attachments } from "./state.ts";
+import { attachments, hasRuleset } from "./state.ts";
 import { storedResult } from "./undo.ts";
 
 /**
@@ -46,6 +46,11 @@ export async function check(host: Host, request: Request): Promise<undefined> {
         );
       }
       await checkChain(host, attachment, storedResult(attachment), options);
+    }
+    for (const netnsId of new Set(found.map((one) => one.netnsId))) {
+      if (!hasRuleset(state, netnsId)) continue;
+      const { checkRuleset } = await import("./enforce.ts");
+      await checkRuleset(host, state, { netnsId, netns: request.netns }, options.deadlineMs);
     }
     writeAlone(host, state, journal);
     return undefined;

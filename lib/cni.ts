@@ -117,6 +117,8 @@ export interface Host {
    * for a database costs a checkpoint that the next call can do without.
    */
   endsAtOnce?: boolean;
+  /** Makes SIGTERM and SIGINT abort `signal`; before that they end the process at once. */
+  catchSignals?: () => void;
 }
 
 /** What a log line or an error may carry besides its message. */

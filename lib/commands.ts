@@ -136,6 +136,20 @@ Files that were changed since they were installed stay.`,
       return runManifest(host, flags);
     },
   },
+  agent: {
+    usage: "[--cni-config FILE]",
+    summary: "run beside the kubelet: keep network policies in force on this node",
+    help: `  --cni-config FILE    the CNI config through which the runtime calls genie;
+                       default: the first one with type genie in /etc/cni/net.d
+
+One process per node; a second one waits for the first to end. Ends with SIGTERM or SIGINT.
+Writes one line per event to stderr. Pods start and stop without it, see [policy] in plugins.toml.`,
+    options: { "cni-config": { type: "string" } },
+    run: async (host, flags) => {
+      const { runAgent } = await import("./agent.ts");
+      return runAgent(host, flags);
+    },
+  },
   version: {
     usage: "[--json]",
     summary: "show the version of genie and the CNI versions it speaks",

@@ -32,6 +32,7 @@ import {
   type DamagedAttachment,
   endOf,
   forget,
+  hasRuleset,
   recorded,
   type StoredAttachment,
   setEnded,
@@ -126,6 +127,7 @@ async function deleteRecorded(
       errors,
     );
     await guessTheRest(host, request, found, chain);
+    await liftPolicies(host, state, call, errors);
   } finally {
     mark("undo");
     const nowMs = host.now();
@@ -139,6 +141,23 @@ async function deleteRecorded(
     mark("commit");
   }
   failIfRetryWanted(host, outcomes);
+}
+
+/** Rulesets that stand in a namespace where nothing of it is left. */
+async function liftPolicies(
+  host: Host,
+  state: State,
+  call: CallId,
+  errors: ReadonlyMap<StoredAttachment, CniError[]>,
+): Promise<void> {
+  const rows = [...errors];
+  const places = new Map(rows.map(([{ netnsId, netns }]) => [netnsId, netns]));
+  for (const [netnsId, netns] of places) {
+    const isLeft = rows.some(([row, failures]) => row.netnsId === netnsId && failures.length > 0);
+    if (isLeft || !hasRuleset(state, netnsId)) continue;
+    const { liftRuleset } = await import("./netns_policy.ts");
+    await liftRuleset(host, state, { netnsId, netns }, call);
+  }
 }
 
 /** What became of one attachment. */

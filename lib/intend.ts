@@ -17,6 +17,7 @@ import {
   type CallId,
   endOf,
   forget,
+  hasRuleset,
   insertPlanned,
   recorded,
   type StoredAttachment,
@@ -157,5 +158,8 @@ async function undoStored(
       );
     }
     write(state, () => forget(state, attachment));
+    if (!hasRuleset(state, attachment.netnsId)) continue;
+    const { liftRuleset } = await import("./netns_policy.ts");
+    await liftRuleset(host, state, attachment, attachment);
   }
 }

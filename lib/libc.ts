@@ -1,5 +1,5 @@
 /**
- * The four calls of libc that Bun does not offer. Opened once, when first needed (0.1 ms); null
+ * The calls of libc that Bun does not offer. Opened once, when first needed (0.1 ms); null
  * where there is no glibc, and every caller has another way then.
  */
 import { dlopen, FFIType } from "bun:ffi";
@@ -27,6 +27,30 @@ function open(): Libc | null {
       setns: { args: [FFIType.i32, FFIType.i32], returns: FFIType.i32 },
       unshare: { args: [FFIType.i32], returns: FFIType.i32 },
       _exit: { args: [FFIType.i32], returns: FFIType.void },
+    }).symbols;
+  } catch (error) {
+    if (error instanceof Error) return null;
+    throw error;
+  }
+}
+
+/** Locks on ranges of files, see `file_lock.ts`. */
+export interface FileLocks {
+  fcntl: (fd: number, command: number, lock: Uint8Array) => number;
+}
+
+let locks: FileLocks | null | undefined;
+
+/** Opened apart from the others, which every ADD needs. */
+export function fileLocks(): FileLocks | null {
+  locks ??= openLocks();
+  return locks;
+}
+
+function openLocks(): FileLocks | null {
+  try {
+    return dlopen("libc.so.6", {
+      fcntl: { args: [FFIType.i32, FFIType.i32, FFIType.ptr], returns: FFIType.i32 },
     }).symbols;
   } catch (error) {
     if (error instanceof Error) return null;

@@ -129,3 +129,16 @@ export function refreshHostInterfaces(done: Done[]): void {
     one.result = { ...one.result, interfaces };
   }
 }
+
+/**
+ * Which attachments run side by side: none (CNI SPEC §3, NPWG §7.3), unless the table says so.
+ * The first always runs alone, and one that may bring a default route too.
+ */
+export function attachGroups(planned: Attachment[], parallel: boolean): Attachment[][] {
+  if (!parallel) return planned.map((attachment) => [attachment]);
+  const alone = planned.filter(
+    ({ list, defaultRoute }, i) => i === 0 || defaultRoute || mayAddDefaultRoute(list),
+  );
+  const free = planned.filter((attachment) => !alone.includes(attachment));
+  return [...alone.map((one) => [one]), ...(free.length > 0 ? [free] : [])];
+}

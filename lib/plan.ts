@@ -240,6 +240,9 @@ function toAttachment(
     netns: request.netns,
     pod: { namespace: pod.namespace, name: pod.name, uid: pod.uid },
     ...(defaultRoute && { defaultRoute }),
+    ...(network.gates.some((name) => config.plugins.get(name)?.enforcePolicy) && {
+      enforcesPlain: true as const,
+    }),
   };
 }
 

@@ -8,6 +8,7 @@ import { CniError, code, type Host, type Request } from "./cni.ts";
 import type { Config } from "./config_schema.ts";
 import { isConfigured } from "./credentials.ts";
 import { isObject, parseJson } from "./json.ts";
+import type { Pod as PodObject } from "./kube.ts";
 import type { PodIdentity } from "./state.ts";
 import { oneLine } from "./text.ts";
 
@@ -122,10 +123,10 @@ function podPath({ namespace, name }: { namespace: string; name: string }): stri
 }
 
 /**
- * A pod from the API, which alone knows its service account.
- * @throws CniError 11 when it is gone or was made anew under the same name
+ * The pod as the API describes it, and surely the one meant.
+ * @throws CniError 11 when it is gone, was made anew, or the API cannot be asked
  */
-export async function fetchPod(objects: Objects, identity: PodIdentity): Promise<Pod> {
+export async function fetchPodObject(objects: Objects, identity: PodIdentity): Promise<PodObject> {
   const { isNotFound, parsePod } = await import("./kube.ts");
   const api = await objects.kube();
   const label = `${identity.namespace}/${identity.name}`;
@@ -147,6 +148,16 @@ export async function fetchPod(objects: Objects, identity: PodIdentity): Promise
         `and the runtime asks for ${oneLine(identity.uid, 64)}`,
     );
   }
+  return pod;
+}
+
+/**
+ * A pod from the API, which alone knows its service account.
+ * @throws CniError 11 when it is gone or was made anew under the same name
+ */
+export async function fetchPod(objects: Objects, identity: PodIdentity): Promise<Pod> {
+  const pod = await fetchPodObject(objects, identity);
+  const label = `${identity.namespace}/${identity.name}`;
   return {
     namespace: identity.namespace,
     name: identity.name,

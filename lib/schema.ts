@@ -119,8 +119,44 @@ const choiceSchema = `
   CREATE INDEX traffic_at ON traffic (at_ms);
 `;
 
+/**
+ * Network policy: what it is decided on, as the node agent keeps it fresh; the ruleset of each
+ * network namespace, written before it is in force; what is wrong with policies.
+ */
+const policySchema = `
+  CREATE TABLE policy_inputs (
+    resource TEXT NOT NULL,
+    namespace TEXT NOT NULL,
+    name TEXT NOT NULL,
+    object TEXT NOT NULL,
+    PRIMARY KEY (resource, namespace, name)
+  ) STRICT, WITHOUT ROWID;
+  CREATE TABLE policy_watches (
+    resource TEXT PRIMARY KEY,
+    alive_at_ms INTEGER NOT NULL
+  ) STRICT, WITHOUT ROWID;
+  CREATE TABLE rulesets (
+    netns_id TEXT PRIMARY KEY,
+    container_id TEXT NOT NULL,
+    pod_namespace TEXT NOT NULL,
+    pod_name TEXT NOT NULL,
+    ruleset TEXT NOT NULL,
+    at_ms INTEGER NOT NULL
+  ) STRICT, WITHOUT ROWID;
+  CREATE TABLE policy_problems (
+    kind TEXT NOT NULL,
+    namespace TEXT NOT NULL,
+    name TEXT NOT NULL,
+    path TEXT NOT NULL,
+    problem TEXT NOT NULL,
+    at_ms INTEGER NOT NULL,
+    PRIMARY KEY (kind, namespace, name, path, problem)
+  ) STRICT, WITHOUT ROWID;
+`;
+
 /** Every step, in order. */
 export const migrations: readonly string[] = [
   recordSchema,
   statusSchema + ledgerSchema + choiceSchema,
+  policySchema,
 ];

@@ -52,6 +52,8 @@ export interface Attachment {
   defaultRoute?: string[];
   /** The device of a device plugin that it was given. */
   device?: { resourceName: string; deviceId: string };
+  /** Plain NetworkPolicy is ours to enforce on it, as the table says. */
+  enforcesPlain?: true;
   /** Where its device information is for others to read (NPWG Device Information Specification). */
   deviceInfoFile?: string;
 }
@@ -230,11 +232,20 @@ export interface Recorded {
  * @throws CniError 106 when the file cannot be read
  */
 export function recorded(host: Host, state: State, containerId?: string): Recorded {
-  const where = containerId === undefined ? "" : "WHERE container_id = ?1";
+  return readRows(host, state, "container_id", containerId);
+}
+
+function readRows(
+  host: Host,
+  state: State,
+  column: "container_id" | "netns_id",
+  value: string | undefined,
+): Recorded {
+  const where = value === undefined ? "" : `WHERE ${column} = ?1`;
   const rows = read(state, () =>
     state.database
       .query(`SELECT * FROM attachments ${where} ORDER BY created_at_ms, container_id, position`)
-      .all(...(containerId === undefined ? [] : [containerId])),
+      .all(...(value === undefined ? [] : [value])),
   ) as AttachmentRow[];
   const found: Recorded = { readable: [], damaged: [] };
   for (const row of rows) {
@@ -259,6 +270,16 @@ export function recorded(host: Host, state: State, containerId?: string): Record
 /** The attachments that can be read, see {@link recorded}. */
 export function attachments(host: Host, state: State, containerId?: string): StoredAttachment[] {
   return recorded(host, state, containerId).readable;
+}
+
+/** The attachments made in one network namespace, see {@link recorded}. */
+export function attachmentsIn(host: Host, state: State, id: string): StoredAttachment[] {
+  return readRows(host, state, "netns_id", id).readable;
+}
+
+/** Is a ruleset on record for a network namespace? */
+export function hasRuleset({ database }: State, id: string): boolean {
+  return database.query("SELECT 1 FROM rulesets WHERE netns_id = ?").get(id) !== null;
 }
 
 /**

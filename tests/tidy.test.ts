@@ -21,7 +21,17 @@ const layers: string[][] = [
   ],
   ["access_nad", "cni", "credentials", "netns"],
   [
-    ...["annotations", "database", "device", "exec", "host_root", "json", "place", "streams"],
+    ...[
+      "annotations",
+      "database",
+      "device",
+      "exec",
+      "file_lock",
+      "host_root",
+      "json",
+      "place",
+      "streams",
+    ],
     "traffic",
   ],
   // Formats of others, locks, the record.
@@ -43,19 +53,20 @@ const layers: string[][] = [
   ],
   ["config_schema", "policy_between"],
   ["config", "kpi", "kube", "multus", "networks", "policy_objects", "result_wire", "routes"],
-  ["kube_access", "nft"],
+  ["kube_access", "nft", "policy_store"],
   ["api", "event", "genie_conf", "objects", "policy_peers", "report_live", "watch"],
   // What a pod asks for, and on which networks.
-  ["pod", "policy", "settings", "wanted"],
+  ["pod", "policy", "policy_watch", "settings", "wanted"],
   [
     ...["gate", "ledger", "quota", "report_csv", "report_rows", "report_shape", "report_tally"],
     "report_words",
   ],
   ["delegate", "report", "report_charts", "report_text"],
   ["choose", "owner", "report_sections", "undo", "warm"],
-  ["explain_choice", "intend", "plan", "report_html", "status"],
+  ["netns_policy"],
+  ["agent_policy", "enforce", "explain_choice", "intend", "plan", "report_html", "status"],
   // What genie is asked to do, one module each.
-  ["attach", "check", "detach", "explain", "gc", "ready", "report_command", "validate"],
+  ["agent", "attach", "check", "detach", "explain", "gc", "ready", "report_command", "validate"],
   ["manifest", "readiness"],
   ["install", "manifest_command"],
   ["uninstall"],

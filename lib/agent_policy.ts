@@ -1,0 +1,359 @@
+/**
+ * The agent's part of network policy: keeps the inputs in the record fresh, and the ruleset of each
+ * network namespace of this node as they ask. A namespace is written only when its text changes.
+ *
+ * It never knows better than the record: what is attached is read there, again under the lock of a
+ * namespace before its rules change. An ADD that read older inputs than ours is seen by its commit
+ * (`PRAGMA data_version`) and looked at anew. Until every collection was listed nothing changes.
+ */
+import { statSync } from "node:fs";
+import { type Host, log, toCniError } from "./cni.ts";
+import type { Config } from "./config_schema.ts";
+import { closeState, openState, type State, write } from "./database.ts";
+import { postEvent } from "./event.ts";
+import { connect } from "./kube.ts";
+import { netnsId } from "./netns.ts";
+import {
+  type Attached,
+  attachedIn,
+  installRuleset,
+  isConcerned,
+  isEnforced,
+  lockNetns,
+  policyAttachments,
+} from "./netns_policy.ts";
+import { readRuleset, rulesetHash, verifyRuleset } from "./nft.ts";
+import {
+  type Compiled,
+  compilePolicies,
+  type PolicyWorld,
+  policyProblems,
+  policyWorld,
+} from "./policy.ts";
+import type { Policy, PolicyPod, PolicyProblem } from "./policy_objects.ts";
+import {
+  forgetLeftRulesets,
+  putProblems,
+  type StoredRuleset,
+  storedRuleset,
+  storedRulesets,
+} from "./policy_store.ts";
+import { apiVersionOf, openPolicyWatch, type PolicyWatch } from "./policy_watch.ts";
+import { attachments } from "./state.ts";
+import { storedResult } from "./undo.ts";
+import { pause } from "./watch.ts";
+
+/** How often the record is looked at for attachments that came or went, in ms. */
+const pollMs = 150;
+/** Changes of the inputs are taken together for this long, in ms. */
+const gatherMs = 30;
+/** Namespaces whose rules are written at once: a run of nft is one process. */
+const writersMax = 4;
+/** How long another genie at the same namespace is waited for, in ms. */
+const lockWaitMs = 5_000;
+/** Freshness is written this often where nothing else is, at most, in ms. */
+const aliveWriteMs = 10_000;
+/** One namespace after the other is compared with the kernel, this far apart, in ms. */
+const auditMs = 2_000;
+/** Problems are gathered this long after a change, in ms: they hurry nobody. */
+const problemsMs = 2_000;
+/** Events of one gathering at most. */
+const eventsMax = 20;
+/** Pause after a failure of the record, in ms. */
+const troubleMs = 1_000;
+
+/** One network namespace of this node with attachments. */
+interface Local {
+  netnsId: string;
+  netns: string;
+  containerId: string;
+  pod: { namespace: string; name: string };
+  made: Attached[];
+  /** On record; "" for none. */
+  ruleset: string;
+  problems: PolicyProblem[];
+}
+
+/** The part at work. */
+interface Work {
+  host: Host;
+  config: Config;
+  state: State;
+  watch: PolicyWatch;
+  /** By network namespace. */
+  local: Map<string, Local>;
+  /** `PRAGMA data_version` at which `local` was read; -1 not yet. */
+  version: number;
+  /** Inode of the record that is open: another process may set it aside. */
+  inode: number;
+  /** What policies say, and of which pods; undefined before the first whole list. */
+  known?: { world: PolicyWorld; pods: Map<string, PolicyPod> };
+  /** When the oldest change that is not in `known` came, on the monotonic clock; 0 for none. */
+  changedMs: number;
+  /** How long the newest world took, so that a storm of changes does not take all of a core. */
+  builtMs: number;
+  problemsDueMs: number;
+  auditDueMs: number;
+  audited: Set<string>;
+  /** Has each namespace been compared with the kernel since we began? */
+  isVerified: boolean;
+  posting: boolean;
+}
+
+/** Runs the part until the host's signal aborts. @throws CniError 7, 106 */
+export async function runPolicy({ host, config }: { host: Host; config: Config }): Promise<void> {
+  const kube = await connect(host, config.kubernetes);
+  const state = openState(host, config.stateDir);
+  let ring: () => void = () => undefined;
+  const { enforce, maxAgeMs } = config.policy;
+  const onChange = () => {
+    if (work.changedMs === 0) work.changedMs = performance.now();
+    ring();
+  };
+  const watch = openPolicyWatch(host, state, { enforce, maxAgeMs, onChange });
+  const work: Work = {
+    ...{ host, config, state, watch, local: new Map(), version: -1, inode: inodeOf(state) },
+    ...{ changedMs: 0, builtMs: 0, problemsDueMs: 0, auditDueMs: 0, audited: new Set() },
+    ...{ isVerified: false, posting: false },
+  };
+  const watching = watch.run(kube, host.signal);
+  try {
+    while (!host.signal.aborted) {
+      const bell = new AbortController();
+      const rung = AbortSignal.any([bell.signal, host.signal]);
+      ring = () => bell.abort();
+      const gap = work.changedMs === 0 ? pollMs : gatherMs + Math.min(400, work.builtMs * 3);
+      await pause(gap, work.changedMs === 0 ? rung : host.signal);
+      if (work.changedMs > 0 && gap === pollMs) await pause(gatherMs, host.signal);
+      await round(work).catch(async (error: unknown) => {
+        log(host, "error", `Network policy waits for the record: ${toCniError(error).message}`);
+        work.version = -1;
+        await pause(troubleMs, host.signal);
+      });
+    }
+    await watching;
+  } finally {
+    closeState(work.state);
+  }
+}
+
+function inodeOf(state: State): number {
+  return statSync(state.file, { throwIfNoEntry: false })?.ino ?? 0;
+}
+
+/** One look at everything. @throws CniError of the record */
+async function round(work: Work): Promise<void> {
+  const { host, watch } = work;
+  if (inodeOf(work.state) !== work.inode) reopen(work);
+  if (watch.isDirty() || watch.isStale(aliveWriteMs)) {
+    write(work.state, () => watch.write(work.state));
+    watch.written();
+  }
+  const isReread = readLocal(work);
+  if (!watch.isComplete()) return;
+  const sinceMs = work.changedMs;
+  if (sinceMs > 0 || !work.known) learn(work);
+  if (work.known && (sinceMs > 0 || isReread)) {
+    const due = [...work.local.values()].filter((one) => isDue(work, one));
+    const written = await each(due, (one) => reconcile(work, one.netnsId));
+    if (written > 0) {
+      const lagMs = sinceMs === 0 ? undefined : Math.round(performance.now() - sinceMs);
+      log(host, "info", "Network policy rewritten", { namespaces: written, lagMs });
+    }
+    work.problemsDueMs ||= performance.now() + problemsMs;
+  }
+  if (!work.isVerified) await verifyAll(work);
+  if (work.problemsDueMs > 0 && performance.now() >= work.problemsDueMs) noteProblems(work);
+  if (performance.now() >= work.auditDueMs) await audit(work);
+}
+
+/** The record was set aside, or made anew: everything of ours goes into the new one. */
+function reopen(work: Work): void {
+  closeState(work.state);
+  work.state = openState(work.host, work.config.stateDir);
+  work.inode = inodeOf(work.state);
+  work.version = -1;
+  work.watch.rewrite();
+}
+
+/** Reads what is attached, where the record has changed. @returns true when it was read */
+function readLocal(work: Work): boolean {
+  const { host, state } = work;
+  const row = state.database.query("PRAGMA data_version").get() as { data_version: number };
+  if (row.data_version === work.version) return false;
+  if (work.version === -1) write(state, () => forgetLeftRulesets(state));
+  const rulesets = new Map(storedRulesets(state).map((one) => [one.netnsId, one]));
+  const before = work.local;
+  work.local = new Map();
+  for (const one of attachments(host, state)) {
+    const result = one.state === "attached" ? storedResult(one) : undefined;
+    if (!result || one.netnsId === "" || one.pod.namespace === "") continue;
+    const { netnsId: id, netns, containerId, pod } = one;
+    const ruleset = rulesets.get(id)?.ruleset ?? "";
+    const problems = before.get(id)?.problems ?? [];
+    const made: Attached[] = [];
+    const found = work.local.get(id) ?? {
+      netnsId: id,
+      netns,
+      containerId,
+      pod,
+      made,
+      ruleset,
+      problems,
+    };
+    found.made.push({ attachment: one, result });
+    work.local.set(id, found);
+  }
+  work.version = row.data_version;
+  return true;
+}
+
+/** Takes the inputs as they are now. */
+function learn(work: Work): void {
+  const startedMs = performance.now();
+  const { policy, plugins } = work.config;
+  const enforcesPlain = [...plugins.values()].some((plugin) => plugin.enforcePolicy);
+  const isOurs = (one: Policy) =>
+    isEnforced(one, policy.enforce) && (enforcesPlain || !isEnforced(one, false));
+  const inputs = work.watch.inputs();
+  const world = policyWorld({ ...inputs, policies: inputs.policies.filter(isOurs) });
+  const pods = new Map(inputs.pods.map((pod) => [`${pod.namespace}/${pod.name}`, pod]));
+  work.known = { world, pods };
+  work.changedMs = 0;
+  work.builtMs = performance.now() - startedMs;
+}
+
+/** Compiles for one namespace; undefined while its pod is not known: its rules stay. */
+function compile(
+  { known, config }: Work,
+  { pod }: Pick<Local, "pod">,
+  made: readonly Attached[],
+): Compiled | undefined {
+  const target = known?.pods.get(`${pod.namespace}/${pod.name}`);
+  if (!known || !target) return undefined;
+  const { enforce } = config.policy;
+  if (!made.some(({ attachment }) => isConcerned(attachment, enforce))) {
+    return { ruleset: "", problems: [] };
+  }
+  return compilePolicies(known.world, target, policyAttachments(made, target.hostIps));
+}
+
+function isDue(work: Work, one: Local): boolean {
+  const compiled = compile(work, one, one.made);
+  if (!compiled) return false;
+  one.problems = compiled.problems;
+  return compiled.ruleset !== one.ruleset;
+}
+
+/** Does something for all, some at a time. @returns how often it was done */
+async function each(all: readonly Local[], act: (one: Local) => Promise<boolean>): Promise<number> {
+  const left = [...all];
+  let count = 0;
+  const worker = async () => {
+    for (let one = left.shift(); one; one = left.shift()) if (await act(one)) count++;
+  };
+  await Promise.all(Array.from({ length: writersMax }, worker));
+  return count;
+}
+
+/**
+ * Makes the rules of a namespace what they should be, by the record as it is under its lock.
+ *
+ * @param isForced also where the record says that they are so already
+ * @returns true when they were written
+ */
+async function reconcile(work: Work, id: string, isForced = false): Promise<boolean> {
+  const { host, state, local } = work;
+  const one = local.get(id);
+  if (!one || netnsId(one.netns) !== id) return false;
+  try {
+    const lock = await lockNetns(host, state, id, host.now() + lockWaitMs);
+    try {
+      const made = attachedIn(host, state, id);
+      const compiled = made.length > 0 ? compile(work, one, made) : undefined;
+      if (!compiled) return false;
+      const { ruleset } = compiled;
+      const stored = storedRuleset(state, id)?.ruleset ?? "";
+      one.ruleset = ruleset;
+      if (stored === ruleset && !isForced) return false;
+      await installRuleset(host, state, one.netns, rowOf(one, ruleset));
+      return true;
+    } finally {
+      lock.release();
+    }
+  } catch (error) {
+    // Read again in the next round, and tried again.
+    work.version = -1;
+    if (host.signal.aborted || netnsId(one.netns) !== id) return false;
+    log(host, "error", `Cannot keep the network policy: ${toCniError(error).message}`, {
+      pod: `${one.pod.namespace}/${one.pod.name}`,
+    });
+    return false;
+  }
+}
+
+function rowOf(
+  { netnsId: id, containerId, pod }: Local,
+  ruleset: string,
+): Omit<StoredRuleset, "atMs"> {
+  return { netnsId: id, containerId, podNamespace: pod.namespace, podName: pod.name, ruleset };
+}
+
+/** After a start: what is in force may not be what the record says. */
+async function verifyAll(work: Work): Promise<void> {
+  work.isVerified = true;
+  const all = [...work.local.values()].filter(({ ruleset }) => ruleset !== "");
+  const put = await each(all, async (one) => {
+    const { host } = work;
+    const difference = await verifyRuleset(host, one.netns, one.ruleset).catch(toCniError);
+    if (difference === undefined || netnsId(one.netns) !== one.netnsId) return false;
+    return reconcile(work, one.netnsId, true);
+  });
+  if (put > 0) log(work.host, "warn", "Network policy was not in force and is again", { put });
+}
+
+/** Looks at one namespace after the other: is a ruleset of ours there, and the right one? */
+async function audit(work: Work): Promise<void> {
+  const { host, local, audited } = work;
+  work.auditDueMs = performance.now() + auditMs;
+  const next = [...local.values()].find((one) => one.ruleset !== "" && !audited.has(one.netnsId));
+  if (!next) return audited.clear();
+  audited.add(next.netnsId);
+  if (netnsId(next.netns) !== next.netnsId) return;
+  const found = await readRuleset(host, next.netns).catch(toCniError);
+  if (found === rulesetHash(next.ruleset)) return;
+  const isPut = await reconcile(work, next.netnsId, true);
+  if (!isPut) return;
+  log(host, "warn", "Network policy was taken away from outside and is in force again", {
+    pod: `${next.pod.namespace}/${next.pod.name}`,
+  });
+}
+
+/** Puts what is wrong with policies on record, and what is new as Events on them. */
+function noteProblems(work: Work): void {
+  const { host, state, known, local } = work;
+  work.problemsDueMs = 0;
+  if (!known) return;
+  const all = [
+    ...policyProblems(known.world),
+    ...[...local.values()].flatMap((one) => one.problems),
+  ];
+  const fresh = write(state, () => putProblems(state, all, host.now()));
+  if (fresh.length === 0 || work.posting) return;
+  work.posting = true;
+  void postAll(work, fresh.slice(0, eventsMax)).finally(() => {
+    work.posting = false;
+  });
+}
+
+/** Best effort: `genie report` has them all. */
+async function postAll({ host, config, known }: Work, problems: PolicyProblem[]): Promise<void> {
+  for (const { kind, namespace, name, path, text } of problems) {
+    log(host, "warn", `Problem in a network policy: ${text}`, { kind, namespace, name, path });
+    const policies = known?.world.policies.get(namespace) ?? [];
+    const uid = policies.find((one) => one.kind === kind && one.name === name)?.uid ?? "";
+    const about = { kind, apiVersion: apiVersionOf(kind), namespace, name, uid };
+    const note = `${path}: ${text}`;
+    await postEvent(host, config, { about, type: "Warning", reason: "PolicyProblem", note });
+  }
+}

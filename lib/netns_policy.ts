@@ -1,0 +1,151 @@
+/**
+ * The ruleset of one network namespace: what is attached there as policy sees it, and putting a
+ * ruleset in force or taking it away. One table per namespace, whatever number of calls attached
+ * there, so ADD, DEL, CHECK and the node agent take turns by a lock of the namespace. What is to be
+ * in force is on record before it is.
+ */
+import { dirname, join } from "node:path";
+import { type Host, log, toCniError } from "./cni.ts";
+import { type State, write } from "./database.ts";
+import { type FileLock, takeFileLock } from "./file_lock.ts";
+import { netnsId } from "./netns.ts";
+import { applyRuleset, removeRuleset } from "./nft.ts";
+import type { PolicyAttachment } from "./policy.ts";
+import { forgetRuleset, putRuleset, type StoredRuleset, storedRuleset } from "./policy_store.ts";
+import type { Result } from "./result.ts";
+import { type Attachment, attachmentsIn, type StoredAttachment } from "./state.ts";
+import { storedResult } from "./undo.ts";
+
+/** An attachment with its result. */
+export interface Attached {
+  attachment: Attachment;
+  result: Result;
+}
+
+/** May a policy be about this network? Of plain NetworkPolicy the table says so. */
+export function isConcerned(
+  { primary, network, enforcesPlain }: Attachment,
+  enforce: boolean,
+): boolean {
+  // MultiNetworkPolicy is never about the default network; CNI-Genie's is about logical networks.
+  return enforcesPlain === true || (enforce && (!primary || network.includes("/")));
+}
+
+/** The policies that the table asks for. */
+export function isEnforced(policy: { kind: string; between?: unknown }, enforce: boolean): boolean {
+  return enforce || (policy.kind === "NetworkPolicy" && policy.between === undefined);
+}
+
+/** The interfaces of a pod as policy sees them. @param hostIps addresses of its node */
+export function policyAttachments(
+  made: readonly Attached[],
+  hostIps: readonly string[],
+): PolicyAttachment[] {
+  return made.map(({ attachment: { network, ifName, primary, enforcesPlain }, result }) => {
+    const own = result.ips.filter(({ interface: index }) => {
+      const name = index === undefined ? undefined : result.interfaces[index]?.name;
+      return name === undefined || name === ifName;
+    });
+    const gateways = own.flatMap(({ gateway }) => (gateway === undefined ? [] : [gateway]));
+    return {
+      network,
+      ifName,
+      ips: own.map(({ address }) => address.replace(/\/.*/, "")),
+      ...(enforcesPlain && { enforcesPlain }),
+      ...(primary && { isDefault: true as const, nodeIps: [...gateways, ...hostIps] }),
+    };
+  });
+}
+
+/** Namespaces whose policies may be about a pod: its own, and those of its logical networks. */
+export function policyNamespaces(namespace: string, made: readonly Attached[]): string[] {
+  const others = made.flatMap(({ attachment: { network } }) =>
+    network.includes("/") ? [network.replace(/\/.*/, "")] : [],
+  );
+  return [...new Set([namespace, ...others])];
+}
+
+/** What is attached in a namespace, but for what one call attaches. */
+export function attachedIn(
+  host: Host,
+  state: State,
+  id: string,
+  except?: { containerId: string; requestIfName: string },
+): Attached[] {
+  return attachmentsIn(host, state, id)
+    .filter((one) => one.state === "attached" && !isOf(one, except))
+    .flatMap((attachment) => {
+      const result = storedResult(attachment);
+      return result ? [{ attachment, result }] : [];
+    });
+}
+
+function isOf(
+  one: StoredAttachment,
+  call: { containerId: string; requestIfName: string } | undefined,
+): boolean {
+  return one.containerId === call?.containerId && one.requestIfName === call.requestIfName;
+}
+
+/** Takes the lock of a namespace. @throws CniError 11 when it stays taken, 106 */
+export async function lockNetns(
+  host: Host,
+  state: State,
+  id: string,
+  deadlineMs: number,
+): Promise<FileLock> {
+  const file = join(dirname(state.file), "policy.lock");
+  return takeFileLock(host, file, id, { what: "the network policy of a pod", deadlineMs });
+}
+
+/**
+ * Puts a ruleset in force, "" none, and on record before that. Call under {@link lockNetns}.
+ * @throws CniError of nft; 106 when it cannot be written down: then nothing has changed
+ */
+export async function installRuleset(
+  host: Host,
+  state: State,
+  netns: string,
+  ruleset: Omit<StoredRuleset, "atMs">,
+): Promise<void> {
+  if (ruleset.ruleset === "") {
+    await removeRuleset(host, netns);
+    write(state, () => forgetRuleset(state, ruleset.netnsId));
+    return;
+  }
+  write(state, () => putRuleset(state, { ...ruleset, atMs: host.now() }));
+  await applyRuleset(host, netns, ruleset.ruleset);
+}
+
+/** How long a DEL waits for others at the same namespace, in ms. */
+const liftWaitMs = 5_000;
+
+/**
+ * Takes the ruleset away with the last attachment of a namespace. Never throws: a DEL that cannot
+ * do it leaves closed doors, not open ones, and the next ADD there begins anew.
+ *
+ * @param netns path of the namespace, "" when it is gone
+ * @param call whose attachments are going
+ */
+export async function liftRuleset(
+  host: Host,
+  state: State,
+  place: { netnsId: string; netns: string },
+  call: { containerId: string; requestIfName: string },
+): Promise<void> {
+  const { netnsId: id, netns } = place;
+  let lock: FileLock | undefined;
+  try {
+    // On a disk that is read-only no ADD can be at work either.
+    if (state.copyDir === "") lock = await lockNetns(host, state, id, host.now() + liftWaitMs);
+    if (!storedRuleset(state, id) || attachedIn(host, state, id, call).length > 0) return;
+    if (netnsId(netns) === id) await removeRuleset(host, netns);
+    if (state.copyDir === "") write(state, () => forgetRuleset(state, id));
+  } catch (error) {
+    log(host, "warn", `Network policy stays in force: ${toCniError(error).message}`, {
+      container: call.containerId,
+    });
+  } finally {
+    lock?.release();
+  }
+}

@@ -1,0 +1,237 @@
+/**
+ * lib/agent.ts, lib/agent_policy.ts and lib/policy_watch.ts: the compiled agent beside real pods on
+ * a real bridge, real nft and real packets, and an API server over TLS.
+ */
+import { describe, expect, test } from "bun:test";
+import { appendFileSync, rmSync } from "node:fs";
+import { join } from "node:path";
+import type { ApiServer } from "./apiserver.ts";
+import {
+  addressOf,
+  hostLocal,
+  type Node,
+  type Pod,
+  skipReason,
+  withNode,
+} from "./fixtures/quirks/node.ts";
+import {
+  type AgentProcess,
+  allowFrom,
+  inputsKnown,
+  podObject,
+  policyPath,
+  rowsOf,
+  startAgent,
+  startCluster,
+  until,
+} from "./policed.ts";
+
+/** A node, its cluster, and agents that end with the test. */
+interface Policed {
+  node: Node;
+  api: ApiServer;
+  agent: () => AgentProcess;
+  state: string;
+  /** Makes a pod known to the API, attaches it and tells the API its address. */
+  add: (app: string) => Promise<Pod>;
+  args: (pod: Pod) => string;
+}
+
+async function withPoliced(act: (policed: Policed) => Promise<void>, table = ""): Promise<void> {
+  await withNode(async (node) => {
+    const agents: AgentProcess[] = [];
+    const api = await startCluster(join(node.dir, "api"));
+    const file = join(node.dir, "plugins.toml");
+    appendFileSync(
+      file,
+      `kubernetes = { kubeconfig = "${api.kubeconfig("token")}", status = "off" }
+${table}
+[plugins.blue]
+enforce_policy = true
+`,
+    );
+    node.network("blue", {
+      cniVersion: "1.0.0",
+      plugins: [{ type: "bridge", bridge: "blue0", isGateway: true, ipam: ipam(node) }],
+    });
+    const args = (pod: Pod) => `;K8S_POD_UID=uid-${pod.containerId}`;
+    const policed: Policed = {
+      node,
+      api,
+      state: join(node.dir, "state"),
+      args,
+      agent: () => {
+        const agent = startAgent(node.dir, file);
+        agents.push(agent);
+        return agent;
+      },
+      add: async (app) => {
+        const pod = node.pod();
+        const path = `/api/v1/namespaces/default/pods/p-${pod.containerId}`;
+        const uid = `uid-${pod.containerId}`;
+        api.put(path, podObject(app, uid));
+        await until(() => isKnown(policed.state, pod));
+        await pod.add({ cni: "blue", args: args(pod) });
+        api.put(path, podObject(app, uid, [addressOf(pod, "eth0")]));
+        return pod;
+      },
+    };
+    try {
+      await act(policed);
+    } finally {
+      await Promise.all(agents.map((agent) => agent.end("SIGKILL")));
+      await api.stop();
+    }
+  });
+}
+
+const ipam = (node: Node) => hostLocal(node, ["10.215.0.0/24"]);
+
+function isKnown(state: string, pod: Pod): boolean {
+  const query = `SELECT 1 FROM policy_inputs WHERE name = 'p-${pod.containerId}'`;
+  return rowsOf(state, query).length > 0;
+}
+
+/** Does a ping get there and back? */
+function reaches(from: Pod, to: Pod): boolean {
+  const enter = ["nsenter", `--net=${from.netns}`];
+  const words = ["ping", "-c1", "-W1", "-i0.2", addressOf(to, "eth0")];
+  return Bun.spawnSync([...enter, ...words]).exitCode === 0;
+}
+
+const rulesIn = (pod: Pod): string => pod.run("nft", "list", "ruleset");
+
+describe.skipIf(skipReason !== undefined)("genie agent, policy", () => {
+  test("ADD is closed when it returns; edits reach the packets; DEL leaves nothing", async () => {
+    await withPoliced(async ({ node, api, agent, state, add }) => {
+      const running = agent();
+      await inputsKnown(state, 3);
+      api.put(policyPath("web"), allowFrom("friend"));
+      await until(() => rowsOf(state, "SELECT 1 FROM policy_inputs WHERE name = 'web'").length > 0);
+      const web = await add("web");
+      expect(rulesIn(web)).toContain("chain ingress");
+      const [friend, other] = [await add("friend"), await add("other")];
+      expect([rulesIn(friend), rulesIn(other)]).toEqual(["", ""]);
+      await until(() => reaches(friend, web));
+      expect({ other: reaches(other, web), back: reaches(web, other) }).toEqual({
+        other: false,
+        back: true,
+      });
+      api.put(policyPath("web"), allowFrom("friend", "other"));
+      await until(() => reaches(other, web));
+      api.put(policyPath("web"), allowFrom());
+      await until(() => !reaches(friend, web));
+      expect((await web.call("CHECK")).status).toBe(0);
+      api.remove(policyPath("web"));
+      await until(() => reaches(other, web));
+      expect(rulesIn(web)).toBe("");
+      api.put(policyPath("web"), allowFrom());
+      await until(() => rulesIn(web) !== "");
+      for (const pod of [web, friend, other]) await pod.del();
+      expect(rulesIn(web)).toBe("");
+      expect(rowsOf(state, "SELECT * FROM rulesets")).toEqual([]);
+      expect(node.traces().attachments).toBe(0);
+      const startedMs = performance.now();
+      expect(await running.end("SIGTERM")).toBe(0);
+      expect(performance.now() - startedMs).toBeLessThan(2000);
+      expect(running.log()).toEndWith("genie: info: genie agent ended\n");
+    });
+  });
+
+  test("killed, its rules stay; started again, it corrects what changed meanwhile", async () => {
+    await withPoliced(async ({ api, agent, state, add }) => {
+      const first = agent();
+      await inputsKnown(state, 3);
+      api.put(policyPath("web"), allowFrom("friend"));
+      const [web, friend] = [await add("web"), await add("friend")];
+      await until(() => rulesIn(web).includes(addressOf(friend, "eth0")));
+      const before = rulesIn(web);
+      expect(await first.end("SIGKILL")).toBe("SIGKILL");
+      api.put(policyPath("web"), allowFrom());
+      web.run("nft", "add", "table", "inet", "others");
+      expect(rulesIn(web)).toContain(before);
+      const second = agent();
+      await until(() => !rulesIn(web).includes(addressOf(friend, "eth0")));
+      await second.end("SIGKILL");
+      web.run("nft", "flush", "table", "inet", "genie");
+      const third = agent();
+      await third.said("Network policy was not in force and is again put=1");
+      expect(await web.call("CHECK")).toMatchObject({ status: 0 });
+      expect(rulesIn(web)).toContain("table inet others");
+    });
+  });
+
+  test("what someone takes away fails CHECK, and is put back", async () => {
+    await withPoliced(async ({ api, agent, state, add }) => {
+      const first = agent();
+      await inputsKnown(state, 3);
+      api.put(policyPath("web"), allowFrom("friend"));
+      const web = await add("web");
+      await until(() => rulesIn(web) !== "");
+      await first.end("SIGKILL");
+      web.run("nft", "flush", "ruleset");
+      const check = await web.call("CHECK");
+      expect(check.json?.msg).toMatch(
+        /^Network policy of pod default\/p-\S+ is not in force .*: table inet genie is gone;/,
+      );
+      const second = agent();
+      await second.said("is again put=1");
+      web.run("nft", "flush", "ruleset");
+      await second.said("was taken away from outside and is in force again");
+      expect(await web.call("CHECK")).toMatchObject({ status: 0 });
+    });
+  });
+
+  test("of two on one node the second waits for the first to end", async () => {
+    await withPoliced(async ({ api, agent, state, add }) => {
+      const first = agent();
+      await first.said("genie agent runs");
+      const second = agent();
+      await second.said("another genie holds it");
+      expect(await second.end("SIGTERM")).toBe(0);
+      const third = agent();
+      await third.said("waiting for it to end");
+      await first.end("SIGKILL");
+      await third.said("genie agent runs");
+      await inputsKnown(state, 3);
+      api.put(policyPath("web"), allowFrom());
+      const web = await add("web");
+      await until(() => rulesIn(web) !== "");
+    });
+  });
+
+  test("an API server that goes, comes back, and has forgotten", async () => {
+    await withPoliced(async ({ api, agent, state, add }) => {
+      const running = agent();
+      await inputsKnown(state, 3);
+      const web = await add("web");
+      api.misbehave(
+        { kind: "status", status: 503 },
+        { kind: "reset" },
+        { kind: "status", status: 429 },
+      );
+      await api.rotate("certificate");
+      api.put(policyPath("web"), allowFrom());
+      api.watches.compact();
+      await until(() => rulesIn(web) !== "");
+      expect(running.log()).toContain("Watch of ");
+    });
+  });
+
+  test("a record that is set aside is written anew, and nothing opens", async () => {
+    await withPoliced(async ({ api, agent, state, add }) => {
+      const running = agent();
+      await inputsKnown(state, 3);
+      api.put(policyPath("web"), allowFrom());
+      const web = await add("web");
+      await until(() => rulesIn(web) !== "");
+      for (const suffix of ["", "-wal", "-shm"]) rmSync(join(state, `genie.db${suffix}`));
+      await inputsKnown(state, 3);
+      expect(rowsOf(state, "SELECT name FROM policy_inputs WHERE resource = 'pods'")).toHaveLength(
+        1,
+      );
+      expect(rulesIn(web)).not.toBe("");
+      expect(await running.end("SIGINT")).toBe(0);
+    });
+  });
+});

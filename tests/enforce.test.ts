@@ -1,0 +1,343 @@
+/**
+ * lib/enforce.ts, lib/netns_policy.ts, lib/policy_store.ts and lib/file_lock.ts: policy as a part
+ * of ADD, CHECK and DEL, through the compiled program, in real network namespaces.
+ */
+import { describe, expect, test } from "bun:test";
+import { appendFileSync } from "node:fs";
+import { join } from "node:path";
+import { closeState, openState, write } from "../lib/database.ts";
+import { takeFileLock } from "../lib/file_lock.ts";
+import { parsePolicy, parsePolicyPod } from "../lib/policy_objects.ts";
+import {
+  aliveSince,
+  neededResources,
+  putAlive,
+  putInputs,
+  putProblems,
+  type Resource,
+} from "../lib/policy_store.ts";
+import { canNetns, fakePlugin, makeHost, tempDir, withNetns } from "./fakes.ts";
+import { hostLocal, type Node, type Pod, skipReason, withNode } from "./fixtures/quirks/node.ts";
+import { allowFrom, podObject, rowsOf, startCluster } from "./policed.ts";
+import { annotated, makeNode, wire, wireError, writeTable } from "./wire.ts";
+
+/** What the agent would have written. */
+function know(
+  state: string,
+  {
+    policies = {},
+    pods = {},
+    alive = Date.now(),
+  }: { policies?: Record<string, object>; pods?: Record<string, object>; alive?: number },
+): void {
+  const open = openState(makeHost(), state);
+  const metadata = (name: string, object: object) => ({
+    ...object,
+    metadata: { namespace: "default", ...(object as { metadata?: object }).metadata, name },
+  });
+  const change = (resource: Resource, name: string, value: unknown) => ({
+    ...{ resource, namespace: "default", name },
+    object: JSON.stringify(value),
+  });
+  write(open, () => {
+    for (const [name, object] of Object.entries(policies)) {
+      const parsed = parsePolicy({ kind: "NetworkPolicy", ...metadata(name, object) });
+      if (!("policy" in parsed)) throw new Error("no policy");
+      const many = parsed.policy.kind === "MultiNetworkPolicy";
+      const resource = many ? "multi-networkpolicies" : "networkpolicies";
+      putInputs(open, [change(resource, name, parsed.policy)]);
+    }
+    for (const [name, object] of Object.entries(pods)) {
+      putInputs(open, [change("pods", name, parsePolicyPod(metadata(name, object)))]);
+    }
+    if (alive > 0) putAlive(open, new Map(neededResources(true).map((one) => [one, alive])));
+  });
+  closeState(open);
+}
+
+/** blue: plain policy is ours. red: nobody's policy is. */
+function makeNetworks(node: Node, table = ""): string {
+  const text = `${table}\n[plugins.blue]\nenforce_policy = true\n[plugins.red]\n`;
+  appendFileSync(join(node.dir, "plugins.toml"), text);
+  for (const [i, name] of ["blue", "red"].entries()) {
+    const ipam = hostLocal(node, [`10.${216 + i}.0.0/24`]);
+    node.network(name, {
+      cniVersion: "1.0.0",
+      plugins: [{ type: "bridge", bridge: `${name}0`, ipam }],
+    });
+  }
+  return join(node.dir, "state");
+}
+
+const uidOf = (pod: Pod) => `uid-${pod.containerId}`;
+const args = (pod: Pod) => `;K8S_POD_UID=${uidOf(pod)}`;
+const rulesIn = (pod: Pod): string => pod.run("nft", "list", "ruleset");
+const seen = (pod: Pod, app: string) => ({ [`p-${pod.containerId}`]: podObject(app, uidOf(pod)) });
+const rulesets = (state: string) => rowsOf<{ ruleset: string }>(state, "SELECT * FROM rulesets");
+
+describe.skipIf(skipReason !== undefined)("policy at ADD", () => {
+  test("is in force and on record for the interfaces it is about", async () => {
+    await withNode(async (node) => {
+      const state = makeNetworks(node);
+      const pod = node.pod();
+      know(state, { policies: { web: allowFrom() }, pods: seen(pod, "web") });
+      await pod.add({ cni: "red,blue", args: args(pod) });
+      expect(rulesIn(pod)).toContain('iifname "eth1"');
+      expect(rulesIn(pod)).not.toContain('"eth0"');
+      const row = { container_id: pod.containerId, pod_namespace: "default" };
+      expect(rulesets(state)).toMatchObject([row]);
+      const ledger = "SELECT plugin, decided_by, outcome FROM ledger WHERE plugin = 'nft'";
+      const noted = { plugin: "nft", decided_by: "network policy", outcome: "ok" };
+      expect(rowsOf(state, ledger)).toEqual([noted]);
+      expect(await pod.call("CHECK")).toMatchObject({ status: 0, stdout: "", stderr: "" });
+      await pod.del();
+      expect({ rules: rulesIn(pod), rows: rulesets(state) }).toEqual({ rules: "", rows: [] });
+    });
+  });
+
+  const unselected: [string, string, object][] = [
+    ["selects other pods", "db", { web: allowFrom() }],
+    ["is not there", "web", {}],
+  ];
+  test.each(unselected)("that %s leaves no trace", async (_, app, policies) => {
+    await withNode(async (node) => {
+      const state = makeNetworks(node);
+      const pod = node.pod();
+      know(state, { policies: policies as Record<string, object>, pods: seen(pod, app) });
+      await pod.add({ cni: "blue", args: args(pod) });
+      expect({ rules: rulesIn(pod), rows: rulesets(state) }).toEqual({ rules: "", rows: [] });
+    });
+  });
+
+  const old = 400_000;
+  const stale: [
+    why: string,
+    alive: number,
+    table: string,
+    msg: RegExp | undefined,
+    known: boolean,
+  ][] = [
+    [
+      "never known",
+      0,
+      "",
+      /: nothing is known of network policies on this node; check that genie/,
+      true,
+    ],
+    [
+      "too old",
+      old,
+      "",
+      /: network policies were last known 40\d s ago, at \S+Z, and policy.max_age allows 300 s;/,
+      true,
+    ],
+    ["of a clock that was set back", -old, "", /were last known -\d+ s ago/, true],
+    ["old, with more time", old, 'policy.max_age = "1h"', undefined, true],
+    ["too old, open", old, 'policy.when_stale = "open"', undefined, true],
+    ["never known, open", 0, 'policy.when_stale = "open"', undefined, false],
+  ];
+  test.each(stale)("inputs %s", async (_, age, table, msg, isClosed) => {
+    await withNode(async (node) => {
+      const state = makeNetworks(node, table);
+      const pod = node.pod();
+      const alive = age === 0 ? 0 : Date.now() - age;
+      know(state, { policies: { web: allowFrom() }, pods: seen(pod, "web"), alive });
+      const { status, json, stderr } = await pod.call("ADD", { cni: "blue", args: args(pod) });
+      if (msg) {
+        expect(json).toMatchObject({ code: 11, msg: expect.stringMatching(msg) });
+        expect({ status, links: pod.run("ls", "/sys/class/net").length > 0 }).toMatchObject({
+          status: 1,
+        });
+        expect(node.traces()).toMatchObject({ links: [], files: [], attachments: 0 });
+        expect(rulesIn(pod)).toBe("");
+        return;
+      }
+      expect({ status, isClosed: rulesIn(pod) !== "" }).toEqual({ status: 0, isClosed });
+      expect(stderr.includes("Attached by policy.when_stale")).toBe(table.includes("open"));
+    });
+  });
+
+  test.each([
+    ["a network that policy is not about", "red", ""],
+    ["a default network, enforced or not", "red", "policy.enforce = true"],
+  ])("stale inputs fail nothing for %s", async (_, cni, table) => {
+    await withNode(async (node) => {
+      makeNetworks(node, table);
+      const pod = node.pod();
+      await pod.add({ cni, args: args(pod) });
+      expect(rulesIn(pod)).toBe("");
+    });
+  });
+
+  test("a pod whose labels nobody knows is closed", async () => {
+    await withNode(async (node) => {
+      const state = makeNetworks(node);
+      const [pod, other] = [node.pod(), node.pod()];
+      know(state, { policies: { web: allowFrom() }, pods: seen(other, "web") });
+      const { json } = await pod.call("ADD", { cni: "blue", args: args(pod) });
+      expect(json?.code).toBe(11);
+      expect(json?.msg).toEndWith(
+        "its labels are not known: genie agent has not seen it, and no Kubernetes credentials " +
+          "are configured",
+      );
+      expect(node.traces().attachments).toBe(0);
+    });
+  });
+
+  test("rules that cannot be put in force fail the ADD, and all is undone", async () => {
+    await withNode(async (node) => {
+      const state = makeNetworks(node);
+      const pod = node.pod();
+      know(state, { policies: { web: allowFrom() }, pods: seen(pod, "web") });
+      fakePlugin(node.bin, "nft", "#!/bin/sh\necho no >&2\nexit 1\n");
+      const env = { PATH: `${node.bin}:${process.env["PATH"]}` };
+      const { json } = await pod.call("ADD", { cni: "blue", args: args(pod), env });
+      expect(json?.msg ?? "").toContain("Cannot put a network policy in force");
+      expect(node.traces()).toMatchObject({ links: [], files: [], attachments: 0 });
+    });
+  });
+
+  test("a damaged row is closed, with a listed code", async () => {
+    await withNode(async (node) => {
+      const state = makeNetworks(node);
+      const pod = node.pod();
+      know(state, { policies: { web: allowFrom() }, pods: seen(pod, "web") });
+      for (const object of ["{", "null", "[]", '{"namespace":"default","pods":7}']) {
+        const open = openState(makeHost(), state);
+        const [resource, namespace, name] = ["networkpolicies", "default", "web"] as const;
+        write(open, () => putInputs(open, [{ resource, namespace, name, object }]));
+        closeState(open);
+        const { json } = await pod.call("ADD", { cni: "blue", args: args(pod) });
+        expect(json).toMatchObject({ code: 106, msg: expect.stringContaining("is damaged") });
+      }
+      expect(rulesIn(pod)).toBe("");
+    });
+  });
+
+  test("two calls for one namespace share a table, which goes with the last", async () => {
+    await withNode(async (node) => {
+      const state = makeNetworks(node);
+      const pod = node.pod();
+      know(state, { policies: { web: allowFrom() }, pods: seen(pod, "web") });
+      await pod.add({ cni: "blue@eth0", args: args(pod) });
+      await pod.add({ cni: "blue@eth1", ifName: "eth1", args: args(pod) });
+      expect(rulesIn(pod)).toContain('iifname "eth0"');
+      expect(rulesIn(pod)).toContain('iifname "eth1"');
+      expect(rulesets(state)).toHaveLength(1);
+      await pod.del({ ifName: "eth0" });
+      expect(rulesIn(pod)).toContain('iifname "eth1"');
+      await pod.del({ ifName: "eth1" });
+      expect({ rules: rulesIn(pod), rows: rulesets(state) }).toEqual({ rules: "", rows: [] });
+    });
+  });
+
+  test("another ADD in the same namespace never meets the old rules", async () => {
+    await withNode(async (node) => {
+      const state = makeNetworks(node);
+      const pod = node.pod();
+      know(state, { policies: { web: allowFrom() }, pods: seen(pod, "web") });
+      await pod.add({ cni: "blue", args: args(pod) });
+      await pod.del();
+      know(state, { pods: seen(pod, "free") });
+      await pod.add({ cni: "blue", args: args(pod) });
+      expect(rulesIn(pod)).toBe("");
+    });
+  });
+
+  test("DEL without the namespace forgets its ruleset", async () => {
+    await withNode(async (node) => {
+      const state = makeNetworks(node);
+      const pod = node.pod();
+      know(state, { policies: { web: allowFrom() }, pods: seen(pod, "web") });
+      await pod.add({ cni: "blue", args: args(pod) });
+      pod.kill();
+      await pod.del({ netns: "" });
+      expect(rulesets(state)).toEqual([]);
+    });
+  });
+});
+
+test.skipIf(!canNetns)("labels of a pod that the agent has not seen are the API's", async () => {
+  await withNetns(async (netns) => {
+    const result = { cniVersion: "1.0.0", ips: [{ address: "10.9.0.2/24", interface: 0 }] };
+    const interfaces = [{ name: "eth0", sandbox: netns.path }];
+    const script = { ADD: { result: { ...result, interfaces } } };
+    using node = makeNode({
+      delegates: { plug: script },
+      lists: { "a.conflist": { cniVersion: "1.0.0", name: "a", plugins: [{ type: "plug" }] } },
+    });
+    const api = await startCluster(join(node.dir, "api"));
+    try {
+      api.put("/api/v1/namespaces/default/pods/web", podObject("web", "u1"));
+      const file = JSON.stringify(api.kubeconfig("token"));
+      const table = `[kubernetes]\nkubeconfig = ${file}\nstatus = "off"\n`;
+      writeTable(node, `${table}[plugins.a]\nenforce_policy = true\n`);
+      know(node.state, { policies: { web: allowFrom() } });
+      const add = (uid: string) =>
+        wire(node, {
+          command: "ADD",
+          env: {
+            PATH: process.env["PATH"],
+            CNI_NETNS: netns.path,
+            CNI_ARGS: `K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_UID=${uid}`,
+          },
+          stdin: annotated({ cni: "a" }),
+        });
+      const other = await add("u2");
+      expect(wireError(other)).toMatchObject({
+        code: 11,
+        msg: expect.stringContaining("made anew"),
+      });
+      expect(await add("u1")).toMatchObject({ status: 0 });
+      const rules = Bun.spawnSync(["ip", "netns", "exec", netns.name, "nft", "list", "ruleset"]);
+      expect(rules.stdout.toString()).toContain('iifname "eth0" goto ingress_0');
+    } finally {
+      await api.stop();
+    }
+  });
+});
+
+describe("takeFileLock()", () => {
+  test("gives one thing to one at a time, other things to others", async () => {
+    using dir = tempDir();
+    const host = { ...makeHost(), now: Date.now };
+    const file = join(dir.path, "lock");
+    const take = (thing: string, waitMs: number) =>
+      takeFileLock(host, file, thing, { what: thing, deadlineMs: Date.now() + waitMs });
+    const [a] = [await take("a", 0), await take("b", 0)];
+    expect(take("a", 10)).rejects.toThrow(`Cannot lock a: another genie holds it (${file})`);
+    const later = take("a", 60_000);
+    a.release();
+    (await later).release();
+  });
+
+  test("says what is wrong with the file", async () => {
+    const options = { what: "x", deadlineMs: 0 };
+    expect(takeFileLock(makeHost(), "/proc/none/lock", "x", options)).rejects.toThrow(
+      "Cannot use /proc/none/lock: ENOENT",
+    );
+  });
+});
+
+test("what is known is as old as the oldest part of it", () => {
+  using dir = tempDir();
+  const state = openState(makeHost(), dir.path);
+  const needed = neededResources(false);
+  expect(aliveSince(state, needed)).toBe(0);
+  putAlive(state, new Map(needed.map((one, i) => [one, 100 - i])));
+  expect(aliveSince(state, needed)).toBe(98);
+  expect(aliveSince(state, neededResources(true))).toBe(0);
+  closeState(state);
+});
+
+test("problems are new once", () => {
+  using dir = tempDir();
+  const state = openState(makeHost(), dir.path);
+  const problem = { kind: "NetworkPolicy", namespace: "a", name: "b", path: "spec", text: "odd" };
+  const other = { ...problem, text: "worse" };
+  expect(putProblems(state, [problem], 1)).toEqual([problem]);
+  expect(putProblems(state, [problem, other], 2)).toEqual([other]);
+  expect(putProblems(state, [other], 3)).toEqual([]);
+  expect(putProblems(state, [problem, other], 4)).toEqual([problem]);
+  closeState(state);
+});
