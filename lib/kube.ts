@@ -288,11 +288,19 @@ async function readAnswer(call: Call, response: Response): Promise<Answer> {
   return { status, headers, body: await readBody(response, bytesMax), bytesMax };
 }
 
-/** An `exec` plugin may hang: it is left behind then. */
-function readSecretsWithin(account: Account, signal: AbortSignal): Promise<Secrets> {
-  const secrets = readSecrets(account);
-  if (account.plugin === undefined) return secrets;
-  return Promise.race([secrets, ended(signal).then(() => Promise.reject(signal.reason))]);
+/** An `exec` plugin may hang: it is ended then, with all that it started. */
+async function readSecretsWithin(account: Account, signal: AbortSignal): Promise<Secrets> {
+  if (account.plugin === undefined) return readSecrets(account);
+  const { endOrphans, tokenVariable } = await import("./lock.ts");
+  const token = crypto.randomUUID();
+  const secrets = readSecrets(account, { name: tokenVariable, value: token });
+  const late = ended(signal).then(() => Promise.reject(signal.reason));
+  try {
+    return await Promise.race([secrets, late]);
+  } catch (error) {
+    if (signal.aborted) await endOrphans(token);
+    throw error;
+  }
 }
 
 /** The body, or undefined when it is larger than allowed; what is left of it is dropped then. */

@@ -27,8 +27,13 @@ export interface Account {
   cert?: Read;
   key?: Read;
   token?: Read;
-  /** Runs `exec` or `auth-provider`. */
-  plugin?: () => Promise<Secrets>;
+  /** Runs `exec`, with a variable more in its environment, or `auth-provider`. */
+  plugin?: (mark?: Variable) => Promise<Secrets>;
+}
+/** One variable of an environment. */
+export interface Variable {
+  name: string;
+  value: string;
 }
 type Read = (() => string) | undefined;
 
@@ -139,7 +144,7 @@ function accountOf(
     cert: pem(user["client-certificate-data"], user["client-certificate"]),
     key: pem(user["client-key-data"], user["client-key"]),
     ...((token || tokenPath) && { token: () => (useFile() ? readText(tokenPath) : (token ?? "")) }),
-    ...((exec || provider) && { plugin: () => askPlugin(file, cluster.server, user) }),
+    ...((exec || provider) && { plugin: (mark) => askPlugin(file, cluster.server, user, mark) }),
   };
 }
 
@@ -204,6 +209,7 @@ async function askPlugin(
   file: string,
   server: string,
   { exec, "auth-provider": authProvider }: v.InferOutput<typeof User>,
+  mark?: Variable,
 ): Promise<Secrets> {
   const { KubeConfig } = await import("@kubernetes/client-node");
   const config = new KubeConfig();
@@ -216,7 +222,11 @@ async function askPlugin(
     kind: "ExecCredential",
     spec: { interactive: false },
   };
-  const env = [{ name: "KUBERNETES_EXEC_INFO", value: JSON.stringify(info) }, ...(exec?.env ?? [])];
+  const env = [
+    { name: "KUBERNETES_EXEC_INFO", value: JSON.stringify(info) },
+    ...(exec?.env ?? []),
+    mark,
+  ];
   config.loadFromClusterAndUser(
     { name: "cluster", server, skipTLSVerify: false },
     { name: "user", authProvider, exec: exec && { ...exec, command, env } },
@@ -239,9 +249,17 @@ async function askPlugin(
   };
 }
 
-/** Reads what one request needs, afresh. @throws CniError 5 or 7 for files that do not serve */
-export async function readSecrets({ credential, ...account }: Account): Promise<Secrets> {
-  const asked = await account.plugin?.();
+/**
+ * Reads what one request needs, afresh.
+ *
+ * @param mark goes into the environment of an `exec` plugin, to find it by
+ * @throws CniError 5 or 7 for files that do not serve
+ */
+export async function readSecrets(
+  { credential, ...account }: Account,
+  mark?: Variable,
+): Promise<Secrets> {
+  const asked = await account.plugin?.(mark);
   const tls: Secrets["tls"] = account.serverName ? { serverName: account.serverName } : {};
   for (const name of ["ca", "cert", "key"] as const) {
     const pem = asked?.tls[name] ?? account[name]?.();

@@ -7,6 +7,7 @@ import { CniError, code, type Host } from "../lib/cni.ts";
 import { isConfigured, type KubeSettings } from "../lib/credentials.ts";
 import type { Kube } from "../lib/kube.ts";
 import { connect, isConflict, isNotFound, statusOf } from "../lib/kube.ts";
+import { processStarted } from "../lib/lock.ts";
 import { type ApiServer, type Fault, type Kind, startApiServer } from "./apiserver.ts";
 
 const dir = mkdtempSync(join(tmpdir(), "genie-kube-"));
@@ -365,12 +366,16 @@ describe("answers", () => {
     );
   });
 
-  test("a plugin for credentials that hangs costs the deadline as well", async () => {
-    writeFileSync(join(dir, "hang"), "#!/bin/sh\nexec sleep 2\n", { mode: 0o755 });
+  test("a plugin for credentials that hangs is ended at the deadline, with its child", async () => {
+    const pids = join(dir, "hang.pids");
+    const script = `#!/bin/sh\nsleep 300 &\necho $$ $! > ${pids}\nwait\n`;
+    writeFileSync(join(dir, "hang"), script, { mode: 0o755 });
     const file = writeConfig(trusted(), { exec: { command: "./hang" } });
-    const kube = await connect(makeHost(), settingsOf(file, { timeoutMs: 200 }));
-    expect((await failure(kube.get(podPath))).msg).toContain("no answer within 200 ms");
+    const kube = await connect(makeHost(), settingsOf(file, { timeoutMs: 1500 }));
+    expect((await failure(kube.get(podPath))).msg).toContain("no answer within 1500 ms");
     expect(kube.requests).toBe(0);
+    const running = readFileSync(pids, "utf8").trim().split(" ").map(Number).map(processStarted);
+    expect(running).toEqual(["", ""]);
   });
 
   test("a server that is not there is named", async () => {
