@@ -1,7 +1,9 @@
 /** `lib/trace.ts`, in itself and through the compiled program. */
 import { describe, expect, test } from "bun:test";
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { formatTrace, mark, startTrace } from "../lib/trace.ts";
-import { genieProgram, runGenie } from "./fakes.ts";
+import { fakePlugin, genieProgram, runGenie, tempDir } from "./fakes.ts";
 
 describe("formatTrace()", () => {
   test("tells nothing before a start, then adds up the stages of one name", () => {
@@ -32,5 +34,37 @@ describe("GENIE_TRACE", () => {
       stderr: expect.stringMatching(stderr),
     });
     expect(JSON.parse(run.stdout).cniVersion).toBe("1.1.0");
+  });
+
+  test("1 tells the stages of an ADD, in their order and in one line", async () => {
+    using dir = tempDir();
+    const at = (name: string) => join(dir.path, name);
+    fakePlugin(dir.path, "bridge", `#!/bin/sh\ncat >/dev/null\necho '{"cniVersion":"1.0.0"}'\n`);
+    writeFileSync(at("netns"), "");
+    writeFileSync(
+      at("plugins.toml"),
+      `conf_dir = "${dir.path}"\nbin_dirs = []\nstate_dir = "${at("state")}"\n` +
+        `[plugins.a.config]\ncniVersion = "1.0.0"\nplugins = [{ type = "bridge" }]\n`,
+    );
+    const config = {
+      ...{ cniVersion: "1.0.0", name: "genie", type: "genie", plugins_file: at("plugins.toml") },
+      runtimeConfig: { "io.kubernetes.cri.pod-annotations": { cni: "a" } },
+    };
+    const { status, stderr, stdout } = await runGenie(
+      genieProgram(),
+      {
+        ...{ CNI_COMMAND: "ADD", CNI_CONTAINERID: "c1", CNI_IFNAME: "eth0", CNI_PATH: dir.path },
+        ...{ CNI_NETNS: at("netns"), GENIE_TRACE: "1" },
+      },
+      JSON.stringify(config),
+    );
+    expect({ stdout: JSON.parse(stdout), lines: stderr.split("\n").length }).toMatchObject({
+      ...{ stdout: { cniVersion: "1.0.0" }, lines: 2 },
+    });
+    const { genieTraceUs: stages } = JSON.parse(stderr);
+    const main = ["request", "config", "open", "plan", "attach", "commit", "answer"];
+    expect(Object.keys(stages).filter((name) => main.includes(name))).toEqual(main);
+    expect(Object.values(stages).every((us) => Number.isInteger(us) && Number(us) >= 0)).toBe(true);
+    expect(status).toBe(0);
   });
 });

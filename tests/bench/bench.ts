@@ -201,7 +201,7 @@ async function main(): Promise<number> {
     const peers = options.peers.map(readPeer);
     const isMounted = process.env[mountsMarker] !== undefined;
     if (needFolders(peers) && !isMounted) {
-      return enterMounts([import.meta.path, ...args], mountsMarker);
+      return await enterMounts([import.meta.path, ...args], mountsMarker, interrupted.signal);
     }
     if (options.binary === "") command(process.execPath, "tests/build.ts");
     const binary = resolve(options.binary || join(root, "dist", "genie"));

@@ -58,16 +58,18 @@ export function needFolders(peers: Peer[]): boolean {
 }
 
 /**
- * Runs this program again with a mount namespace of its own, and hands on how it ended.
+ * Runs this program again with a mount namespace of its own, and hands on how it ended; an abort
+ * ends it.
  * @returns its exit status
  */
-export function enterMounts(argv: string[], marker: string): number {
+export function enterMounts(argv: string[], marker: string, signal: AbortSignal): Promise<number> {
   const words = ["unshare", "--mount", "--propagation", "private", "--", process.execPath];
-  const { exitCode } = Bun.spawnSync([...words, ...argv], {
+  const child = Bun.spawn([...words, ...argv], {
     env: { ...process.env, [marker]: "1" },
     stdio: ["inherit", "inherit", "inherit"],
   });
-  return exitCode;
+  signal.addEventListener("abort", () => child.kill("SIGTERM"));
+  return child.exited;
 }
 
 /** Mounts the bench's folders where CNI says. Only in a mount namespace of our own. */
