@@ -78,14 +78,16 @@ function machine(pluginDir: string) {
 async function runStorms(
   node: BenchNode,
   all: Scenario[],
-  { options: { stormCounts, storms: repetitions }, peers, signal }: Run,
+  { options, peers, signal }: Run,
 ): Promise<Storm[]> {
   const first = all.find(({ name }) => name === stormScenarios[0]);
   const names = [first?.baseline, ...stormScenarios, ...peers.map(peerStorm)];
   const contenders = all.filter(({ name }) => names.includes(name));
   for (const scenario of contenders) await scenario.prepare?.(node);
   const storms: Storm[] = [];
-  for (const count of stormCounts) {
+  for (const count of options.stormCounts) {
+    // A larger one has more to take the middle of in itself.
+    const repetitions = Math.max(1, Math.round((options.storms * 100) / Math.max(100, count)));
     for (let i = 0; i <= repetitions; i++) {
       const withMemory = i === repetitions;
       for (const scenario of i % 2 === 0 ? contenders : contenders.toReversed()) {

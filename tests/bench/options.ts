@@ -41,7 +41,7 @@ export interface Options {
   /** Part of a contender's name. */
   only: string;
   stormCounts: number[];
-  /** Storms per contender and count, besides one for memory. */
+  /** Storms of 100 per contender, fewer of more; besides one for memory. */
   storms: number;
   scale: { rounds: number; rows: number; live: number };
   binary: string;

@@ -78,6 +78,9 @@ export function mountFolders(node: BenchNode, peers: Peer[]): void {
   const shared = join(node.dir, "mounted");
   mkdirSync(join(shared, "state"), { recursive: true });
   writeLists(node, join(shared, "net.d"), lowest);
+  // Also for the pods, whose namespaces other programs would see as files that mean nothing.
+  mkdirSync("/run/netns", { recursive: true });
+  command("mount", "-t", "tmpfs", "tmpfs", "/run/netns");
   const folders: [from: string, to: string][] = [
     [join(shared, "net.d"), "/etc/cni/net.d"],
     [node.pluginDir, "/opt/cni/bin"],
