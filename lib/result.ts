@@ -85,8 +85,8 @@ export function pointAt(ip: Ip, index: number | undefined, interfaces: Interface
 /**
  * The result as it goes on the wire in `version`, `cniVersion` included. What a version cannot say
  * is left out: before 1.1.0 interface `mtu`, `socketPath`, `pciID` and every route key but `dst`
- * and `gw`; before 0.3.0 the interfaces and all but one address per family (see `toIp4Shape`).
- * `interfaces`, `ips` and `routes` are always lists; `dns` is left out when empty, as in libcni.
+ * and `gw`; before 1.0.0 a gateway of the other family; before 0.3.0 the interfaces and all but one
+ * address per family. `interfaces`, `ips` and `routes` are always lists; empty `dns` is left out.
  */
 export function toVersion(result: Result, version: CniVersion): Record<string, unknown> {
   const dns = Object.keys(result.dns).length > 0 ? { dns: result.dns } : {};
@@ -95,10 +95,9 @@ export function toVersion(result: Result, version: CniVersion): Record<string, u
   }
   const namesFamily = compareVersions(version, "1.0.0") < 0;
   const { interfaces, routes } = result;
-  const ips = result.ips.map((ip) => ({
-    ...(namesFamily && { version: String(family(ip.address)) }),
-    ...pointAt(ip, ip.interface, interfaces),
-  }));
+  const pointed = result.ips.map((ip) => pointAt(ip, ip.interface, interfaces));
+  const withFamily = (ip: Ip) => ({ version: `${family(ip.address)}`, ...withOwnGateway(ip) });
+  const ips = namesFamily ? pointed.map(withFamily) : pointed;
   if (version === "1.1.0") return { cniVersion: version, interfaces, ips, routes, ...dns };
   const links = interfaces.map(({ name, mac, sandbox }) => compact({ name, mac, sandbox }));
   return { cniVersion: version, interfaces: links, ips, routes: routes.map(plainRoute), ...dns };
@@ -115,10 +114,15 @@ function toIp4Shape({ interfaces, ips, routes }: Result): Record<string, unknown
     const candidates = ips.filter(({ address }) => family(address) === wanted);
     const ip = candidates.find(isOfPod) ?? candidates[0];
     const own = routes.filter(({ dst }) => family(dst) === wanted).map(plainRoute);
-    const { address, gateway } = ip ?? {};
+    const { address, gateway } = withOwnGateway(ip ?? { address: "" });
     return ip && compact({ ip: address, gateway, routes: own.length > 0 ? own : undefined });
   };
   return compact({ ip4: ofFamily(4), ip6: ofFamily(6) });
+}
+
+/** Before 1.0.0 a gateway is of the family of its address: "valid for the given `version`". */
+function withOwnGateway({ gateway, ...ip }: Ip): Ip {
+  return gateway && family(gateway) === family(ip.address) ? { ...ip, gateway } : ip;
 }
 
 function plainRoute({ dst, gw }: Route): object {
@@ -217,13 +221,11 @@ function routesWithGateway({ ips, routes }: Result): Route[] {
 }
 
 function uniqueRoutes(routes: Route[]): Route[] {
-  const unique = new Map<string, Route>();
-  for (const route of routes) {
+  const same = Map.groupBy(routes, (route) => {
     const { dst, gw, priority, scope } = route;
-    const key = JSON.stringify([dst, gw, priority, scope, isInMainTable(route) || route.table]);
-    if (!unique.has(key)) unique.set(key, route);
-  }
-  return [...unique.values()];
+    return JSON.stringify([dst, gw, priority, scope, isInMainTable(route) || route.table]);
+  });
+  return [...same.values()].flatMap(([first]) => first ?? []);
 }
 
 function mergeDns(parts: Result[]): Dns {
@@ -231,9 +233,8 @@ function mergeDns(parts: Result[]): Dns {
     const values = new Set(parts.flatMap(({ dns }) => dns[key] ?? []));
     return values.size > 0 && { [key]: [...values] };
   };
-  const domain = parts.find(({ dns }) => dns.domain)?.dns.domain;
-  const own = domain !== undefined && { domain };
-  return { ...joined("nameservers"), ...own, ...joined("search"), ...joined("options") };
+  const domain = compact({ domain: parts.find(({ dns }) => dns.domain)?.dns.domain });
+  return { ...joined("nameservers"), ...domain, ...joined("search"), ...joined("options") };
 }
 
 /** Tables 0 (unspecified) and 254 are what a route without `table` goes to. */

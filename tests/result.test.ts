@@ -343,6 +343,22 @@ describe("toVersion()", () => {
       "0.2.0",
       { ip4: { ip: "10.1.0.5/16" }, ip6: { ip: "fd00::1/64" } },
     ],
+    ...(["0.2.0", "0.4.0", "1.0.0"] as const).map(
+      (version): [string, Partial<Result>, CniVersion, object] => [
+        "a gateway of the other family",
+        { ips: [{ address: "10.1.0.5/16", gateway: "fd00::1" }] },
+        version,
+        {
+          "0.2.0": { ip4: { ip: "10.1.0.5/16" } },
+          "0.4.0": { interfaces: [], ips: [{ version: "4", address: "10.1.0.5/16" }], routes: [] },
+          "1.0.0": {
+            interfaces: [],
+            ips: [{ address: "10.1.0.5/16", gateway: "fd00::1" }],
+            routes: [],
+          },
+        }[version],
+      ],
+    ),
   ])("%s (case %#)", (_, result, version, expected) => {
     expect(toVersion({ ...empty, ...result }, version)).toEqual({
       cniVersion: version,
