@@ -3,6 +3,7 @@
  * that wait to be published. What writes is called inside a transaction of `database.ts`. Rows are
  * hostile until parsed: one that cannot be read must not cost the others (design D4).
  */
+import { isAbsolute } from "node:path";
 import { CniError, code, type Host, isSupported, log, toCniError } from "./cni.ts";
 import { read, type State } from "./database.ts";
 import { isObject, parseJson } from "./json.ts";
@@ -305,7 +306,7 @@ function isStoredPlan(plan: unknown): plan is Attachment {
     list["plugins"].every((plugin) => isObject(plugin) && typeof plugin["type"] === "string") &&
     Array.isArray(plugins) &&
     plugins.length === list["plugins"].length &&
-    plugins.every((path) => typeof path === "string")
+    plugins.every((path) => typeof path === "string" && isAbsolute(path))
   );
 }
 

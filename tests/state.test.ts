@@ -138,6 +138,8 @@ const damage: [string, string][] = [
   ["lacks its plugins", "json_remove(plan, '$.list.plugins')"],
   ["has no plugin", "json_set(plan, '$.list.plugins', json('[]'), '$.plugins', json('[]'))"],
   ["lacks a binary", "json_set(plan, '$.plugins', json('[]'))"],
+  ["has a binary without a folder", "json_set(plan, '$.plugins[0]', 'bridge')"],
+  ["has a binary without a name", "json_set(plan, '$.plugins[0]', '')"],
   ["has a plugin without type", "json_remove(plan, '$.list.plugins[0].type')"],
   ["has an unknown version", "json_set(plan, '$.list.cniVersion', '9.9.9')"],
   ["lacks a key", "json_remove(plan, '$.cniPath')"],
