@@ -16,9 +16,8 @@ export function randomOf(seed: number): Random {
 
 /** One of a list, each as likely as the others. @throws Error when there is none */
 export function pick<T>(random: Random, from: readonly T[]): T {
-  const found = from[random(from.length)];
-  if (found === undefined) throw new Error("Cannot pick from an empty list");
-  return found;
+  if (from.length === 0) throw new Error("Cannot pick from an empty list");
+  return from[random(from.length)] as T;
 }
 
 /** True once in so many times. */

@@ -17,6 +17,7 @@ export const parts: Record<string, () => Promise<Part>> = {
   state: async () => (await import("./state.ts")).state,
   api: async () => (await import("./api.ts")).api,
   storm: async () => (await import("./storm.ts")).storm,
+  fuzz: async () => (await import("./fuzz.ts")).fuzz,
 };
 
 /** Runs one part, in its time. */

@@ -1,0 +1,39 @@
+/**
+ * One call of the protocol inside this process: what `genie.ts` does with its streams and its exit
+ * status, as a function of a host.
+ */
+import { add } from "../../lib/attach.ts";
+import { check } from "../../lib/check.ts";
+import {
+  type Host,
+  isSupported,
+  toCniError,
+  version,
+  writeError,
+  writeResult,
+} from "../../lib/cni.ts";
+import { del } from "../../lib/detach.ts";
+import { gc } from "../../lib/gc.ts";
+import { status } from "../../lib/ready.ts";
+import { readCommand, readRequest } from "../../lib/request.ts";
+
+const operations = { ADD: add, CHECK: check, STATUS: status, DEL: del, GC: gc };
+
+/** Answers one call; returns the exit status. Never rejects. */
+export async function answer(host: Host): Promise<number> {
+  let cniVersion: string | undefined;
+  try {
+    const command = readCommand(host.env);
+    if (command === "VERSION") {
+      writeResult(host, version());
+      return 0;
+    }
+    const request = readRequest(host, command);
+    cniVersion = request.cniVersion;
+    writeResult(host, await operations[command](host, request));
+    return 0;
+  } catch (error) {
+    writeError(host, toCniError(error), isSupported(cniVersion) ? cniVersion : undefined);
+    return 1;
+  }
+}
