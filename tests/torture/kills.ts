@@ -1,8 +1,9 @@
 /**
- * genie killed with SIGKILL at random instants of ADD and DEL, on a node of its own with the real
- * plugins: alone, so that its delegates become orphans, or together with all it started. Then what
- * a runtime does: sometimes the ADD once more, at last DEL. Nothing may be left of the pod, and a
- * pod beside it must not notice.
+ * SIGKILL at random instants of ADD and DEL, on a node of its own with the real plugins: for genie
+ * alone, so that its delegates become orphans; for all it started with it; or for its delegates
+ * alone, as when memory runs out, and then genie has to clean up by itself. Then what a runtime
+ * does: sometimes the ADD once more, at last DEL. Nothing may be left of the pod, and a pod beside
+ * it must not notice.
  */
 import { Database } from "bun:sqlite";
 import { rmSync, statSync } from "node:fs";
@@ -86,17 +87,24 @@ function rows(node: Node, table: "operations" | "attachments"): Record<string, u
 /** How a call is killed. */
 interface Kill {
   afterMs: number;
-  /** With all it started. */
-  everything: boolean;
+  victims: "genie" | "genie and all it started" | "its delegates";
 }
 
 const drawKill = (random: Random, durationMs: number): Kill => ({
   afterMs: (random(1050) / 1000) * durationMs,
-  everything: oneIn(random, 3),
+  victims: pick(random, ["genie", "genie", "genie and all it started", "its delegates"]),
 });
 
-/** Makes a call and kills it; true when it had not ended before. */
-async function killed(pod: Pod, verb: string, cni: string, kill: Kill): Promise<boolean> {
+/** How a call ended that was to be killed. */
+interface Killed {
+  /** Was there still somebody to kill? */
+  isHit: boolean;
+  /** Of a call whose delegates alone were killed: did it say that it failed? */
+  hasFailed: boolean;
+}
+
+/** Makes a call and kills what it is told to. */
+async function killed(pod: Pod, verb: string, cni: string, kill: Kill): Promise<Killed> {
   const mark = newMark();
   const { words, env, stdin } = pod.prepare(verb, options(cni));
   const child = Bun.spawn(words, {
@@ -108,12 +116,19 @@ async function killed(pod: Pod, verb: string, cni: string, kill: Kill): Promise<
     stderr: "ignore",
   });
   await Promise.race([Bun.sleep(kill.afterMs), child.exited]);
-  const isEarly = child.exitCode === null;
-  if (kill.everything) endMarked(mark);
+  marks.get(pod)?.push(mark);
+  if (kill.victims === "its delegates") {
+    let isHit = false;
+    for (; !isHit && child.exitCode === null; await Bun.sleep(1)) {
+      isHit = endMarked(mark, child.pid) > 0;
+    }
+    await child.exited;
+    return { isHit, hasFailed: child.exitCode !== 0 };
+  }
+  if (kill.victims !== "genie") endMarked(mark);
   child.kill("SIGKILL");
   await child.exited;
-  marks.get(pod)?.push(mark);
-  return isEarly && child.signalCode === "SIGKILL";
+  return { isHit: child.signalCode === "SIGKILL", hasFailed: false };
 }
 
 /** The marks of every call of a pod. */
@@ -140,6 +155,10 @@ async function endPod(node: Node, pod: Pod, before: object): Promise<void> {
   if (status !== 0 || stdout !== "") throw new Error(`DEL failed: ${stdout}${stderr}`);
   const orphans = (marks.get(pod) ?? []).flatMap((mark) => marked(mark));
   if (orphans.length > 0) throw new Error(`orphans after DEL: ${orphans.map(commandOf).join()}`);
+  await wantSame(node, before);
+}
+
+async function wantSame(node: Node, before: object): Promise<void> {
   // The kernel removes the interfaces of a dead namespace in its own time.
   let now = onNode(node);
   for (let tries = 0; tries < 300 && !Bun.deepEquals(now, before); tries++) {
@@ -177,22 +196,26 @@ async function killPod(
   const loses = oneIn(random, 4);
   const delKill = oneIn(random, 3) ? draw("DEL") : undefined;
   const told =
-    `${verb} ${cni} killed after ${kill.afterMs.toFixed(1)} ms` +
-    `${kill.everything ? " with all it started" : ""}${again ? ", ADD again" : ""}` +
-    `${loses ? ", namespace gone" : ""}${delKill ? `, DEL killed (${delKill.afterMs} ms)` : ""}`;
+    `${verb} ${cni}, ${kill.victims} killed after ${kill.afterMs.toFixed(1)} ms` +
+    `${again ? ", ADD again" : ""}` +
+    `${loses ? ", namespace gone" : ""}` +
+    (delKill ? `; of DEL ${delKill.victims} after ${delKill.afterMs.toFixed(1)} ms` : "");
   const before = onNode(node);
   const pod = node.pod();
   marks.set(pod, []);
   try {
     if (verb === "DEL") await pod.add(options(cni));
-    count((await killed(pod, verb, cni, kill)) ? "kills" : "calls that were faster");
+    const { isHit, hasFailed } = await killed(pod, verb, cni, kill);
+    count(isHit ? "kills" : "calls that were faster");
+    if (kill.victims !== "genie") count("addresses host-local lost", takeNobodysAddresses(node));
+    // Nobody sends a DEL for the rest of an ADD that failed, once the runtime has given up.
+    if (verb === "ADD" && hasFailed) await wantSame(node, before);
     if (again) {
       await addAgain(node, pod, cni);
       count("second ADDs");
     }
     if (loses) pod.kill();
-    if (delKill && (await killed(pod, "DEL", cni, delKill))) count("kills");
-    if (kill.everything && takeNobodysAddresses(node) > 0) count("addresses host-local lost");
+    if (delKill && (await killed(pod, "DEL", cni, delKill)).isHit) count("kills");
     await endPod(node, pod, before);
   } catch (error) {
     throw new Error(`${told}: ${error instanceof Error ? error.message : error}`);
@@ -222,6 +245,6 @@ export const kills: Part = {
   run: async (asked) => {
     if (skipReason) throw new Error(skipReason);
     const durations = await measure();
-    return runCases(asked, { short: 8, full: 75, workers: 3 }, (one) => runCase(one, durations));
+    return runCases(asked, { short: 10, full: 75, workers: 3 }, (one) => runCase(one, durations));
   },
 };

@@ -15,15 +15,17 @@ export function marked(mark: Record<string, string>): number[] {
     .filter((pid) => pid !== process.pid && environment(pid).includes(line));
 }
 
-/** Ends all of them. */
-export function endMarked(mark: Record<string, string>): void {
-  for (const pid of marked(mark)) {
+/** Ends all of them but one, and returns how many those were. */
+export function endMarked(mark: Record<string, string>, but?: number): number {
+  const found = marked(mark).filter((pid) => pid !== but);
+  for (const pid of found) {
     try {
       process.kill(pid, "SIGKILL");
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error;
     }
   }
+  return found.length;
 }
 
 function environment(pid: number): string[] {

@@ -96,7 +96,7 @@ export async function runCases(
   };
   await Promise.all(Array.from({ length: Math.min(workers, total) }, (_, i) => work(i)));
   const left = total - next;
-  if (left > 0) count("cases left out, the time was over", left);
+  if (left > 0) count("cases left out", left);
   return { counts, failures };
 }
 
