@@ -113,6 +113,24 @@ Files that were changed since they were installed stay.`,
       return runUninstall(host, flags);
     },
   },
+  doctor: {
+    usage: "[--conf-dir DIR] [--host-root DIR] [--json]",
+    summary: "look over this node: what is wrong, and what to do about it",
+    help: `  --conf-dir DIR       where the runtime looks for CNI configs, default /etc/cni/net.d
+  --host-root DIR      the node's root, where it is mounted in a container: /host
+  --json               one JSON document, for programs
+
+Changes nothing. Status 1 when there is a problem; warnings alone are 0.`,
+    options: {
+      "conf-dir": { type: "string" },
+      "host-root": { type: "string" },
+      json: { type: "boolean" },
+    },
+    run: async (host, flags) => {
+      const { runDoctor } = await import("./doctor.ts");
+      return runDoctor(host, flags, terminalWidth());
+    },
+  },
   manifest: {
     usage: "[options]",
     summary: "print what a cluster needs of genie, for kubectl apply -f -",

@@ -59,6 +59,8 @@ export interface Kube {
   readonly credential: string;
   /** HTTP requests made, repetitions included. */
   readonly requests: number;
+  /** What the server's clock said in its last answer; undefined where it has not said. */
+  readonly serverMs: number | undefined;
   /** Reads an object or a list. @throws CniError 11, see {@link isNotFound} */
   get(path: readonly string[]): Promise<unknown>;
   /** Reads one page of a list. @throws CniError 11 */
@@ -111,6 +113,9 @@ export async function connect(host: Host, settings: KubeSettings): Promise<Kube>
     get requests() {
       return session.requests;
     },
+    get serverMs() {
+      return session.serverMs;
+    },
     get: (path) => send(session, { method: "GET", path }),
     list: async (path, query) => {
       // `send` gives objects alone.
@@ -148,6 +153,7 @@ interface Session {
   timeoutMs: number;
   untilMs: number | undefined;
   requests: number;
+  serverMs?: number;
 }
 /**
  * One call within one deadline. A server that is too busy says when to come back, and knows: to
@@ -263,7 +269,7 @@ async function request(
   const sent = call.body === undefined ? {} : { body: JSON.stringify(call.body) };
   const { headers, tls } = await readSecretsWithin(session.account, signal);
   session.requests++;
-  return fetch(url, {
+  const response = await fetch(url, {
     method: call.method,
     headers: {
       ...headers,
@@ -280,6 +286,9 @@ async function request(
     // Said aloud, because NODE_TLS_REJECT_UNAUTHORIZED=0 would switch it off.
     tls: { ...tls, rejectUnauthorized: true },
   });
+  const said = Date.parse(response.headers.get("Date") ?? "");
+  if (!Number.isNaN(said)) session.serverMs = said;
+  return response;
 }
 
 async function readAnswer(call: Call, response: Response): Promise<Answer> {

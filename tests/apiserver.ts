@@ -76,6 +76,8 @@ export interface ApiServer {
   rotate(what: "certificate" | "authority"): Promise<void>;
   /** Holds the answer to each request until it is done, where it is set. */
   gate?: (seen: Seen) => Promise<void>;
+  /** What a SelfSubjectAccessReview says of these attributes, where it is set. */
+  review?: (attributes: Record<string, string>) => boolean;
   put(path: string, object: Json): void;
   object(path: string): Json | undefined;
   remove(path: string): void;
@@ -119,7 +121,7 @@ export async function startApiServer(
     else if (isKnown) {
       const items = [...objects].filter(([key]) => isInside(key, pathname));
       answer(response, { status: 200, body: cache.list(pathname, items, searchParams) });
-    } else answer(response, serve(objects, seen, cache));
+    } else answer(response, review(seen, api) ?? serve(objects, seen, cache));
   };
   let server = await listen(dir, listener);
   const { port } = server.address() as AddressInfo;
@@ -289,6 +291,15 @@ function serve(
 function patchTypes(path: string): string[] {
   const types = ["application/merge-patch+json"];
   return path.startsWith("/api/v1/") ? [...types, "application/strategic-merge-patch+json"] : types;
+}
+
+/** May the one who asks do that? (authorization.k8s.io/v1) */
+function review({ method, path, body, user }: Seen, api: ApiServer): Answer | undefined {
+  const isReview = method === "POST" && path.endsWith("/selfsubjectaccessreviews");
+  if (!isReview || user === "nobody" || api.review === undefined) return undefined;
+  const asked = JSON.parse(body);
+  const allowed = api.review(asked.spec.resourceAttributes);
+  return { status: 201, body: { ...asked, metadata: {}, status: { allowed } } };
 }
 
 function create(objects: Map<string, Json>, collection: string, object: Json): Answer {

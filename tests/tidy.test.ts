@@ -17,7 +17,7 @@ const layers: string[][] = [
   [
     ...["access", "crds", "html", "ip", "libc", "output", "quantity", "report_assets", "schema"],
     ...["select", "table", "text", "trace", "usage"],
-    ...["containerfile"],
+    ...["containerfile", "finding"],
   ],
   ["access_nad", "cni", "credentials", "netns"],
   [
@@ -68,7 +68,9 @@ const layers: string[][] = [
   // What genie is asked to do, one module each.
   ["agent", "attach", "check", "detach", "explain", "gc", "ready", "report_command", "validate"],
   ["manifest", "readiness"],
-  ["install", "manifest_command"],
+  ["install", "manifest_command", "node_view"],
+  ["doctor_api", "doctor_networks", "doctor_node", "doctor_plugins", "doctor_runtime"],
+  ["doctor"],
   ["uninstall"],
   ["commands"],
   ["cli"],
@@ -76,7 +78,7 @@ const layers: string[][] = [
 
 /** Modules that decide on plain data: no file, clock, process or network; tests need no host. */
 const pure = [
-  ...["containerfile", "manifest"],
+  ...["containerfile", "finding", "manifest"],
   ...[
     "access",
     "access_nad",
