@@ -175,6 +175,26 @@ Writes one line per event to stderr. Pods start and stop without it, see [policy
     options: { json: { type: "boolean" } },
     run: runVersion,
   },
+  completion: {
+    usage: "bash|zsh|fish",
+    summary: "print what lets a shell complete these commands",
+    help: `  bash                 . <(genie completion bash)
+  zsh                  genie completion zsh > "\${fpath[1]}/_genie"
+  fish                 genie completion fish | source`,
+    options: {},
+    words: true,
+    run: async (host, flags) => {
+      const { formatCompletion, shellNames } = await import("./completion.ts");
+      const commands = Object.entries(commandLines).map(
+        ([name, { summary, help, options = {} }]) => ({
+          ...{ name, summary, help, options },
+          ...(name === "completion" && { words: shellNames }),
+        }),
+      );
+      host.stdout(formatCompletion(flags, commands));
+      return 0;
+    },
+  },
   report: {
     usage: "[pod NAMESPACE/NAME] [options]",
     summary: "show requests, networks, attachments and what failed, of the record",

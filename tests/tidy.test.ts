@@ -70,7 +70,7 @@ const layers: string[][] = [
   ["manifest", "readiness"],
   ["install", "manifest_command", "node_view"],
   ["doctor_api", "doctor_networks", "doctor_node", "doctor_plugins", "doctor_runtime"],
-  ["doctor"],
+  ["completion", "doctor"],
   ["uninstall"],
   ["commands"],
   ["cli"],
@@ -78,7 +78,7 @@ const layers: string[][] = [
 
 /** Modules that decide on plain data: no file, clock, process or network; tests need no host. */
 const pure = [
-  ...["containerfile", "finding", "manifest"],
+  ...["completion", "containerfile", "finding", "manifest"],
   ...[
     "access",
     "access_nad",
