@@ -225,7 +225,7 @@ async function askPlugin(
   const env = [
     { name: "KUBERNETES_EXEC_INFO", value: JSON.stringify(info) },
     ...(exec?.env ?? []),
-    mark,
+    ...(mark ? [mark] : []),
   ];
   config.loadFromClusterAndUser(
     { name: "cluster", server, skipTLSVerify: false },

@@ -7,6 +7,7 @@ import { CniError, code, type Host } from "../lib/cni.ts";
 import { isConfigured, type KubeSettings } from "../lib/credentials.ts";
 import type { Kube } from "../lib/kube.ts";
 import { connect, isConflict, isNotFound, statusOf } from "../lib/kube.ts";
+import { findAccount, readSecrets } from "../lib/kubeconfig.ts";
 import { processStarted } from "../lib/lock.ts";
 import { type ApiServer, type Fault, type Kind, startApiServer } from "./apiserver.ts";
 
@@ -138,6 +139,13 @@ describe("credentials", () => {
     ]);
     for (const kube of all) expect((await kube.getPod("blue", "web")).metadata.uid).toBe("u-1");
     expect(all[0]?.credential).toBe("k8s_auth_token");
+  });
+
+  test("readSecrets() runs an exec plugin that nobody is to find again", async () => {
+    const { headers } = await readSecrets(
+      findAccount(makeHost(), settingsOf(server.kubeconfig("exec"))),
+    );
+    expect(headers).toEqual({ Authorization: `Bearer ${server.token}` });
   });
 
   test("a token file is read for each request", async () => {
