@@ -144,6 +144,14 @@ const parentless = new Set([
   ...["ptp", "loopback", "dummy", "portmap", "bandwidth", "firewall", "sbr", "tuning", "vrf"],
 ]);
 
+/** Types of plugins of which it is known what device they take, or that they take none. */
+export const knownPlugins: readonly string[] = [...Object.keys(parents), ...parentless];
+
+/** The key under which a plugin of this type names its device, where it takes one. */
+export function parentKeyOf(type: string): string | undefined {
+  return Object.hasOwn(parents, type) ? parents[type]?.key : undefined;
+}
+
 function masterIssue(
   masters: readonly string[],
   { type, config }: { type: string; config: Record<string, unknown> },

@@ -139,6 +139,9 @@ Changes nothing. Status 1 when there is a problem; warnings alone are 0.`,
   --table FILE         the plugin table of all nodes; default: one that explains every key
   --features LIST      rights for more than ADD and DEL: policy, switch; default: those that the
                        table switches on, "" for none
+  --access             print the table's rules of access as ValidatingAdmissionPolicies instead:
+                       what a node would refuse is refused at kubectl apply
+  --webhook --ca FILE  print what runs genie webhook instead, with the authority of its certificate
   --containerfile      print how to build the image instead
   --json               one JSON document, for programs`,
     options: {
@@ -146,6 +149,9 @@ Changes nothing. Status 1 when there is a problem; warnings alone are 0.`,
       image: { type: "string" },
       table: { type: "string" },
       features: { type: "string" },
+      access: { type: "boolean" },
+      webhook: { type: "boolean" },
+      ca: { type: "string" },
       containerfile: { type: "boolean" },
       json: { type: "boolean" },
     },
@@ -166,6 +172,28 @@ Writes one line per event to stderr. Pods start and stop without it, see [policy
     run: async (host, flags) => {
       const { runAgent } = await import("./agent.ts");
       return runAgent(host, flags);
+    },
+  },
+  webhook: {
+    usage: "--cert FILE --key FILE [--listen ADDRESS:PORT] [--kubeconfig FILE]",
+    summary: "answer the API server whether a Logicalnetwork may be; see genie manifest --webhook",
+    help: `  --cert FILE          the certificate in PEM, and
+  --key FILE           its key; both are read again when they change
+  --listen ADDR:PORT   where to listen, default 0.0.0.0:8443
+  --kubeconfig FILE    how to ask the API; default: /etc/cni/genie/kubeconfig, else the service
+                       account of the pod
+
+POST /validate answers an AdmissionReview of admission.k8s.io/v1, GET /healthz says ok. Where the
+API cannot be asked nothing is let through. Ends with SIGTERM or SIGINT.`,
+    options: {
+      cert: { type: "string" },
+      key: { type: "string" },
+      listen: { type: "string" },
+      kubeconfig: { type: "string" },
+    },
+    run: async (host, flags) => {
+      const { runWebhook } = await import("./webhook.ts");
+      return runWebhook(host, flags);
     },
   },
   version: {

@@ -1,14 +1,16 @@
 /** `genie manifest`: what a cluster needs of genie, as YAML for `kubectl apply -f -`. */
 import manifest from "../package.json";
 import defaultTable from "../plugins.toml" with { type: "text" };
+import { compileAccess } from "./admission.ts";
 import { CniError, code, type Host } from "./cni.ts";
 import { parseConfig } from "./config.ts";
 import type { Config } from "./config_schema.ts";
 import { formatContainerfile } from "./containerfile.ts";
 import { toYaml } from "./crds.ts";
-import { type Feature, features, makeManifest } from "./manifest.ts";
+import { type Feature, features, type KubeObject, makeManifest } from "./manifest.ts";
 import { digest, readIfThere } from "./place.ts";
 import { type Flags, text, UsageError } from "./usage.ts";
+import { makeWebhook } from "./webhook_manifest.ts";
 
 /**
  * Runs `genie manifest`.
@@ -21,12 +23,23 @@ export function runManifest(host: Host, flags: Flags): number {
     return 0;
   }
   const table = readTable(text(flags, "table"));
-  const objects = makeManifest({
+  const place = {
     namespace: checked(flags, "namespace", "genie-system", /^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/),
     image: checked(flags, "image", `genie:${manifest.version}`, /^[\w.\-/:@]{1,512}$/),
-    features: readFeatures(text(flags, "features"), table.config),
-    table,
-  });
+  };
+  const isPart = Boolean(flags["access"] || flags["webhook"]);
+  const objects = isPart
+    ? admissionObjects(flags, table.config, place)
+    : makeManifest({
+        ...place,
+        features: readFeatures(text(flags, "features"), table.config),
+        table,
+      });
+  if (objects.length === 0) {
+    host.stderr(
+      "genie: hint: the plugin table has no rule for pods or objects: there is no policy\n",
+    );
+  }
   if (flags["json"]) {
     const list = { apiVersion: "v1", kind: "List", items: objects };
     host.stdout(`${JSON.stringify(list, null, 2)}\n`);
@@ -34,6 +47,31 @@ export function runManifest(host: Host, flags: Flags): number {
     host.stdout(toYaml(objects));
   }
   return 0;
+}
+
+/** What refuses at `kubectl apply` what a node would refuse. */
+function admissionObjects(
+  flags: Flags,
+  config: Config,
+  place: { namespace: string; image: string },
+): KubeObject[] {
+  const ca = text(flags, "ca");
+  if (flags["webhook"] && ca === undefined) {
+    throw new UsageError("--webhook needs --ca, the authority that signed its certificate");
+  }
+  return [
+    ...(flags["access"] ? compileAccess(config) : []),
+    ...(flags["webhook"] && ca !== undefined ? makeWebhook({ ...place, ca: readCa(ca) }) : []),
+  ];
+}
+
+function readCa(file: string): string {
+  const content = readIfThere(file);
+  if (content?.includes("-----BEGIN CERTIFICATE-----") && !content.includes("PRIVATE KEY")) {
+    return content;
+  }
+  const issue = content === undefined ? "it does not exist" : "it is not certificates in PEM alone";
+  throw new CniError(code.ioFailure, `Cannot use ${file} as --ca: ${issue}`);
 }
 
 function readTable(file: string | undefined): { text: string; sha256: string; config: Config } {

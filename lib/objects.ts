@@ -127,22 +127,31 @@ export interface LogicalResolved extends Network {
   behind: Network;
 }
 
+/** A Logicalnetwork that keeps the rules: what it asks of the network of its plugin. */
+interface LogicalReviewed {
+  /** Name of the network of the node that serves it. */
+  plugin: string;
+  /** What replaces that network's subnet; "" for nothing. */
+  subnet: string;
+  /** What replaces its parent device; "" for nothing. */
+  referNic: string;
+}
+
 /**
- * Resolves a Logicalnetwork of the pod's namespace, by CNI-Genie's rules: a dedicated physical
- * network brings its plugin; a shared one needs plugin and sub-subnet on the logical one. The
- * sub-subnet replaces the plugin's own, lies inside the physical one and overlaps no other logical
- * network of the same plugin. `refer_nic` becomes the parent device where the plugin takes one.
+ * Holds a Logicalnetwork against CNI-Genie's rules: a dedicated physical network brings its plugin;
+ * a shared one needs plugin and sub-subnet on the logical one; the sub-subnet lies inside the
+ * physical one and overlaps no other logical network of the same plugin.
  *
- * @throws CniError 101 for objects that do not exist, 7 where a rule is broken, 11 without the API
+ * @param object the Logicalnetwork: hostile
+ * @throws CniError 101 for a physical network that does not exist, 7 where a rule is broken, 11
+ *   without the API
  */
-export async function resolveLogical(
+export async function reviewLogical(
   objects: Objects,
-  config: Config,
-  { namespace, network: name }: { namespace: string; network: string },
-): Promise<LogicalResolved> {
+  { namespace, name, object }: { namespace: string; name: string; object: unknown },
+): Promise<LogicalReviewed> {
   const what = `Logicalnetwork ${namespace}/${name}`;
-  const path = [...logicalGroup, "namespaces", namespace, "logicalnetworks", name];
-  const { spec } = parseObject(LogicalNetwork, await getObject(objects, path, what), what);
+  const { spec } = parseObject(LogicalNetwork, object, what);
   const physical = await getPhysical(objects, namespace, spec, what);
   const plugin = physical?.dedicatedNet ? physical.plugin : spec.plugin;
   if (!plugin) throw broken(what, "no plugin: set spec.plugin, or a dedicated physical network");
@@ -161,11 +170,32 @@ export async function resolveLogical(
     }
     await checkOverlap(objects, { namespace, name, plugin, subnet }, what);
   }
+  return {
+    plugin,
+    subnet: subnet || (physical?.dedicatedNet ? physical.subnet : ""),
+    referNic: physical?.referNic ?? "",
+  };
+}
+
+/**
+ * Resolves a Logicalnetwork of the pod's namespace to the network of its plugin: its sub-subnet
+ * replaces the plugin's own, `refer_nic` becomes the parent device where the plugin takes one.
+ *
+ * @throws CniError 101 for objects that do not exist, else as {@link reviewLogical}
+ */
+export async function resolveLogical(
+  objects: Objects,
+  config: Config,
+  { namespace, network: name }: { namespace: string; network: string },
+): Promise<LogicalResolved> {
+  const what = `Logicalnetwork ${namespace}/${name}`;
+  const path = [...logicalGroup, "namespaces", namespace, "logicalnetworks", name];
+  const object = await getObject(objects, path, what);
+  const { plugin, subnet, referNic } = await reviewLogical(objects, { namespace, name, object });
   const network = resolveNetwork(config, plugin);
-  const effective = subnet || (physical?.dedicatedNet ? physical.subnet : "");
   const list = withParent(
-    effective === "" ? network.list : withSubnet(network.list, effective, what),
-    physical?.referNic ?? "",
+    subnet === "" ? network.list : withSubnet(network.list, subnet, what),
+    referNic,
   );
   return {
     ...network,

@@ -52,7 +52,10 @@ const layers: string[][] = [
     ...["policy_rules", "report_choice", "report_file", "result", "state", "toml"],
   ],
   ["config_schema", "policy_between"],
-  ["config", "kpi", "kube", "multus", "networks", "policy_objects", "result_wire", "routes"],
+  [
+    ...["admission", "config", "kpi", "kube", "multus", "networks", "policy_objects"],
+    ...["result_wire", "routes"],
+  ],
   ["kube_access", "nft", "policy_store"],
   ["api", "event", "genie_conf", "objects", "policy_peers", "report_live", "watch"],
   // What a pod asks for, and on which networks.
@@ -67,7 +70,8 @@ const layers: string[][] = [
   ["agent_policy", "enforce", "explain_choice", "intend", "plan", "report_html", "status"],
   // What genie is asked to do, one module each.
   ["agent", "attach", "check", "detach", "explain", "gc", "ready", "report_command", "validate"],
-  ["manifest", "readiness"],
+  ["manifest", "readiness", "webhook"],
+  ["webhook_manifest"],
   ["install", "manifest_command", "node_view"],
   ["doctor_api", "doctor_networks", "doctor_node", "doctor_plugins", "doctor_runtime"],
   ["completion", "doctor"],
@@ -78,10 +82,11 @@ const layers: string[][] = [
 
 /** Modules that decide on plain data: no file, clock, process or network; tests need no host. */
 const pure = [
-  ...["completion", "containerfile", "finding", "manifest"],
+  ...["completion", "containerfile", "finding", "manifest", "webhook_manifest"],
   ...[
     "access",
     "access_nad",
+    "admission",
     "annotations",
     "config",
     "config_schema",
