@@ -190,8 +190,13 @@ async function nft(
 
 function failed(ending: Ending & Output, what: string, netns: string | undefined): CniError {
   const where = netns === undefined ? "" : ` in ${netns}`;
+  // The kernel's word for connection tracking where it has none.
+  const noTracking = /Protocol error/.test(ending.stderr)
+    ? ", on a bridge this needs the kernel module nf_conntrack_bridge: load it, or keep rules in " +
+      'the pod (policy.where = "pod")'
+    : "";
   const reasons: Record<Exclude<Ending["kind"], "spawn" | "signal">, string> = {
-    exit: `nft says "${oneLine(ending.stderr, 300)}"`,
+    exit: `nft says "${oneLine(ending.stderr, 300)}"${noTracking}`,
     timeout: `nft took more than ${timeoutMs} ms`,
     overflow: `nft printed more than ${listBytesMax} bytes`,
     aborted: "we were asked to end",

@@ -1,5 +1,6 @@
 /**
- * Network policies to nftables: lib/policy.ts, lib/policy_peers.ts, and how they are parsed:
+ * Network policies to nftables: lib/policy.ts, lib/policy_table.ts,
+ * lib/policy_peers.ts, lib/policy_problems.ts, and how they are parsed:
  * lib/policy_objects.ts, lib/policy_rules.ts, lib/policy_between.ts. What the text is, for each
  * kind of rule, stands in tests/fixtures/policy/*.nft.
  */
@@ -7,7 +8,10 @@ import { describe, expect, test } from "bun:test";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import {
+  compileHostPolicies,
   compilePolicies,
+  type HostAttachment,
+  hostTables,
   type PolicyAttachment,
   type PolicyWorld,
   policyProblems,
@@ -170,13 +174,21 @@ describe("compilePolicies()", () => {
     },
   );
 
+  const check = (text: string): string => {
+    const args = ["unshare", "--net", "nft", "--check", "--file", "-"];
+    return Bun.spawnSync(args, { stdin: Buffer.from(text) }).stderr.toString();
+  };
   test("nft takes every ruleset", () => {
     const files = readdirSync(folder).filter((name) => name.endsWith(".nft"));
     expect(files).toContain("deny-both.nft");
+    // A kernel without nf_conntrack_bridge takes a bridge's rules but for those about connections.
+    const onBridge = "table bridge x {\nchain c {\nct state new accept\n}\n}\n";
+    const hasBridge = check(onBridge) === "";
     const said = files.flatMap((name) => {
-      const args = ["unshare", "--net", "nft", "--check", "--file", join(folder, name)];
-      const { exitCode, stderr } = Bun.spawnSync(args);
-      return exitCode === 0 ? [] : [`${name}: ${stderr}`];
+      const text = readFileSync(join(folder, name), "utf8");
+      const isWhole = hasBridge || !text.includes("table bridge");
+      const error = check(isWhole ? text : text.replaceAll(/^\s*ct state .*\n/gm, ""));
+      return error === "" ? [] : [`${name}: ${error}`];
     });
     expect(said).toEqual([]);
   });
@@ -247,6 +259,42 @@ describe("compilePolicies()", () => {
     const { ruleset, problems } = compile([multi("p", spec)]);
     expect(ruleset).not.toContain("dport");
     expect(problems.map((one) => one.text)).toEqual([expect.stringMatching(text)]);
+  });
+});
+
+describe("compileHostPolicies()", () => {
+  const policies = [
+    multi("m", { ...pods, policyTypes: ["Ingress", "Egress"], egress: [{ to: [app("db")] }] }),
+    plain("p", ingress({ from: [app("db"), cidr("0.0.0.0/0")] })),
+  ];
+  const ends = (net1: string | undefined, bridged = true): HostAttachment[] => [
+    { ...eth0, hostEnd: { ifName: "cali1", bridged: false } },
+    { ...blue, ...(net1 !== undefined && { hostEnd: { ifName: net1, bridged } }) },
+  ];
+  const compileHost = (attachments: HostAttachment[], list = policies) =>
+    compileHostPolicies(worldOf(list), pod(web), attachments, "c-1");
+
+  test("one table on the bridge, one beside it, none in the pod", () => {
+    expect(compileHost(ends("veth1"))).toEqual({
+      host: golden("host-ends"),
+      pod: "",
+      problems: [],
+    });
+  });
+
+  test.each([
+    ["no host end", undefined],
+    ["a host end nft cannot name", 'v"th'],
+  ])("an interface with %s has its rules in the pod", (_name, net1) => {
+    const { host, pod: inside } = compileHost(ends(net1));
+    expect(inside).toContain('oifname "net1" goto egress_0');
+    expect(host).toContain('oifname "cali1" goto ingress_0');
+    expect(host).not.toContain("egress_");
+  });
+
+  test("nothing where no policy applies; the tables can be named all the same", () => {
+    expect(compileHost(ends("veth1"), [])).toEqual({ host: "", pod: "", problems: [] });
+    expect(hostTables("c-1")).toEqual(["bridge genie_c/1", "inet genie_c/1"]);
   });
 });
 

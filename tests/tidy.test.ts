@@ -56,8 +56,11 @@ const layers: string[][] = [
     ...["admission", "config", "kpi", "kube", "multus", "networks", "policy_objects"],
     ...["result_wire", "routes"],
   ],
-  ["kube_access", "nft", "policy_store"],
-  ["api", "event", "genie_conf", "objects", "policy_peers", "report_live", "watch"],
+  ["kube_access", "nft", "policy_peers", "policy_store"],
+  [
+    ...["api", "event", "genie_conf", "objects", "policy_problems", "policy_table"],
+    ...["report_live", "watch"],
+  ],
   // What a pod asks for, and on which networks.
   ["pod", "policy", "policy_watch", "settings", "wanted"],
   [
@@ -109,7 +112,8 @@ const pure = [
     "result",
     "result_wire",
   ],
-  ...["policy", "policy_between", "policy_objects", "policy_peers", "policy_rules"],
+  ...["policy", "policy_between", "policy_objects", "policy_peers", "policy_problems"],
+  ...["policy_rules", "policy_table"],
   ...["schema", "select", "table", "text", "toml", "usage"],
 ];
 /** What a pure module may import besides ours. */
