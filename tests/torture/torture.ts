@@ -20,13 +20,21 @@ export const parts: Record<string, () => Promise<Part>> = {
   fuzz: async () => (await import("./fuzz.ts")).fuzz,
 };
 
-/** Runs one part, in its time. */
+/** Limit for a whole run, in ms: parts that come late have what is left. */
+const runMs = 15 * 60_000;
+
+/**
+ * Runs one part, in its time.
+ *
+ * @param endMs when the whole run has to end, ms since the epoch
+ */
 export async function runPart(
   part: Part,
   options: { seed: number; short: boolean; count?: number },
+  endMs: number = Number.POSITIVE_INFINITY,
 ): Promise<Outcome> {
   const { short, full } = part.limitSeconds;
-  const untilMs = Date.now() + (options.short ? short : full) * 1000;
+  const untilMs = Math.min(endMs, Date.now() + (options.short ? short : full) * 1000);
   return part.run({ ...options, untilMs });
 }
 
@@ -106,12 +114,13 @@ async function main(args: string[]): Promise<number> {
   const { names, ...options } = words;
   process.stdout.write(`torture: seed ${options.seed}\n`);
   let failed = 0;
+  const endMs = Date.now() + runMs;
   for (const name of names) {
     const part = await parts[name]?.();
     if (!part) continue;
     process.stdout.write(`${name}: ${part.title}\n`);
     const startedMs = Date.now();
-    const outcome = await runPart(part, options).catch((error: unknown) => ({
+    const outcome = await runPart(part, options, endMs).catch((error: unknown) => ({
       counts: {},
       failures: [{ seed: options.seed, what: String(error) }],
     }));
