@@ -1,5 +1,6 @@
 /**
- * Builds the standalone binary: `bun run build [--target=bun-linux-arm64]` → `dist/genie`.
+ * Builds the standalone binary: `bun run build [--target=bun-linux-arm64] [--outfile=FILE]`,
+ * `dist/genie` unless told otherwise. Bun for another target comes from the npm registry.
  *
  * The two `--no-compile-autoload-*` flags matter: the binary runs as root in whatever folder the
  * runtime happens to be in, and must read nothing from it.
@@ -31,7 +32,7 @@ try {
   // For this machine whatever the target: the notes name functions, not machine code.
   build([`--outfile=${first}`]);
   const orders = practise(first, node);
-  build([`--bytecode-order=${orders.join(",")}`, ...process.argv.slice(2), "--outfile=dist/genie"]);
+  build([`--bytecode-order=${orders.join(",")}`, "--outfile=dist/genie", ...process.argv.slice(2)]);
 } finally {
   rmSync(node, { recursive: true, force: true });
 }
