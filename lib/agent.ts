@@ -5,6 +5,7 @@
  */
 import { join } from "node:path";
 import manifest from "../package.json";
+import { keepsToken, runToken } from "./agent_token.ts";
 import { type Host, log, toCniError } from "./cni.ts";
 import type { Config } from "./config_schema.ts";
 import { closeState, openState } from "./database.ts";
@@ -23,8 +24,8 @@ export interface Agent {
 /** One job of the agent. */
 interface Part {
   name: string;
-  /** Does the configuration ask for it? */
-  isWanted: (config: Config) => boolean;
+  /** Does the configuration, or where we run, ask for it? */
+  isWanted: (config: Config, host: Host) => boolean;
   /** Runs until `host.signal` aborts. What it throws is told, and it is run again. */
   run: (agent: Agent) => Promise<void>;
 }
@@ -34,6 +35,11 @@ const parts: readonly Part[] = [
     name: "policy",
     isWanted: enforcesPolicy,
     run: async (agent) => (await import("./agent_policy.ts")).runPolicy(agent),
+  },
+  {
+    name: "token",
+    isWanted: (_config, host) => keepsToken(host),
+    run: (agent) => runToken(agent),
   },
 ];
 
@@ -66,7 +72,7 @@ export async function runAgent(given: Host, flags: Flags): Promise<number> {
   closeState(openState(host, config.stateDir));
   const lock = await becomeTheOne(host, config);
   if (!lock) return 0;
-  const wanted = parts.filter(({ isWanted }) => isWanted(config));
+  const wanted = parts.filter(({ isWanted }) => isWanted(config, host));
   log(host, "info", "genie agent runs", {
     version: manifest.version,
     parts: wanted.map(({ name }) => name).join(",") || "none, the plugin table asks for nothing",

@@ -11,6 +11,7 @@ import { isObject } from "./json.ts";
 import { connect, type Kube } from "./kube.ts";
 import { type Rule, rules } from "./manifest.ts";
 import type { NodeView } from "./node_view.ts";
+import { enforcesPolicy } from "./settings.ts";
 
 /** Certificates and tokens have their own clock: more than this breaks them. */
 const skewMs = 30_000;
@@ -59,8 +60,7 @@ function checkSkew(nowMs: number, serverMs: number | undefined): Said[] {
 }
 
 function wantedRules({ config }: NodeView): readonly Rule[] {
-  const isPolicy =
-    config.policy.enforce || [...config.plugins.values()].some((one) => one.enforcePolicy);
+  const isPolicy = enforcesPolicy(config);
   return rules.filter(({ feature }) => !feature || (feature === "policy" && isPolicy));
 }
 

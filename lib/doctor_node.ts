@@ -7,6 +7,7 @@ import { toCniError } from "./cni.ts";
 import { ok, problem, type Said, warning } from "./finding.ts";
 import type { NodeView } from "./node_view.ts";
 import { readRecord, setAsideRecords } from "./report_file.ts";
+import { enforcesPolicy } from "./settings.ts";
 
 /** Kernel modules by the plugin types that need them, with the option that builds them in. */
 const modules: Record<string, [module: string, option: string][]> = {
@@ -29,7 +30,7 @@ const policyModules: [string, string][] = [["nf_tables", "CONFIG_NF_TABLES"]];
 export function checkKernel(view: NodeView): Said[] {
   const types = new Set(view.networks.flatMap(({ list }) => list.plugins.map(({ type }) => type)));
   const needed = [...types].flatMap((type) => modules[type] ?? []);
-  if (view.config.policy.enforce) needed.push(...policyModules);
+  if (enforcesPolicy(view.config)) needed.push(...policyModules);
   const wanted = new Map(needed);
   const release = view.read("/proc/sys/kernel/osrelease").trim();
   const known = [

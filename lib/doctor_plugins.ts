@@ -13,6 +13,7 @@ import { openSite } from "./installation.ts";
 import { isObject, parseJson } from "./json.ts";
 import { findProgram, type NodeView } from "./node_view.ts";
 import { isExecutable } from "./readiness.ts";
+import { enforcesPolicy } from "./settings.ts";
 
 const probeMs = 5000;
 /** `e_machine` of the machines that genie is built for. */
@@ -122,7 +123,7 @@ export function checkTools(view: NodeView): Said[] {
   if (miss("ip")) said.push(warning("ip is not on the node", `install iproute2: ${route}`));
   if (miss("nsenter"))
     said.push(warning("nsenter is not on the node", `install util-linux: ${route}`));
-  if (view.config.policy.enforce && miss("nft")) {
+  if (enforcesPolicy(view.config) && miss("nft")) {
     said.push(problem("nft is not on the node", "install nftables: it puts policies in force"));
   }
   return said.length > 0 ? said : [ok("ip, nsenter and what policies need are there")];

@@ -9,6 +9,7 @@ import { formatContainerfile } from "./containerfile.ts";
 import { toYaml } from "./crds.ts";
 import { type Feature, features, type KubeObject, makeManifest } from "./manifest.ts";
 import { digest, readIfThere } from "./place.ts";
+import { enforcesPolicy } from "./settings.ts";
 import { type Flags, text, UsageError } from "./usage.ts";
 import { makeWebhook } from "./webhook_manifest.ts";
 
@@ -92,8 +93,7 @@ function checked(flags: Flags, name: string, initial: string, pattern: RegExp): 
 /** The features named, else those that the table switches on. */
 function readFeatures(words: string | undefined, config: Config): Set<Feature> {
   if (words === undefined) {
-    const plain = [...config.plugins.values()].some(({ enforcePolicy }) => enforcePolicy);
-    return new Set(config.policy.enforce || plain ? ["policy"] : []);
+    return new Set(enforcesPolicy(config) ? ["policy"] : []);
   }
   const named = words.split(",").filter((word) => word !== "");
   return new Set(

@@ -1,7 +1,7 @@
 /**
  * `genie install` and `genie uninstall`, by the compiled program in throw-away roots of a node:
  * lib/install.ts, lib/uninstall.ts, lib/installation.ts, lib/place.ts, lib/host_root.ts,
- * lib/own_list.ts, lib/readiness.ts, lib/kube_access.ts.
+ * lib/own_list.ts, lib/readiness.ts, lib/kube_access.ts, lib/agent_token.ts.
  */
 import { describe, expect, test } from "bun:test";
 import {
@@ -15,6 +15,7 @@ import {
   writeFileSync,
 } from "node:fs";
 import { dirname, join } from "node:path";
+import { keepsToken, runToken } from "../lib/agent_token.ts";
 import { hostFile, hostPath } from "../lib/host_root.ts";
 import { openSite } from "../lib/installation.ts";
 import { connect } from "../lib/kube.ts";
@@ -507,6 +508,15 @@ describe("credentials", () => {
     expect(copyToken(root.path, folder)).toBe(true);
     expect(root.read("etc/cni/genie/token")).toBe("second\n");
     expect(statSync(join(root.path, "etc/cni/genie/token")).mode & 0o777).toBe(0o600);
+    expect([
+      keepsToken(host, root.path, folder),
+      keepsToken(makeHost(), root.path, folder),
+    ]).toEqual([true, false]);
+    const running = runToken({ host }, root.path, folder, 1);
+    root.write("account/token", "third\n");
+    while (root.read("etc/cni/genie/token") !== "third\n") await Bun.sleep(1);
+    host.abort();
+    await running;
     root.write("account/token", "");
     expect(() => copyToken(root.path, folder)).toThrow("there is no token in it");
   });

@@ -70,7 +70,16 @@ const layers: string[][] = [
   ["delegate", "report", "report_charts", "report_text"],
   ["choose", "owner", "report_sections", "undo", "warm"],
   ["netns_policy"],
-  ["agent_policy", "enforce", "explain_choice", "intend", "plan", "report_html", "status"],
+  [
+    "agent_policy",
+    "agent_token",
+    "enforce",
+    "explain_choice",
+    "intend",
+    "plan",
+    "report_html",
+    "status",
+  ],
   // What genie is asked to do, one module each.
   ["agent", "attach", "check", "detach", "explain", "gc", "ready", "report_command", "validate"],
   ["manifest", "readiness", "webhook"],

@@ -1,0 +1,40 @@
+/**
+ * The agent's part that keeps genie's calls on the node able to ask the API: the token of a service
+ * account expires within the hour, and the kubelet renews it in the agent's pod alone.
+ */
+import type { Host } from "./cni.ts";
+import { isConfigured, serviceAccountDirDefault } from "./credentials.ts";
+import { hostFile } from "./host_root.ts";
+import { paths } from "./installation.ts";
+import { copyToken } from "./kube_access.ts";
+import { readIfThere } from "./place.ts";
+import { pause } from "./watch.ts";
+
+/** The kubelet renews a token when a fifth of its life is left, which is minutes. */
+const renewMs = 30_000;
+
+/** True in a pod of a node whose kubeconfig reads its token from the file that install wrote. */
+export function keepsToken(
+  host: Host,
+  root = "/",
+  serviceAccountDir = serviceAccountDirDefault,
+): boolean {
+  const inPod = { kubeconfigIsExplicit: false, timeoutMs: 0, serviceAccountDir };
+  return isConfigured(host, inPod) && readIfThere(hostFile(root, paths.token)) !== undefined;
+}
+
+/**
+ * Copies the token whenever it is new, until the agent is asked to end.
+ * @throws CniError 5 when it cannot be read or written
+ */
+export async function runToken(
+  { host }: { host: Host },
+  root = "/",
+  serviceAccountDir = serviceAccountDirDefault,
+  everyMs = renewMs,
+): Promise<void> {
+  while (!host.signal.aborted) {
+    copyToken(root, serviceAccountDir);
+    await pause(everyMs, host.signal);
+  }
+}
