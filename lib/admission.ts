@@ -239,8 +239,10 @@ const nadMatch: Match = {
   conditions: [
     {
       name: "is-new",
-      expression:
-        `request.operation == 'CREATE' || ${configOf("object")} != ` + configOf("oldObject"),
+      expression: [
+        "request.operation == 'CREATE'",
+        `${configOf("object")} != ${configOf("oldObject")}`,
+      ].join(" || "),
     },
   ],
 };

@@ -1,6 +1,7 @@
 /** `genie validate`: the plugin table, every config list and the plugin binaries, without a pod. */
 import { CniError, code, type Host, type StdinConfig, toCniError } from "./cni.ts";
 import type { Config } from "./config_schema.ts";
+import { findContradictions } from "./contradictions.ts";
 import { isObject } from "./json.ts";
 import {
   findPlugin,
@@ -73,6 +74,9 @@ function validate(host: Host, config: Config, stdin: StdinConfig): Finding[] {
     });
   for (const problem of problems) {
     findings.push({ network: "-", verdict: "problem", detail: problem.message });
+  }
+  for (const { network = "-", detail } of findContradictions(config)) {
+    findings.push({ network, verdict: "problem", detail });
   }
   const named: [string, string[]][] = [
     ["default.networks", config.default.networks],

@@ -53,7 +53,16 @@ const layers: string[][] = [
   ],
   ["config_schema", "policy_between"],
   [
-    ...["admission", "config", "kpi", "kube", "multus", "networks", "policy_objects"],
+    ...[
+      "admission",
+      "config",
+      "contradictions",
+      "kpi",
+      "kube",
+      "multus",
+      "networks",
+      "policy_objects",
+    ],
     ...["result_wire", "routes"],
   ],
   ["kube_access", "nft", "policy_peers", "policy_store"],
@@ -95,6 +104,7 @@ const layers: string[][] = [
 /** Modules that decide on plain data: no file, clock, process or network; tests need no host. */
 const pure = [
   ...["completion", "containerfile", "finding", "manifest", "webhook_manifest"],
+  "contradictions",
   ...[
     "access",
     "access_nad",
