@@ -22,8 +22,10 @@ export function parseJson(text: string, what: string): unknown {
     // The reviver is slow, so it is used only where the text has a number worth keeping.
     return plain ? JSON.parse(text) : JSON.parse(text, keepNumberText);
   } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error);
     throw new CniError(code.decodingFailure, `Cannot decode ${what}: it is not valid JSON`, {
-      details: error instanceof Error ? error.message : String(error),
+      // Without the word it stumbled over: that may be a token that lost its quote.
+      details: reason.replace(/ ".*/s, ""),
       cause: error,
     });
   }

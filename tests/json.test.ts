@@ -1,5 +1,6 @@
 /** JSON from others: what is passed on unchanged, and what is refused. */
 import { describe, expect, test } from "bun:test";
+import type { CniError } from "../lib/cni.ts";
 import { isObject, parseJson } from "../lib/json.ts";
 
 describe("parseJson()", () => {
@@ -30,6 +31,21 @@ describe("parseJson()", () => {
     );
   });
 });
+
+test.each(['{"token":s3cr3t"}', '{"token":"a" s3cr3t}', '{"token":"s3cr3t', "s3cr3t"])(
+  "what is no JSON, as %s, is not quoted: a secret may have lost its quotes",
+  (text) => {
+    const found: { message?: string; details?: string } = {};
+    try {
+      parseJson(text, "it");
+    } catch (error) {
+      Object.assign(found, { message: String(error), details: (error as CniError).details });
+    }
+    expect(found.message).toContain("it is not valid JSON");
+    expect(found.details).toMatch(/^JSON Parse error: /);
+    expect(JSON.stringify(found)).not.toContain("s3cr3t");
+  },
+);
 
 test.each([
   [{}, true],
