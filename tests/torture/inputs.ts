@@ -35,8 +35,8 @@ export interface Input {
   answers: Record<string, Answer>;
 }
 
-/** Stands where a secret may stand, and must never be seen again. */
-export const secret = "s3cr3t-7c1f0a5be9d24";
+/** Stands where a secret may stand, and must never be seen again; a word, as parsers quote them. */
+export const secret = "s3cr3t7c1f0a5be9d24";
 
 const root = join(import.meta.dir, "..");
 interface Sample {
