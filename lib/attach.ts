@@ -6,6 +6,7 @@
  * the container can undo everything. Source: CNI SPEC 1.1 §2-§4; design D4, D6, D7, D8.
  */
 import { existsSync } from "node:fs";
+import { isAbsolute } from "node:path";
 import type { Choice } from "./choose.ts";
 import { CniError, code, type Host, log, type Request, toCniError } from "./cni.ts";
 import type { Config } from "./config_schema.ts";
@@ -233,14 +234,17 @@ async function waitUntilReady(host: Host, config: Config, deadlineMs: number): P
 }
 
 /**
- * Refuses a network namespace that is absent or our own: delegates check it after they acted.
+ * Refuses a network namespace that is absent, relative or our own: delegates check it after they
+ * acted.
  * @throws CniError 4
  */
 function checkNetns(netns: string): void {
   const found = netnsId(netns);
   const isOwn = found === netnsId("/proc/self/ns/net");
-  if (found !== "" && !isOwn) return;
-  const issue = isOwn ? "it is the network namespace of genie itself" : "it does not exist";
+  // Delegates run in another folder: a relative path would lead them elsewhere.
+  if (found !== "" && !isOwn && isAbsolute(netns)) return;
+  const place = found === "" ? "it does not exist" : "it is not an absolute path";
+  const issue = isOwn ? "it is the network namespace of genie itself" : place;
   const msg = `Invalid CNI_NETNS "${oneLine(netns, 200)}": ${issue}`;
   throw new CniError(code.invalidEnvironment, msg);
 }

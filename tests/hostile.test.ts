@@ -160,6 +160,7 @@ const variables: [string, Record<string, string>, number][] = [
   ["an interface of 100 KB", { CNI_IFNAME: long }, 4],
   ["a netns that is absent", { CNI_NETNS: "/proc/nonexistent" }, 4],
   ["a netns that is relative", { CNI_NETNS: "nonexistent" }, 4],
+  ["a netns that is relative and there", { CNI_NETNS: "proc/version" }, 4],
   ["a netns below a file", { CNI_NETNS: "/etc/passwd/x" }, 4],
   ["a netns of 100 KB", { CNI_NETNS: `/${long}` }, 4],
   ["a netns with an escape sequence", { CNI_NETNS: "/\u001b]0;x\u0007" }, 4],
