@@ -263,6 +263,9 @@ function codesOf({ answers }: Input): number[] {
   });
 }
 
+/** By a change the secret may have become the name of a network, which is no secret any more. */
+const selection = new RegExp(`"(cni|networks|default_plugin|clusterNetwork)":"[^"]*${secret}`);
+
 function check(
   stage: Stage,
   input: Input,
@@ -271,7 +274,8 @@ function check(
   run: GenieRun,
 ): void {
   const said = run.stdout + run.stderr;
-  if (said.includes(secret)) throw new Error(`It told the secret: ${said}`);
+  const isTold = said.includes(secret) && !selection.test(stdin);
+  if (isTold) throw new Error(`It told the secret: ${said}`);
   const command = env["CNI_COMMAND"];
   if (run.status !== 0) {
     checkFailure({ ...run, stderr: printed(run, input) }, codesOf(input));
