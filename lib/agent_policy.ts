@@ -43,8 +43,10 @@ import { attachments } from "./state.ts";
 import { storedResult } from "./undo.ts";
 import { pause } from "./watch.ts";
 
+/** Longest pause between two decisions while changes keep coming, in ms. */
+const restMsMax = 400;
 /** How often the record is looked at for attachments that came or went, in ms. */
-const pollMs = 150;
+const pollMs = 250;
 /** Changes of the inputs are taken together for this long, in ms. */
 const gatherMs = 30;
 /** Namespaces whose rules are written at once: a run of nft is one process. */
@@ -90,8 +92,8 @@ interface Work {
   known?: { world: PolicyWorld; pods: Map<string, PolicyPod> };
   /** When the oldest change that is not in `known` came, on the monotonic clock; 0 for none. */
   changedMs: number;
-  /** How long the newest world took, so that a storm of changes does not take all of a core. */
-  builtMs: number;
+  /** How long the newest decision took: a storm of changes must not take all of a core. */
+  decidedMs: number;
   problemsDueMs: number;
   auditDueMs: number;
   audited: Set<string>;
@@ -105,6 +107,14 @@ export async function runPolicy({ host, config }: { host: Host; config: Config }
   const kube = await connect(host, config.kubernetes);
   const state = openState(host, config.stateDir);
   let ring: () => void = () => undefined;
+  const rest = (ms: number) =>
+    new Promise<void>((done) => {
+      const timer = setTimeout(done, ms);
+      ring = () => {
+        clearTimeout(timer);
+        done();
+      };
+    });
   const { enforce, maxAgeMs } = config.policy;
   const onChange = () => {
     if (work.changedMs === 0) work.changedMs = performance.now();
@@ -113,18 +123,15 @@ export async function runPolicy({ host, config }: { host: Host; config: Config }
   const watch = openPolicyWatch(host, state, { enforce, maxAgeMs, onChange });
   const work: Work = {
     ...{ host, config, state, watch, local: new Map(), version: -1, inode: inodeOf(state) },
-    ...{ changedMs: 0, builtMs: 0, problemsDueMs: 0, auditDueMs: 0, audited: new Set() },
+    ...{ changedMs: 0, decidedMs: 0, problemsDueMs: 0, auditDueMs: 0, audited: new Set() },
     ...{ isVerified: false, posting: false },
   };
   const watching = watch.run(kube, host.signal);
+  host.signal.addEventListener("abort", () => ring(), { once: true });
   try {
     while (!host.signal.aborted) {
-      const bell = new AbortController();
-      const rung = AbortSignal.any([bell.signal, host.signal]);
-      ring = () => bell.abort();
-      const gap = work.changedMs === 0 ? pollMs : gatherMs + Math.min(400, work.builtMs * 3);
-      await pause(gap, work.changedMs === 0 ? rung : host.signal);
-      if (work.changedMs > 0 && gap === pollMs) await pause(gatherMs, host.signal);
+      if (work.changedMs === 0) await rest(pollMs);
+      if (work.changedMs > 0) await pause(gatherMs + restOf(work), host.signal);
       await round(work).catch(async (error: unknown) => {
         log(host, "error", `Network policy waits for the record: ${toCniError(error).message}`);
         work.version = -1;
@@ -135,6 +142,11 @@ export async function runPolicy({ host, config }: { host: Host; config: Config }
   } finally {
     closeState(work.state);
   }
+}
+
+/** A share of the time is for others, yet an edit is in force within a second. */
+function restOf({ decidedMs }: Work): number {
+  return Math.min(restMsMax, decidedMs * 5);
 }
 
 function inodeOf(state: State): number {
@@ -152,9 +164,12 @@ async function round(work: Work): Promise<void> {
   const isReread = readLocal(work);
   if (!watch.isComplete()) return;
   const sinceMs = work.changedMs;
-  if (sinceMs > 0 || !work.known) learn(work);
+  const startedMs = performance.now();
+  const isNews = sinceMs > 0 || !work.known;
+  if (isNews) learn(work);
   if (work.known && (sinceMs > 0 || isReread)) {
     const due = [...work.local.values()].filter((one) => isDue(work, one));
+    if (isNews) work.decidedMs = performance.now() - startedMs;
     const written = await each(due, (one) => reconcile(work, one.netnsId));
     if (written > 0) {
       const lagMs = sinceMs === 0 ? undefined : Math.round(performance.now() - sinceMs);
@@ -210,7 +225,6 @@ function readLocal(work: Work): boolean {
 
 /** Takes the inputs as they are now. */
 function learn(work: Work): void {
-  const startedMs = performance.now();
   const { policy, plugins } = work.config;
   const enforcesPlain = [...plugins.values()].some((plugin) => plugin.enforcePolicy);
   const isOurs = (one: Policy) =>
@@ -220,7 +234,6 @@ function learn(work: Work): void {
   const pods = new Map(inputs.pods.map((pod) => [`${pod.namespace}/${pod.name}`, pod]));
   work.known = { world, pods };
   work.changedMs = 0;
-  work.builtMs = performance.now() - startedMs;
 }
 
 /** Compiles for one namespace; undefined while its pod is not known: its rules stay. */

@@ -20,6 +20,7 @@ import { loadConfig, loadNodeSettings, type NodeSettings } from "./settings.ts";
 import {
   attachments,
   forget,
+  hasRuleset,
   type Recorded,
   recorded,
   type StoredAttachment,
@@ -154,6 +155,10 @@ async function collect(
   const errors = await undo(host, row, request.path, { ...chain, netns: row.netns });
   const nowMs = host.now();
   const fate = fateOf(row, errors, delRetryWindowMs, nowMs);
+  if (fate === "gone" && hasRuleset(state, row.netnsId)) {
+    const { liftRuleset } = await import("./netns_policy.ts");
+    await liftRuleset(host, state, row, row);
+  }
   try {
     write(state, () => {
       if (fate === "gone") {

@@ -16,6 +16,7 @@ import {
   type NetworkLoad,
   traffic,
 } from "./report_live.ts";
+import { readPodRulesets, readPolicy } from "./report_policy.ts";
 import {
   type LedgerFilter,
   ledgerRows,
@@ -71,6 +72,7 @@ export function makeReport(
       live,
       counted,
       bytesPerSecond: traffic(record),
+      policy: readPolicy(record),
       newest: rowsById(record, counted.newestIds),
       choices: rowsById(record, counted.choiceIds),
       examples: rowsById(
@@ -100,6 +102,7 @@ export function makeReport(
     decisions: decisionsOf(counted),
     choices: choicesOf(view?.choices ?? []).slice(0, limit),
     requests: (view?.newest ?? []).map(requestReport),
+    ...(view?.policy && { policy: view.policy }),
   };
 }
 
@@ -119,6 +122,7 @@ export function makePodReport(
     tables: record.tables,
     attachments: [...liveAttachments(record, own)],
     rows: [...ledgerRows(record, own, limit)],
+    rulesets: readPodRulesets(record, pod),
   }));
   const rows = view?.rows ?? [];
   return {
@@ -127,6 +131,7 @@ export function makePodReport(
     attachments: (view?.attachments ?? []).map(attachmentReport),
     requests: rows.map(requestReport),
     choices: choicesOf(rows),
+    ...(view && view.rulesets.length > 0 && { rulesets: view.rulesets }),
   };
 }
 

@@ -84,6 +84,35 @@ export interface ReportHead {
   setAside: { file: string; at: string | null }[];
 }
 
+/** Rules of one network namespace. */
+export interface RulesetReport {
+  /** When it was written. */
+  at: string | null;
+  namespace: string;
+  pod: string;
+  /** Text for `nft -f`. */
+  ruleset: string;
+}
+
+/** Network policy on this node. */
+export interface PolicyReport {
+  /** When all inputs were last known, see `policy.max_age`; null when they never were. */
+  knownAt: string | null;
+  /** Network namespaces with rules. */
+  enforced: number;
+  /** The newest first. */
+  rulesets: Omit<RulesetReport, "ruleset">[];
+  /** What is wrong with policies, the newest first; the rest of them is in force. */
+  problems: {
+    at: string | null;
+    kind: string;
+    namespace: string;
+    name: string;
+    path: string;
+    problem: string;
+  }[];
+}
+
 /** The default view: `genie report --json`. All times are ISO 8601 in UTC. */
 export interface Report extends ReportHead {
   /** What was asked for; null does not limit. It limits the requests; attachments are of now. */
@@ -125,6 +154,8 @@ export interface Report extends ReportHead {
   choices: ChoiceReport[];
   /** The newest requests, at most `--limit`. */
   requests: RequestReport[];
+  /** Absent where none was ever enforced. */
+  policy?: PolicyReport;
 }
 
 /** One pod: `genie report pod NAMESPACE/NAME --json`. */
@@ -135,4 +166,6 @@ export interface PodReport extends ReportHead {
   /** The newest rows of every kind, at most `--limit`: calls, networks and requests to plugins. */
   requests: RequestReport[];
   choices: ChoiceReport[];
+  /** Network policies in force on it; absent where none are. */
+  rulesets?: RulesetReport[];
 }

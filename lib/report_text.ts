@@ -6,6 +6,7 @@ import type {
   ChoiceReport,
   NetworkReport,
   PodReport,
+  PolicyReport,
   Report,
   RequestReport,
 } from "./report_shape.ts";
@@ -39,6 +40,7 @@ export function formatReport(report: Report, width: number): string {
     notices(report.notices),
     networkTable(report.networks, width),
     stuckTable(stuck, totals.leaked + totals.failing, width),
+    policyText(report.policy, width),
     requestTable(requests, totals.requests, width),
   ];
   return sections.filter((section) => section !== "").join("\n");
@@ -101,6 +103,27 @@ function stuckTable(stuck: AttachmentReport[], all: number, width: number): stri
   );
 }
 
+function policyText(policy: PolicyReport | undefined, width: number): string {
+  if (!policy) return "";
+  const known = policy.knownAt === null ? "never" : `${shownTime(policy.knownAt)} UTC`;
+  const pods = formatCount(policy.enforced);
+  const line = `Network policy: pods with rules ${pods}, policies known as of ${known}\n`;
+  if (policy.problems.length === 0) return line;
+  const table = formatTable(
+    ["SINCE (UTC)", "KIND"]
+      .map((title): Column => ({ title }))
+      .concat(["POLICY", "PROBLEM"].map(shrinking)),
+    policy.problems.map((one) => [
+      shownTime(one.at),
+      one.kind,
+      shownPod(one.namespace, one.name),
+      `${one.path}: ${one.problem}`,
+    ]),
+    width,
+  );
+  return `${line}Problems in policies; the rest of each is in force\n${table}`;
+}
+
 function requestTable(requests: RequestReport[], all: number, width: number): string {
   if (requests.length === 0) return all === 0 ? "No requests in this time.\n" : "";
   return (
@@ -140,6 +163,11 @@ export function formatPodReport(report: PodReport, width: number): string {
       ? "No requests in this time.\n"
       : `Its newest requests\n${podRequestTable(requests, width)}`,
     ...choices.map((choice) => choiceText(choice, width)),
+    ...(report.rulesets ?? []).map(
+      ({ at, ruleset }) =>
+        `Network policy in force since ${shownTime(at)} UTC\n` +
+        ruleset.replace(/[^\n]+/g, (line) => printable(line.replaceAll("\t", "  "))),
+    ),
   ];
   return sections.filter((section) => section !== "").join("\n");
 }

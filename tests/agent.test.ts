@@ -1,11 +1,13 @@
 /**
- * lib/agent.ts, lib/agent_policy.ts and lib/policy_watch.ts: the compiled agent beside real pods on
- * a real bridge, real nft and real packets, and an API server over TLS.
+ * lib/agent.ts, lib/agent_policy.ts, lib/policy_watch.ts, and lib/report_policy.ts of what they
+ * write: the compiled agent beside real pods on a real bridge, real nft and real packets, and an
+ * API server over TLS.
  */
 import { describe, expect, test } from "bun:test";
 import { appendFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import type { ApiServer } from "./apiserver.ts";
+import { runGenie } from "./fakes.ts";
 import {
   addressOf,
   hostLocal,
@@ -18,6 +20,7 @@ import {
   type AgentProcess,
   allowFrom,
   inputsKnown,
+  multiPolicies,
   podObject,
   policyPath,
   rowsOf,
@@ -25,6 +28,7 @@ import {
   startCluster,
   until,
 } from "./policed.ts";
+import { compiledGenie } from "./wire.ts";
 
 /** A node, its cluster, and agents that end with the test. */
 interface Policed {
@@ -93,9 +97,9 @@ function isKnown(state: string, pod: Pod): boolean {
 }
 
 /** Does a ping get there and back? */
-function reaches(from: Pod, to: Pod): boolean {
+function reaches(from: Pod, to: Pod, ifName = "eth0"): boolean {
   const enter = ["nsenter", `--net=${from.netns}`];
-  const words = ["ping", "-c1", "-W1", "-i0.2", addressOf(to, "eth0")];
+  const words = ["ping", "-c1", "-W1", "-i0.2", addressOf(to, ifName)];
   return Bun.spawnSync([...enter, ...words]).exitCode === 0;
 }
 
@@ -198,6 +202,86 @@ describe.skipIf(skipReason !== undefined)("genie agent, policy", () => {
       const web = await add("web");
       await until(() => rulesIn(web) !== "");
     });
+  });
+
+  test("what is wrong with a policy is told on it once, and in the report", async () => {
+    await withPoliced(async ({ node, api, agent, state, add }) => {
+      const running = agent();
+      await inputsKnown(state, 3);
+      const spec = { podSelector: { matchLabels: { app: "ghost" } }, oops: 1 };
+      const ghost = { metadata: { uid: "ghost-uid" }, spec };
+      api.put(policyPath("ghost"), ghost);
+      api.put(policyPath("web"), allowFrom("friend"));
+      const web = await add("web");
+      const events = () =>
+        api.requests.filter(({ method, path }) => method === "POST" && path.includes("/events"));
+      await until(() => events().length === 2);
+      const bodies = events().map(({ body }) => JSON.parse(body));
+      const about = {
+        kind: "NetworkPolicy",
+        namespace: "default",
+        name: "ghost",
+        uid: "ghost-uid",
+      };
+      for (const body of bodies)
+        expect(Object.values(body)).toContainEqual(expect.objectContaining(about));
+      expect(JSON.stringify(bodies)).toContain("it selects no pod of namespace default");
+      expect(JSON.stringify(bodies)).toContain("oops");
+      const report = async (...words: string[]) => {
+        const own = ["--cni-config", join(node.dir, "agent.conf")];
+        return runGenie(compiledGenie(), {}, "", ["report", ...words, ...own]);
+      };
+      const { policy } = JSON.parse((await report("--json")).stdout);
+      expect(policy).toMatchObject({
+        enforced: 1,
+        rulesets: [{ namespace: "default" }],
+        problems: [{ name: "ghost" }, { name: "ghost" }],
+      });
+      const text = (await report()).stdout;
+      expect(text).toMatch(
+        /^Network policy: pods with rules 1, policies known as of 20\S+ \S+ UTC$/m,
+      );
+      expect(text).toContain("spec.podSelector: it selects no pod of namespace default");
+      const ofPod = (await report("pod", `default/p-${web.containerId}`)).stdout;
+      expect(ofPod).toMatch(/Network policy in force since .* UTC\nadd table inet genie\n/);
+      api.remove(policyPath("ghost"));
+      await until(() => rowsOf(state, "SELECT * FROM policy_problems").length === 0);
+      expect(events()).toHaveLength(2);
+      await running.end("SIGTERM");
+    });
+  });
+
+  test("MultiNetworkPolicy, served as v1beta1 alone, holds on a second network", async () => {
+    await withPoliced(async ({ node, api, agent, state, args }) => {
+      api.serve(multiPolicies);
+      const running = agent();
+      await inputsKnown(state);
+      const red = { type: "bridge", bridge: "red0", ipam: hostLocal(node, ["10.219.0.0/24"]) };
+      node.network("red", { cniVersion: "1.0.0", plugins: [red] });
+      const [web, peer] = [node.pod(), node.pod()];
+      const key = "k8s.v1.cni.cncf.io/policy-for";
+      const path = multiPolicies.replace("/multi", "/namespaces/default/multi");
+      const policy = { ...allowFrom(), metadata: { annotations: { [key]: "red" } } };
+      api.put(`${path}/web`, policy);
+      for (const [pod, app] of [
+        [web, "web"],
+        [peer, "peer"],
+      ] as const) {
+        const uid = `uid-${pod.containerId}`;
+        api.put(`/api/v1/namespaces/default/pods/p-${pod.containerId}`, podObject(app, uid));
+        await until(() => isKnown(state, pod));
+      }
+      await until(() => rowsOf(state, "SELECT 1 FROM policy_inputs WHERE name = 'web'").length > 0);
+      await web.add({ cni: "blue,red", args: args(web) });
+      await peer.add({ cni: "blue,red", args: args(peer) });
+      expect({ blue: reaches(peer, web), red: reaches(peer, web, "eth1") }).toEqual({
+        blue: true,
+        red: false,
+      });
+      api.remove(`${path}/web`);
+      await until(() => reaches(peer, web, "eth1"));
+      await running.end("SIGTERM");
+    }, "policy.enforce = true");
   });
 
   test("an API server that goes, comes back, and has forgotten", async () => {

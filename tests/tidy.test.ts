@@ -73,7 +73,16 @@ const layers: string[][] = [
   // What a pod asks for, and on which networks.
   ["pod", "policy", "policy_watch", "settings", "wanted"],
   [
-    ...["gate", "ledger", "quota", "report_csv", "report_rows", "report_shape", "report_tally"],
+    ...[
+      "gate",
+      "ledger",
+      "quota",
+      "report_csv",
+      "report_policy",
+      "report_rows",
+      "report_shape",
+      "report_tally",
+    ],
     "report_words",
   ],
   ["delegate", "report", "report_charts", "report_text"],
