@@ -8,7 +8,7 @@
  * something is missing; 130 interrupted, after cleaning up.
  */
 import { existsSync, statfsSync, writeFileSync } from "node:fs";
-import { cpus, release, totalmem } from "node:os";
+import { cpus, loadavg, release, totalmem } from "node:os";
 import { join, resolve } from "node:path";
 import { canNetns, realPluginDir } from "../fakes.ts";
 import { dissect, measureFloors } from "./anatomy.ts";
@@ -65,6 +65,8 @@ function machine(pluginDir: string) {
     cpu: cpus()[0]?.model ?? "",
     memoryMiB: Math.round(totalmem() / 1024 / 1024),
     kernel: release(),
+    /** Of other work, when the bench begins: at 0 the figures are good. */
+    load: (loadavg()[0] ?? 0).toFixed(1),
     bun: Bun.version,
     plugins: Bun.which("dpkg-query")
       ? Bun.spawnSync(dpkg).stdout.toString().trim().split("\t")[1]
@@ -164,7 +166,7 @@ async function bench(node: BenchNode, run: Run): Promise<number> {
   const all = sections(findings);
   const where =
     `${host.cpus} CPUs (${host.cpu}), ${host.memoryMiB} MiB, Linux ${host.kernel}, ` +
-    `Bun ${host.bun}, plugins ${host.plugins}, files on ${host.files}`;
+    `Bun ${host.bun}, plugins ${host.plugins}, files on ${host.files}, load ${host.load}`;
   const width = process.stdout.isTTY ? process.stdout.columns : Number.POSITIVE_INFINITY;
   const how = `${options.rounds} rounds, memory in ${options.memoryRounds} further ones`;
   process.stdout.write(`${where}\n${how}\n\n${formatSections(all, width)}`);
