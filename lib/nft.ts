@@ -4,13 +4,14 @@
  */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { CniError, code, type Host } from "./cni.ts";
+import { CniError, code, type Host, log, toCniError } from "./cni.ts";
 import { type Ending, type Output, run } from "./exec.ts";
 import { emptyNetns, isForeignNetns, netnsId } from "./netns.ts";
 import { oneLine } from "./text.ts";
 
-/** The table of a pod's netns; `policy.ts` writes it. */
+/** The tables of a pod's netns; `policy.ts` writes them. */
 const podTable = "inet genie";
+const sealTable = "netdev genie";
 
 /** A run of nft takes 3 ms, 10,000 addresses 50 ms; more than this is a stuck machine. */
 const timeoutMs = 10_000;
@@ -38,9 +39,35 @@ export async function applyRuleset(
   text: string,
 ): Promise<void> {
   if (text === "") return removeRuleset(host, netns);
+  const what = "put a network policy in force";
+  const [number = 0] = crypto.getRandomValues(new Uint32Array(1));
+  const stdin = withSeal(text, `0x${(number || 1).toString(16)}`);
+  try {
+    await nft(host, netns, ["-f", "-"], stdin, what);
+  } catch (error) {
+    if (!hasSeal(text)) throw error;
+    await nft(host, netns, ["-f", "-"], withoutSeal(stdin), what);
+    const reason = toCniError(error).message;
+    const cost = "a pod with CAP_NET_RAW can send past its policies, take that from it";
+    log(host, "warn", `This node cannot check packet sockets (${reason}): ${cost}`);
+  }
+}
+
+/** The text as it goes to the kernel: its mark is a number, its tables are known by their text. */
+function withSeal(text: string, mark: string): string {
   const comment = `\tcomment "genie:${rulesetHash(text)}"`;
-  const stdin = text.replaceAll(tableLine, (line) => `${line}\n${comment}`);
-  await nft(host, netns, ["-f", "-"], stdin, "put a network policy in force");
+  const known = text.replaceAll(tableLine, (line) => `${line}\n${comment}`);
+  return `define seal = ${mark}\n${known}`;
+}
+
+function hasSeal(text: string): boolean {
+  return text.includes(`table ${sealTable}`);
+}
+
+/** For kernels before 5.16 and nft before 1.0.1, which have no hook on the way out of a device. */
+function withoutSeal(text: string): string {
+  const lines = new RegExp(`^(add|delete) table ${sealTable}\\n`, "gm");
+  return text.replaceAll(lines, "").replace(new RegExp(`^table ${sealTable} [^]*`, "m"), "");
 }
 
 /**
@@ -51,12 +78,18 @@ export async function applyRuleset(
 export async function removeRuleset(
   host: Host,
   netns: string | undefined,
-  tables: string[] = [podTable],
+  tables: string[] = [podTable, sealTable],
 ): Promise<void> {
   if (netns !== undefined && netnsId(netns) === "") return;
   // To add it first is no error where there is one, and makes one to delete where there is none.
-  const lines = tables.map((table) => `add table ${table}\ndelete table ${table}\n`);
-  await nft(host, netns, ["-f", "-"], lines.join(""), "take a network policy away");
+  const stdin = tables.map((table) => `add table ${table}\ndelete table ${table}\n`).join("");
+  const what = "take a network policy away";
+  try {
+    await nft(host, netns, ["-f", "-"], stdin, what);
+  } catch (error) {
+    if (!hasSeal(stdin)) throw error;
+    await nft(host, netns, ["-f", "-"], withoutSeal(stdin), what);
+  }
 }
 
 /**
@@ -99,16 +132,31 @@ export async function verifyRuleset(
       "Cannot check a network policy: no network namespace can be made, run as root",
     );
   }
-  await applyRuleset(host, scratch.path, text);
+  const found = new Map<string, string | undefined>();
+  for (const table of tables) found.set(table, await listTable(host, netns, table));
+  // As loaded: the same mark, and on an interface that every namespace has.
+  const mark = /meta mark set (0x[0-9a-f]{8})/.exec(found.get(podTable) ?? "")?.[1] ?? "0x1";
+  const same = withSeal(text, mark).replaceAll(device, 'device "lo"');
+  const what = "check a network policy";
+  const loaded = await nft(host, scratch.path, ["-f", "-"], same, what, /./);
+  if (loaded === undefined) await nft(host, scratch.path, ["-f", "-"], withoutSeal(same), what);
   for (const table of tables) {
     const wanted = await listTable(host, scratch.path, table);
-    const found = await listTable(host, netns, table);
-    if (found === undefined) return `table ${table} is gone`;
-    const difference = compare(linesOf(wanted ?? ""), linesOf(found));
+    const listing = found.get(table);
+    // What this node cannot have at all is missed by nobody.
+    if (wanted === undefined && table === sealTable) continue;
+    if (listing === undefined) return `table ${table} is gone`;
+    const devices = [text.match(device), listing.match(device)].map((one) => String(one));
+    if (table === sealTable && devices[0] !== devices[1])
+      return `table ${table} is on ${devices[1]}`;
+    const bare = listing.replaceAll(device, 'device "lo"');
+    const difference = compare(linesOf(wanted ?? ""), linesOf(bare));
     if (difference !== undefined) return `table ${table} differs: ${difference}`;
   }
   return undefined;
 }
+
+const device = /\bdevice "[^"]*"/g;
 
 /**
  * A table as nft lists it; undefined where there is none. As text: the JSON of nft 1.0.6 leaves out

@@ -6,6 +6,10 @@
  * out after whatever the pod itself rewrites. What an interface is not isolated for passes; `lo`
  * and neighbour discovery always do.
  *
+ * What is let out is marked, and behind the stack a second table lets nothing else out: a packet
+ * socket (CAP_NET_RAW) would send past all rules otherwise. AF_XDP sockets still can, and whoever
+ * has CAP_NET_ADMIN takes the tables away; for those there are rules at the host ends.
+ *
  * Only replies pass because of a known connection: packets of its first direction are judged by the
  * rules of the day, so that an edited policy also ends what runs already.
  *
@@ -24,6 +28,7 @@ import {
   isMatchable,
   type PolicyAttachment,
   type PolicyTarget,
+  sealTable,
   writeTable,
 } from "./policy_table.ts";
 
@@ -37,8 +42,9 @@ export interface Compiled {
   problems: PolicyProblem[];
 }
 
-/** Family and name of the table in a pod's netns. */
+/** Family and name of the table in a pod's netns, and of the one behind it. */
 export const tableName = "inet genie";
+const sealName = "netdev genie";
 
 /**
  * Passes first, whatever policies say: without neighbour discovery there is no IPv6, without group
@@ -59,10 +65,11 @@ const inPod: Dialect = {
   side: { ingress: "iifname", egress: "oifname" },
   first: always(inetFamilies.ip6),
   every: inetFamilies,
+  sealed: true,
 };
 
 /**
- * Compiles the ruleset of one pod: text for one `nft -f`, which replaces the table as a whole.
+ * Compiles the ruleset of one pod: text for one `nft -f`, which replaces our tables as a whole.
  */
 export function compilePolicies(
   world: PolicyWorld,
@@ -71,7 +78,9 @@ export function compilePolicies(
 ): Compiled {
   const guarded = guard(world, pod, attachments, ({ ifName }) => ifName);
   const { text, problems } = writeTable(world, pod, guarded, inPod);
-  return { ruleset: text === "" ? "" : `${without([tableName])}${text}`, problems };
+  if (text === "") return { ruleset: "", problems };
+  const head = without([tableName, sealName]);
+  return { ruleset: `${head}${text}${sealTable(sealName, guarded)}`, problems };
 }
 
 /** Takes tables away, whether they are there or not. */

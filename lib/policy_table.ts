@@ -52,7 +52,15 @@ export interface Dialect {
   first: string[];
   /** Matches every packet of a family. */
   every: { ip: string; ip6: string };
+  /** What is let out gets {@link seal}, and an interface lets nothing else out. */
+  sealed?: true;
 }
+
+/**
+ * The mark of packets that rules let out; nft.ts puts a secret in its place. A packet socket sends
+ * past all rules of IP, and what it sends has no such mark: {@link sealTable} drops it.
+ */
+export const seal = "$seal";
 
 /** An interface, the name it has where the table stands, and what isolates it. */
 export interface Guarded {
@@ -99,6 +107,33 @@ export function writeTable(
 }
 
 /**
+ * Writes the table that lets out of isolated interfaces only what has the {@link seal}. What is no
+ * IP is not for policies to judge, nor are the renewals of an address by DHCP, which a client sends
+ * through a packet socket itself.
+ */
+export function sealTable(table: string, guarded: Guarded[]): string {
+  // A star at the end is a pattern here, and no way is known to write it otherwise.
+  const canName = (name: string) => isMatchable(name) && !name.endsWith("*");
+  const sealed = guarded.filter(({ name, grants }) => grants.egress && canName(name));
+  if (sealed.length === 0) return "";
+  const chains = sealed.flatMap(({ name }, index) =>
+    block(`chain egress_${index}`, [
+      `type filter hook egress device "${name}" priority 0; policy accept;`,
+      `meta mark ${seal} meta mark set 0 accept`,
+      "ether type ip udp sport 68 udp dport 67 accept",
+      "ether type ip6 udp sport 546 udp dport 547 accept",
+      // By the bytes on the wire: of a frame whose header cannot be found none of these is true.
+      "ether type != { 0x0800, 0x86dd, 0x8100, 0x88a8, 0x8847, 0x8864 } accept",
+      // Beyond here the kernel believes what a socket says its frame is.
+      "meta skuid 0-4294967295 drop",
+      "meta protocol != { 0x0800, 0x86dd, 0x8100, 0x88a8, 0x8847, 0x8864 } accept",
+      "drop",
+    ]),
+  );
+  return `table ${table} {\n${chains.map((line) => `\t${line}\n`).join("")}}\n`;
+}
+
+/**
  * The name of an interface as nft reads it: a star at the end would be a pattern. What cannot be
  * written at all (a quote) becomes every interface but `lo`: rather too much than a way around.
  */
@@ -135,7 +170,9 @@ function chainLines(
   const lines = grants.flatMap((grant) => grantLines(table, direction, grant));
   const node = direction === "ingress" && attachment.isDefault ? (attachment.nodeIps ?? []) : [];
   const fromNode = nodeLines(node);
-  return [...table.dialect.first, ...fromNode, ...new Set(lines), "drop"];
+  const all = [...table.dialect.first, ...fromNode, ...new Set(lines), "drop"];
+  if (direction === "ingress" || !table.dialect.sealed) return all;
+  return all.map((line) => line.replace(/\baccept\b/, `meta mark set ${seal} accept`));
 }
 
 function nodeLines(ips: string[]): string[] {

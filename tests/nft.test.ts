@@ -26,6 +26,14 @@ function nft({ name }: Netns, ...args: string[]): string {
   return stdout.toString();
 }
 
+/** The rulesets are about interfaces of these names. */
+function withPod(fn: (netns: Netns) => Promise<void>): Promise<void> {
+  return withNetns(async (netns) => {
+    netns.ip("link", "add", "eth0", "type", "veth", "peer", "name", "net1");
+    await fn(netns);
+  });
+}
+
 async function errorOf(act: Promise<unknown>): Promise<CniError> {
   const error = await act.then(
     () => undefined,
@@ -37,12 +45,12 @@ async function errorOf(act: Promise<unknown>): Promise<CniError> {
 
 describe("a ruleset", () => {
   test("is put in force, replaced, and taken away, and the node has none of it", async () => {
-    await withNetns(async (netns) => {
+    await withPod(async (netns) => {
       await applyRuleset(host, netns.path, golden("ports"));
       expect(await readRuleset(host, netns.path)).toBe(rulesetHash(golden("ports")));
       await applyRuleset(host, netns.path, golden("deny-both"));
       expect(await readRuleset(host, netns.path)).toBe(rulesetHash(golden("deny-both")));
-      expect(nft(netns, "list", "tables")).toBe(`table ${tableName}\n`);
+      expect(nft(netns, "list", "tables")).toBe(`table ${tableName}\ntable netdev genie\n`);
       expect(await readRuleset(host, undefined)).toBeUndefined();
       await applyRuleset(host, netns.path, "");
       expect(nft(netns, "list", "ruleset")).toBe("");
@@ -70,7 +78,7 @@ describe("a ruleset", () => {
   });
 
   test("that the kernel refuses changes nothing", async () => {
-    await withNetns(async (netns) => {
+    await withPod(async (netns) => {
       await applyRuleset(host, netns.path, golden("ports"));
       const wrong = golden("deny-both").replace("goto egress_0", "goto nowhere");
       const error = await errorOf(applyRuleset(host, netns.path, wrong));
@@ -95,7 +103,7 @@ describe("verifyRuleset()", () => {
   test.each(["ports", "blocks", "named-ports-egress", "two-interfaces", "whole-families"])(
     "finds %s as it was written",
     async (name) => {
-      await withNetns(async (netns) => {
+      await withPod(async (netns) => {
         await applyRuleset(host, netns.path, golden(name));
         expect(await verifyRuleset(host, netns.path, golden(name))).toBeUndefined();
       });
@@ -116,7 +124,7 @@ describe("verifyRuleset()", () => {
     ["no table", `delete table ${table}`],
     ["a sleeping table", `add table ${table} { flags dormant; }`],
   ])("notices %s", async (_name, command) => {
-    await withNetns(async (netns) => {
+    await withPod(async (netns) => {
       await applyRuleset(host, netns.path, golden("ports"));
       const listed = nft(netns, "-a", "list", "chain", "inet", "genie", "ingress_0");
       const handle = /\bdrop # handle (\d+)/.exec(listed)?.[1] ?? "";
@@ -124,6 +132,39 @@ describe("verifyRuleset()", () => {
       expect(await verifyRuleset(host, netns.path, golden("ports"))).toMatch(
         /^table inet genie (differs: |is gone)/,
       );
+    });
+  });
+
+  test.each([
+    ["no table", "delete table netdev genie"],
+    ["a flushed chain", "flush chain netdev genie egress_0"],
+    ["a rule put in", "insert rule netdev genie egress_0 accept"],
+    ["another interface", 'DEVICE "eth0"'],
+    ["another mark", "MARK"],
+  ])("notices %s behind the rules", async (_name, command) => {
+    await withPod(async (netns) => {
+      await applyRuleset(host, netns.path, golden("deny-both"));
+      const listed = nft(netns, "list", "table", "netdev", "genie");
+      const edited = listed
+        .replace('device "net1"', command.startsWith("DEVICE") ? 'device "eth0"' : "$&")
+        .replace(/mark 0x\w+/, command === "MARK" ? "mark 0x00000001" : "$&");
+      if (edited === listed) nft(netns, command);
+      else nft(netns, `delete table netdev genie\n${edited}`);
+      expect(await verifyRuleset(host, netns.path, golden("deny-both"))).toMatch(
+        /^table netdev genie (differs|is gone|is on)/,
+      );
+    });
+  });
+
+  test("misses nothing that this node cannot have, which is said aloud", async () => {
+    await withPod(async (netns) => {
+      const loud = makeHost();
+      const text = golden("deny-both").replace("hook egress device", "hook unheard device");
+      await applyRuleset(loud, netns.path, text);
+      expect(loud.written.stderr).toMatch(/^genie: warn: .*packet sockets.*CAP_NET_RAW.*\n$/);
+      expect(nft(netns, "list", "tables")).toBe(`table ${tableName}\n`);
+      expect(await verifyRuleset(loud, netns.path, text)).toBeUndefined();
+      expect(host.written.stderr).toBe("");
     });
   });
 
