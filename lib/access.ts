@@ -17,7 +17,7 @@ export interface AccessConfig {
   /** Path of the plugin table, for {@link Decision.rule}. */
   file: string;
   /** What holds for a network without an allow rule. */
-  access: { default: "allow" | "deny" };
+  access: { default: "allow" | "deny"; line?: number };
   plugins: ReadonlyMap<string, { allow?: AccessRule; deny?: AccessRule }>;
 }
 
@@ -68,7 +68,11 @@ export function checkAccess(config: AccessConfig, network: string, pod: AccessPo
   }
   return config.access.default === "allow"
     ? { allowed: true, reason: 'access.default is "allow" and no rule speaks against it' }
-    : { allowed: false, reason: 'access.default is "deny" and no rule allows it' };
+    : {
+        allowed: false,
+        reason: 'access.default is "deny" and no rule allows it',
+        rule: `access.default at ${config.file}:${config.access.line ?? 1}`,
+      };
 }
 
 /** Whether a rule names a pod; `text` continues the name of the rule. */

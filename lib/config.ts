@@ -73,6 +73,7 @@ export function parseConfig(text: string, file: string): Config {
   const { nad, maxAttachments, ...others } = config.access;
   const access = {
     ...others,
+    ...(others.default === "deny" && { line: lineOf(lines, ["access", "default"]) }),
     ...(nad && {
       nad: nad.map((rule, i) => ({ ...rule, line: lineOf(lines, ["access", "nad", i]) })),
     }),
@@ -80,7 +81,12 @@ export function parseConfig(text: string, file: string): Config {
       maxAttachments: { ...maxAttachments, line: lineOf(lines, ["access", "max_attachments"]) },
     }),
   };
-  return { ...config, access, file, plugins };
+  const isolationLine = lineOf(lines, ["kubernetes", "namespace_isolation"]);
+  const kubernetes = {
+    ...config.kubernetes,
+    ...(config.kubernetes.namespaceIsolation && { isolationLine }),
+  };
+  return { ...config, access, kubernetes, file, plugins };
 }
 
 /** What holds when there is no plugin table: every list in `confDir` is a network. */

@@ -119,6 +119,8 @@ const Access = v.pipe(
 export interface AccessTable {
   /** What holds for a network without an allow rule. */
   default: "allow" | "deny";
+  /** Line of `default`, where it is "deny". */
+  line?: number;
   /** Absent: NetworkAttachmentDefinitions may be anything. */
   nad?: (v.InferOutput<typeof NadRule> & { line: number })[];
   /** How many attachments a pod may have, and the pods of a namespace on this node. */
@@ -217,6 +219,8 @@ const Policy = v.pipe(
 );
 /** How to reach the Kubernetes API; the optional fields come from the CNI config alone. */
 export interface KubernetesConfig extends v.InferOutput<typeof Kubernetes> {
+  /** Line of `namespace_isolation`, where the table switches it on. */
+  isolationLine?: number;
   /** URL without a trailing slash. */
   apiRoot?: string;
   /** A secret: never in a message. */

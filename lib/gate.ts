@@ -107,7 +107,7 @@ export function checkIsolation(
   { namespace, network }: { namespace: string; network: string },
   pod: Pod,
 ): void {
-  const { namespaceIsolation, globalNamespaces } = config.kubernetes;
+  const { namespaceIsolation, globalNamespaces, isolationLine } = config.kubernetes;
   if (!namespaceIsolation || namespace === pod.namespace) return;
   if (globalNamespaces.includes(namespace)) return;
   throw denial(`${namespace}/${network}`, pod, {
@@ -115,7 +115,11 @@ export function checkIsolation(
     reason:
       "namespaces are isolated, and kubernetes.global_namespaces has " +
       `${globalNamespaces.join(", ") || "none"}`,
-    rule: `kubernetes.namespace_isolation at ${config.file}`,
+    // Without a line it is Multus' namespaceIsolation of the CNI config.
+    rule:
+      isolationLine === undefined
+        ? "namespaceIsolation of the CNI config"
+        : `kubernetes.namespace_isolation at ${config.file}:${isolationLine}`,
   });
 }
 

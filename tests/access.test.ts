@@ -185,6 +185,14 @@ describe("checkAccess()", () => {
   ] as [string, AccessPod, boolean][])('with access.default "deny": %s to %j', (name, who, is) => {
     expect(checkAccess(closed, name, who).allowed).toBe(is);
   });
+
+  test("names access.default where nothing else decides", () => {
+    expect(checkAccess(closed, "open", pod("a"))).toEqual({
+      allowed: false,
+      reason: 'access.default is "deny" and no rule allows it',
+      rule: "access.default at /p.toml:1",
+    });
+  });
 });
 
 test.each([

@@ -154,11 +154,12 @@ describe("parseConfig()", () => {
         kubeconfigIsExplicit: true,
         timeoutMs: 250,
         namespaceIsolation: true,
+        isolationLine: 19,
         globalNamespaces: ["shared"],
         status: "agent",
         kubeletDir: "/var/lib/kubelet",
       },
-      access: { default: "deny" },
+      access: { default: "deny", line: 22 },
       audit: { keepMs: 604_800_000 },
       policy: { enforce: true, maxAgeMs: 90_000, whenStale: "open", where: "host" },
       plugins: new Map([

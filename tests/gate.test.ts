@@ -394,7 +394,9 @@ describe("a denial", () => {
     );
     using node = nodeWith(isolated);
     const how = { annotations: { [networksKey]: "infra/c" } };
-    expect(await codeOf(node, "ADD", how)).toBe(100);
+    const { code, details } = wireError(await call(node, "ADD", how));
+    const rule = expect.stringMatching(/^kubernetes\.namespace_isolation at .*plugins\.toml:\d+$/);
+    expect([code, details]).toEqual([100, rule]);
     expect(events()).toHaveLength(2);
     expect(await reportOf(node)).toContain("infra/c");
   });
