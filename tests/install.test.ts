@@ -24,7 +24,7 @@ import { parseConfigList } from "../lib/netconf.ts";
 import { before, lastList, ownList } from "../lib/own_list.ts";
 import { digestOf, placeFile } from "../lib/place.ts";
 import manifest from "../package.json";
-import { calls, fakePlugin, makeHost, tempDir } from "./fakes.ts";
+import { calls, canNetns, fakePlugin, makeHost, tempDir } from "./fakes.ts";
 import { annotated, compiledGenie, left, makeNode, nothing, spawnGenie, wire } from "./wire.ts";
 
 const conflist = "etc/cni/net.d/00-genie.conflist";
@@ -338,6 +338,46 @@ describe("genie install", () => {
     root.write("etc/cni/genie/install.json", { version: 2 });
     const run = await root.genie("install");
     expect([run.status, run.stderr]).toEqual([1, expect.stringContaining("install.json: move it")]);
+  });
+});
+
+/**
+ * Runs a shell script on this machine's own paths, where nobody else sees it: /etc, /opt and
+ * /var/lib are empty folders of a mount namespace.
+ */
+function onThisNode(script: string) {
+  const hide = ["/etc", "/opt", "/var/lib"].map((path) => `mount -t tmpfs none ${path}`);
+  const make = "mkdir -p /etc/cni/net.d /opt/cni/bin";
+  const env = { PATH: "/usr/sbin:/usr/bin:/sbin:/bin", genie: compiledGenie() };
+  const whole = [...hide, make, script].join(" && ");
+  const run = Bun.spawnSync(["unshare", "-m", "sh", "-c", whole], { env, cwd: "/" });
+  return { status: run.exitCode, stdout: run.stdout.toString(), stderr: run.stderr.toString() };
+}
+
+describe.skipIf(!canNetns)("on the node itself", () => {
+  const blue = JSON.stringify({ ...list("blue"), cniVersion: "1.1.0" });
+  const error = JSON.stringify({ cniVersion: "1.1.0", code: 50, msg: "not yet" });
+  /** A network, and a plugin that answers STATUS so. */
+  const network = (answer: string) =>
+    [
+      `printf '%s' '${blue}' >/etc/cni/net.d/10-blue.conflist`,
+      `printf '%s' '${answer}' >/opt/cni/answer`,
+      "printf '#!/bin/sh\\ncat /opt/cni/answer; [ ! -s /opt/cni/answer ]' >/opt/cni/bin/bridge",
+      "chmod 755 /opt/cni/bin/bridge",
+    ].join(" && ");
+
+  test("the default network is asked whether it is ready", () => {
+    const yes = onThisNode(
+      `${network("")} && $genie install && $genie install && ls /etc/cni/net.d && ` +
+        "$genie uninstall && find /etc /opt/cni/bin /var/lib -type f",
+    );
+    expect([yes.stderr, yes.status]).toEqual(["", 0]);
+    expect(yes.stdout).toContain("nothing has changed");
+    expect(yes.stdout).toContain("00-genie.conflist\n10-blue.conflist\n");
+    expect(yes.stdout).toEndWith("/etc/cni/net.d/10-blue.conflist\n/opt/cni/bin/bridge\n");
+
+    const late = onThisNode(`${network(error)} && $genie install --wait 1ms`);
+    expect([late.status, late.stderr]).toEqual([1, expect.stringContaining("not yet")]);
   });
 });
 
