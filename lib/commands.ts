@@ -143,6 +143,8 @@ Changes nothing. Status 1 when there is a problem; warnings alone are 0.`,
                        what a node would refuse is refused at kubectl apply
   --webhook --ca FILE  print what runs genie webhook instead, with the authority of its certificate
   --containerfile      print how to build the image instead
+  --grafana            print a dashboard of the agents' metrics instead
+  --alerts             print alert rules for the Prometheus operator instead
   --json               one JSON document, for programs`,
     options: {
       namespace: { type: "string" },
@@ -153,6 +155,8 @@ Changes nothing. Status 1 when there is a problem; warnings alone are 0.`,
       webhook: { type: "boolean" },
       ca: { type: "string" },
       containerfile: { type: "boolean" },
+      grafana: { type: "boolean" },
+      alerts: { type: "boolean" },
       json: { type: "boolean" },
     },
     run: async (host, flags) => {

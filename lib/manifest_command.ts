@@ -8,6 +8,7 @@ import type { Config } from "./config_schema.ts";
 import { formatContainerfile } from "./containerfile.ts";
 import { toYaml } from "./crds.ts";
 import { type Feature, features, type KubeObject, makeManifest } from "./manifest.ts";
+import { makeAlerts, makeDashboard } from "./monitoring.ts";
 import { digest, readIfThere } from "./place.ts";
 import { enforcesPolicy } from "./settings.ts";
 import { type Flags, text, UsageError } from "./usage.ts";
@@ -28,6 +29,14 @@ export function runManifest(host: Host, flags: Flags): number {
     namespace: checked(flags, "namespace", "genie-system", /^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/),
     image: checked(flags, "image", `genie:${manifest.version}`, /^[\w.\-/:@]{1,512}$/),
   };
+  if (flags["grafana"]) {
+    host.stdout(`${JSON.stringify(makeDashboard(), null, 2)}\n`);
+    return 0;
+  }
+  if (flags["alerts"]) {
+    host.stdout(toYaml([makeAlerts(place.namespace)]));
+    return 0;
+  }
   const isPart = Boolean(flags["access"] || flags["webhook"]);
   const objects = isPart
     ? admissionObjects(flags, table.config, place)

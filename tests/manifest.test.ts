@@ -9,6 +9,7 @@ import { runCommand } from "../lib/cli.ts";
 import { formatContainerfile, gatherCommands } from "../lib/containerfile.ts";
 import { customResourceDefinitions } from "../lib/crds.ts";
 import { type KubeObject, rules } from "../lib/manifest.ts";
+import { metrics } from "../lib/monitoring.ts";
 import manifest from "../package.json";
 import { startApiServer } from "./apiserver.ts";
 import { canNetns, makeHost, tempDir } from "./fakes.ts";
@@ -344,5 +345,66 @@ describe("genie manifest --containerfile", () => {
     expect(inside("nsenter --version")).toContain("util-linux");
     expect(inside("iptables --version")).toContain("iptables v");
     expect(inside("iptables -m comment -h")).toContain("comment match options");
+  });
+});
+
+describe("monitoring (lib/monitoring.ts)", () => {
+  /** Metrics and labels of an expression. */
+  const partsOf = (expr: string) => ({
+    names: [...expr.matchAll(/\bgenie_[a-z_]+/g)].map(([name]) => name),
+    labels: [...expr.matchAll(/[{,](\w+)(?:=~|!=|=)/g)].map(([, label]) => label ?? ""),
+    groups: [...expr.matchAll(/by \(([^)]*)\)/g)].flatMap(([, text = ""]) => text.split(", ")),
+  });
+
+  test("asks for metrics that there are, by labels that they have", async () => {
+    const dashboard = JSON.parse((await print("--grafana")).stdout);
+    const rule = Bun.YAML.parse((await print("--alerts")).stdout) as KubeObject;
+    const rules = at(rule, "spec", "groups", 0, "rules") as { expr: string; alert: string }[];
+    const targets = dashboard.panels.flatMap((one: { targets: { expr: string }[] }) => one.targets);
+    const exprs = [...targets, ...rules].map(({ expr }: { expr: string }) => expr);
+    expect(exprs.length).toBeGreaterThan(15);
+    const seen = new Set<string>();
+    for (const expr of exprs) {
+      const { names, labels, groups } = partsOf(expr);
+      expect(names.length).toBeGreaterThan(0);
+      for (const name of names) {
+        seen.add(name);
+        const known: readonly string[] = metrics[name as keyof typeof metrics];
+        const has = [...known, "instance"];
+        expect([expr, [...labels, ...groups].filter((one) => !has.includes(one))]).toEqual([
+          expr,
+          [],
+        ]);
+      }
+      expect(expr.split("(").length).toBe(expr.split(")").length);
+    }
+    expect([...seen].sort()).toEqual(Object.keys(metrics).sort());
+  });
+
+  test("the dashboard has a place for each panel", async () => {
+    const { panels, templating } = JSON.parse((await print("--grafana")).stdout);
+    const places = panels.map(
+      ({ gridPos: { x, y } }: { gridPos: { x: number; y: number } }) => `${x} ${y}`,
+    );
+    expect(new Set(places).size).toBe(panels.length);
+    expect(templating.list.map(({ name }: { name: string }) => name)).toEqual([
+      "datasource",
+      "instance",
+    ]);
+  });
+
+  test("each alert says what to do", async () => {
+    const { stdout } = await print("--alerts", "--namespace=net");
+    const rule = Bun.YAML.parse(stdout) as KubeObject;
+    expect(rule.metadata.namespace).toBe("net");
+    for (const one of at(rule, "spec", "groups", 0, "rules") as object[]) {
+      expect(one).toEqual({
+        alert: expect.stringMatching(/^Genie\w+$/),
+        expr: expect.any(String),
+        for: expect.stringMatching(/^\d+[mh]$/),
+        labels: { severity: expect.stringMatching(/^(warning|critical)$/) },
+        annotations: { summary: expect.any(String), description: expect.any(String) },
+      });
+    }
   });
 });

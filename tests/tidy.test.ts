@@ -101,6 +101,7 @@ const layers: string[][] = [
   // What genie is asked to do, one module each.
   ["agent", "attach", "check", "detach", "explain", "gc", "ready", "report_command", "validate"],
   ["manifest", "readiness", "webhook"],
+  ["monitoring"],
   ["webhook_manifest"],
   ["install", "manifest_command", "node_view"],
   ["doctor_api", "doctor_networks", "doctor_node", "doctor_plugins", "doctor_runtime"],
@@ -112,7 +113,7 @@ const layers: string[][] = [
 
 /** Modules that decide on plain data: no file, clock, process or network; tests need no host. */
 const pure = [
-  ...["completion", "containerfile", "finding", "manifest", "webhook_manifest"],
+  ...["completion", "containerfile", "finding", "manifest", "monitoring", "webhook_manifest"],
   "contradictions",
   ...[
     "access",
