@@ -20,7 +20,11 @@ export function keepsToken(
   serviceAccountDir = serviceAccountDirDefault,
 ): boolean {
   const inPod = { kubeconfigIsExplicit: false, timeoutMs: 0, serviceAccountDir };
-  return isConfigured(host, inPod) && readIfThere(hostFile(root, paths.token)) !== undefined;
+  return isConfigured(host, inPod) && isInstalled(root);
+}
+
+function isInstalled(root: string): boolean {
+  return readIfThere(hostFile(root, paths.token)) !== undefined;
 }
 
 /**
@@ -34,7 +38,8 @@ export async function runToken(
   everyMs = renewMs,
 ): Promise<void> {
   while (!host.signal.aborted) {
-    copyToken(root, serviceAccountDir);
+    // What genie uninstall has removed stays removed.
+    if (isInstalled(root)) copyToken(root, serviceAccountDir);
     await pause(everyMs, host.signal);
   }
 }

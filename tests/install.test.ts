@@ -557,6 +557,12 @@ describe("credentials", () => {
     while (root.read("etc/cni/genie/token") !== "third\n") await Bun.sleep(1);
     host.abort();
     await running;
+    rmSync(join(root.path, "etc/cni/genie/token"));
+    const other = makeHost({ env });
+    const idle = runToken({ host: other }, root.path, folder, 1);
+    other.abort();
+    await idle;
+    expect(root.has("etc/cni/genie/token")).toBe(false);
     root.write("account/token", "");
     expect(() => copyToken(root.path, folder)).toThrow("there is no token in it");
   });
