@@ -23,8 +23,8 @@ import {
 import { verifyRuleset } from "./nft.ts";
 import type { Plan } from "./plan.ts";
 import { fetchPodObject } from "./pod.ts";
-import { compilePolicies, policyWorld } from "./policy.ts";
-import { type Policy, type PolicyPod, parsePolicyPod } from "./policy_objects.ts";
+import { compilePolicies, policyWorld, reachesOut } from "./policy.ts";
+import { type PolicyPod, parsePolicyPod } from "./policy_objects.ts";
 import {
   aliveSince,
   neededResources,
@@ -196,12 +196,6 @@ async function compileFrom(
     namespaces: needsAll ? readInputs(state, "namespaces") : [],
   };
   return compilePolicies(policyWorld(inputs), target, attachments).ruleset;
-}
-
-/** Are its peers more than pods of its own namespace? */
-function reachesOut({ between, ingress = [], egress = [] }: Policy): boolean {
-  const peers = [...ingress, ...egress].flatMap((rule) => rule.peers ?? []);
-  return between !== undefined || peers.some((peer) => "namespaces" in peer);
 }
 
 /**

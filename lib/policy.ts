@@ -83,6 +83,18 @@ export function compilePolicies(
   return { ruleset: `${head}${text}${sealTable(sealName, guarded)}`, problems };
 }
 
+/**
+ * Does what a policy allows depend on more than pods of its own namespace? A port by its name does
+ * on the way out, where everybody is a peer: each of them has a number of its own for it.
+ */
+export function reachesOut({ between, ingress = [], egress = [] }: Policy): boolean {
+  const peers = [...ingress, ...egress].flatMap((rule) => rule.peers ?? []);
+  const namesPorts = egress.some(
+    (rule) => rule.peers === undefined && rule.ports?.some(({ name }) => name !== undefined),
+  );
+  return between !== undefined || namesPorts || peers.some((peer) => "namespaces" in peer);
+}
+
 /** Takes tables away, whether they are there or not. */
 function without(tables: string[]): string {
   return tables.map((table) => `add table ${table}\ndelete table ${table}\n`).join("");

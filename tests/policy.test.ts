@@ -15,8 +15,9 @@ import {
   type PolicyAttachment,
   type PolicyWorld,
   policyProblems,
+  reachesOut,
 } from "../lib/policy.ts";
-import { multi, type PodShort, plain, pod, world } from "./fixtures/policy/world.ts";
+import { multi, type PodShort, plain, pod, policy, world } from "./fixtures/policy/world.ts";
 
 const folder = join(import.meta.dir, "fixtures", "policy");
 const golden = (name: string): string => readFileSync(join(folder, `${name}.nft`), "utf8");
@@ -297,6 +298,28 @@ describe("compileHostPolicies()", () => {
   test("nothing where no policy applies; the tables can be named all the same", () => {
     expect(compileHost(ends("veth1"), [])).toEqual({ host: "", pod: "", problems: [] });
     expect(hostTables("c-1")).toEqual(["bridge genie_c/1", "inet genie_c/1"]);
+  });
+});
+
+describe("reachesOut()", () => {
+  const everybody = { namespaceSelector: {} };
+  test.each<[string, object, boolean]>([
+    ["pods of its own namespace", multi("p", egress({ to: [app("db")] })), false],
+    ["addresses", multi("p", ingress({ from: [cidr("10.0.0.0/8")] })), false],
+    ["everybody", multi("p", egress({})), false],
+    ["everybody, on a port", multi("p", egress({ ports: [{ port: 80 }] })), false],
+    ["everybody, on a named port of ours", multi("p", ingress({ ports: [{ port: "a" }] })), false],
+    ["everybody, on a named port", multi("p", egress({ ports: [{ port: "http" }] })), true],
+    ["other namespaces", multi("p", ingress({ from: [everybody] })), true],
+    ["networks", plain("p", {}, { genieNetworkpolicy: "[]" }), true],
+  ])("%s", (_name, object, expected) => {
+    expect(reachesOut(policy(object))).toBe(expected);
+  });
+
+  test("a port's name is asked of every pod where everybody is a peer", () => {
+    const { ruleset } = compile([multi("p", egress({ ports: [{ port: "http" }] }))]);
+    const ports = [...ruleset.matchAll(/tcp dport (\d+)/g)].map(([, port]) => port);
+    expect([...new Set(ports)]).toEqual(["80", "8000", "8080"]);
   });
 });
 
