@@ -316,7 +316,8 @@ async function resolveMultus(
     try {
       const { resolveDefinition } = await import("./objects.ts");
       const network = await resolveDefinition(objects, config, wanted);
-      return { ...network, gates: [name], definition: definitionOf(wanted.namespace, network) };
+      const gates = network.onDisk ? gatesOf(config, { ...network, name }) : [name];
+      return { ...network, gates, definition: definitionOf(wanted.namespace, network) };
     } catch (error) {
       if (!(error instanceof CniError) || error.code !== code.networkNotFound) throw error;
     }

@@ -135,6 +135,10 @@ const ways: Record<string, Way> = {
     where: "object",
     config: multus({ clusterNetwork: "blue", defaultNetworks: ["a"] }),
   },
+  "Multus' clusterNetwork, an object on disk": {
+    where: "disk",
+    config: multus({ clusterNetwork: "green" }),
+  },
   "the NPWG annotation, on disk": { where: "disk", annotations: { [networksKey]: "green" } },
   "default-network, on disk": { where: "disk", annotations: { [defaultKey]: "team/green" } },
 };
@@ -196,6 +200,15 @@ describe("by whatever way a network is named", () => {
     expect(await codeOf(node, "DEL", asked)).toBe(0);
     expect(left(node)).toEqual(nothing);
     expect(api.requests).toEqual([]);
+  });
+
+  test.each(
+    Object.entries(ways).filter(([way, { where }]) => where !== "object" && !/delegates/.test(way)),
+  )("%s, which a rule knows by its file", async (_, how) => {
+    const rule = '[plugins.store]\nconf = "20-green.conflist"\ndeny = { namespaces = ["team"] }';
+    using node = nodeWith(tableOf(rule, how.defaults));
+    const asked = how.config ? { ...how, config: { ...how.config, confDir: node.conf } } : how;
+    expect(await codeOf(node, "ADD", asked)).toBe(100);
   });
 
   test("GC looks at no rule either", async () => {
