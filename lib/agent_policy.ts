@@ -11,30 +11,31 @@ import { type Host, log, toCniError } from "./cni.ts";
 import type { Config } from "./config_schema.ts";
 import { closeState, openState, type State, write } from "./database.ts";
 import { postEvent } from "./event.ts";
+import type { HostEnd } from "./host_end.ts";
 import { connect } from "./kube.ts";
 import { netnsId } from "./netns.ts";
 import {
   type Attached,
   attachedIn,
+  compileRules,
+  differenceOf,
+  findHostEnds,
   installRuleset,
   isConcerned,
   isEnforced,
   lockNetns,
   policyAttachments,
+  type Rules,
+  removeFromHost,
+  sameRules,
 } from "./netns_policy.ts";
-import { readRuleset, rulesetHash, verifyRuleset } from "./nft.ts";
-import {
-  type Compiled,
-  compilePolicies,
-  type PolicyWorld,
-  policyProblems,
-  policyWorld,
-} from "./policy.ts";
+import { readRuleset, rulesetHash } from "./nft.ts";
+import { hostTables, type PolicyWorld, policyProblems, policyWorld } from "./policy.ts";
 import type { Policy, PolicyPod, PolicyProblem } from "./policy_objects.ts";
 import {
-  forgetLeftRulesets,
+  forgetRuleset,
+  leftRulesets,
   putProblems,
-  type StoredRuleset,
   storedRuleset,
   storedRulesets,
 } from "./policy_store.ts";
@@ -71,8 +72,10 @@ interface Local {
   containerId: string;
   pod: { namespace: string; name: string };
   made: Attached[];
-  /** On record; "" for none. */
-  ruleset: string;
+  /** On record. */
+  rules: Rules;
+  /** See {@link findHostEnds}. */
+  ends: Map<string, HostEnd>;
   problems: PolicyProblem[];
 }
 
@@ -161,7 +164,7 @@ async function round(work: Work): Promise<void> {
     write(work.state, () => watch.write(work.state));
     watch.written();
   }
-  const isReread = readLocal(work);
+  const isReread = await readLocal(work);
   if (!watch.isComplete()) return;
   const sinceMs = work.changedMs;
   const startedMs = performance.now();
@@ -192,11 +195,11 @@ function reopen(work: Work): void {
 }
 
 /** Reads what is attached, where the record has changed. @returns true when it was read */
-function readLocal(work: Work): boolean {
+async function readLocal(work: Work): Promise<boolean> {
   const { host, state } = work;
   const row = state.database.query("PRAGMA data_version").get() as { data_version: number };
   if (row.data_version === work.version) return false;
-  if (work.version === -1) write(state, () => forgetLeftRulesets(state));
+  if (work.version === -1) await forgetLeft(work);
   const rulesets = new Map(storedRulesets(state).map((one) => [one.netnsId, one]));
   const before = work.local;
   work.local = new Map();
@@ -204,23 +207,34 @@ function readLocal(work: Work): boolean {
     const result = one.state === "attached" ? storedResult(one) : undefined;
     if (!result || one.netnsId === "" || one.pod.namespace === "") continue;
     const { netnsId: id, netns, containerId, pod } = one;
-    const ruleset = rulesets.get(id)?.ruleset ?? "";
-    const problems = before.get(id)?.problems ?? [];
+    const stored = rulesets.get(id);
+    const { ruleset = "", hostRuleset = "" } = stored ?? {};
+    const { problems = [] } = before.get(id) ?? {};
     const made: Attached[] = [];
     const found = work.local.get(id) ?? {
-      netnsId: id,
-      netns,
-      containerId,
-      pod,
-      made,
-      ruleset,
-      problems,
+      ...{ netnsId: id, netns, pod, made, problems, ends: new Map() },
+      containerId: stored?.containerId ?? containerId,
+      rules: { ruleset, hostRuleset },
     };
     found.made.push({ attachment: one, result });
     work.local.set(id, found);
   }
+  const { where } = work.config.policy;
+  for (const [id, one] of work.local) {
+    const known = before.get(id);
+    const isSame = known && known.made.length === one.made.length;
+    one.ends = isSame ? known.ends : await findHostEnds(host, where, one.made);
+  }
   work.version = row.data_version;
   return true;
+}
+
+/** Rules of namespaces that are gone, after a DEL that could not be heard or a reboot. */
+async function forgetLeft({ host, state }: Work): Promise<void> {
+  for (const one of leftRulesets(state)) {
+    await removeFromHost(host, one);
+    write(state, () => forgetRuleset(state, one.netnsId));
+  }
 }
 
 /** Takes the inputs as they are now. */
@@ -239,23 +253,24 @@ function learn(work: Work): void {
 /** Compiles for one namespace; undefined while its pod is not known: its rules stay. */
 function compile(
   { known, config }: Work,
-  { pod }: Pick<Local, "pod">,
+  { pod, containerId, ends }: Local,
   made: readonly Attached[],
-): Compiled | undefined {
+): (Rules & { problems: PolicyProblem[] }) | undefined {
   const target = known?.pods.get(`${pod.namespace}/${pod.name}`);
   if (!known || !target) return undefined;
-  const { enforce } = config.policy;
+  const { enforce, where } = config.policy;
   if (!made.some(({ attachment }) => isConcerned(attachment, enforce))) {
-    return { ruleset: "", problems: [] };
+    return { ruleset: "", hostRuleset: "", problems: [] };
   }
-  return compilePolicies(known.world, target, policyAttachments(made, target.hostIps));
+  const attachments = policyAttachments(made, target.hostIps);
+  return compileRules(known.world, target, attachments, { where, containerId, ends });
 }
 
 function isDue(work: Work, one: Local): boolean {
   const compiled = compile(work, one, one.made);
   if (!compiled) return false;
   one.problems = compiled.problems;
-  return compiled.ruleset !== one.ruleset;
+  return !sameRules(compiled, one.rules);
 }
 
 /** Does something for all, some at a time. @returns how often it was done */
@@ -285,11 +300,12 @@ async function reconcile(work: Work, id: string, isForced = false): Promise<bool
       const made = attachedIn(host, state, id);
       const compiled = made.length > 0 ? compile(work, one, made) : undefined;
       if (!compiled) return false;
-      const { ruleset } = compiled;
-      const stored = storedRuleset(state, id)?.ruleset ?? "";
-      one.ruleset = ruleset;
-      if (stored === ruleset && !isForced) return false;
-      await installRuleset(host, state, one.netns, rowOf(one, ruleset));
+      const { ruleset, hostRuleset } = compiled;
+      one.rules = { ruleset, hostRuleset };
+      if (sameRules(storedRuleset(state, id), one.rules) && !isForced) return false;
+      const { containerId, pod } = one;
+      const row = { containerId, podNamespace: pod.namespace, podName: pod.name };
+      await installRuleset(host, state, one.netns, { netnsId: id, ...row, ...one.rules });
       return true;
     } finally {
       lock.release();
@@ -305,20 +321,13 @@ async function reconcile(work: Work, id: string, isForced = false): Promise<bool
   }
 }
 
-function rowOf(
-  { netnsId: id, containerId, pod }: Local,
-  ruleset: string,
-): Omit<StoredRuleset, "atMs"> {
-  return { netnsId: id, containerId, podNamespace: pod.namespace, podName: pod.name, ruleset };
-}
-
 /** After a start: what is in force may not be what the record says. */
 async function verifyAll(work: Work): Promise<void> {
   work.isVerified = true;
-  const all = [...work.local.values()].filter(({ ruleset }) => ruleset !== "");
+  const all = [...work.local.values()].filter(hasRules);
   const put = await each(all, async (one) => {
     const { host } = work;
-    const difference = await verifyRuleset(host, one.netns, one.ruleset).catch(toCniError);
+    const difference = await differenceOf(host, one.netns, one.rules).catch(toCniError);
     if (difference === undefined || netnsId(one.netns) !== one.netnsId) return false;
     return reconcile(work, one.netnsId, true);
   });
@@ -329,17 +338,31 @@ async function verifyAll(work: Work): Promise<void> {
 async function audit(work: Work): Promise<void> {
   const { host, local, audited } = work;
   work.auditDueMs = performance.now() + auditMs;
-  const next = [...local.values()].find((one) => one.ruleset !== "" && !audited.has(one.netnsId));
+  const next = [...local.values()].find((one) => hasRules(one) && !audited.has(one.netnsId));
   if (!next) return audited.clear();
   audited.add(next.netnsId);
   if (netnsId(next.netns) !== next.netnsId) return;
-  const found = await readRuleset(host, next.netns).catch(toCniError);
-  if (found === rulesetHash(next.ruleset)) return;
+  if ((await isThere(host, next).catch(toCniError)) === true) return;
   const isPut = await reconcile(work, next.netnsId, true);
   if (!isPut) return;
   log(host, "warn", "Network policy was taken away from outside and is in force again", {
     pod: `${next.pod.namespace}/${next.pod.name}`,
   });
+}
+
+function hasRules({ rules }: Local): boolean {
+  return rules.ruleset !== "" || rules.hostRuleset !== "";
+}
+
+/** Are the tables of a pod there, with what we wrote? Cheap: their rules are not compared. */
+async function isThere(host: Host, { netns, rules, containerId }: Local): Promise<boolean> {
+  const wanted = (text: string) => (text === "" ? undefined : rulesetHash(text));
+  if ((await readRuleset(host, netns)) !== wanted(rules.ruleset)) return false;
+  for (const table of hostTables(containerId)) {
+    if (!rules.hostRuleset.includes(`\ntable ${table} {`)) continue;
+    if ((await readRuleset(host, undefined, table)) !== wanted(rules.hostRuleset)) return false;
+  }
+  return true;
 }
 
 /** Puts what is wrong with policies on record, and what is new as Events on them. */

@@ -13,14 +13,18 @@ import { netnsId } from "./netns.ts";
 import {
   type Attached,
   attachedIn,
+  compileRules,
+  differenceOf,
+  findHostEnds,
   installRuleset,
   isConcerned,
   isEnforced,
   lockNetns,
   policyAttachments,
   policyNamespaces,
+  type Rules,
+  sameRules,
 } from "./netns_policy.ts";
-import { verifyRuleset } from "./nft.ts";
 import type { Plan } from "./plan.ts";
 import { fetchPodObject } from "./pod.ts";
 import { compilePolicies, policyWorld, reachesOut } from "./policy.ts";
@@ -77,11 +81,12 @@ export async function enforceAdd(
     const all = [...attachedIn(host, state, id, first.attachment), ...done];
     const startedNs = Bun.nanoseconds();
     const known = checkFresh(call, plan, concerned);
-    const ruleset = known === "nothing" ? "" : await compileFor(call, plan, all);
-    if (ruleset !== "" || before) {
-      const { containerId } = first.attachment;
+    // Of several containers in one namespace the first names the tables on the node.
+    const containerId = before?.containerId ?? first.attachment.containerId;
+    const rules = known === "nothing" ? noRules : await compileFor(call, plan, all, containerId);
+    if (!sameRules(rules, noRules) || before) {
       const { namespace: podNamespace, name: podName } = plan.pod;
-      const row = { netnsId: id, containerId, podNamespace, podName, ruleset };
+      const row = { netnsId: id, containerId, podNamespace, podName, ...rules };
       await installRuleset(host, state, chain.netns, row);
       note(call, first, startedNs, known);
     }
@@ -92,6 +97,8 @@ export async function enforceAdd(
     throw error;
   }
 }
+
+const noRules: Rules = { ruleset: "", hostRuleset: "" };
 
 /** A row of the ledger: nft is one more program that was run for this pod. */
 function note(
@@ -112,11 +119,11 @@ async function restore(
 ): Promise<void> {
   try {
     const now = storedRuleset(state, id);
-    if (now?.ruleset === before?.ruleset || netnsId(netns) !== id) return;
+    if (sameRules(now, before) || netnsId(netns) !== id) return;
     const row = before ?? now;
     if (row) {
       const calm = { ...host, signal: new AbortController().signal };
-      await installRuleset(calm, state, netns, { ...row, ruleset: before?.ruleset ?? "" });
+      await installRuleset(calm, state, netns, { ...row, ...(before ?? noRules) });
     }
   } catch (error) {
     if (!(error instanceof CniError)) throw error;
@@ -156,9 +163,10 @@ async function compileFor(
   call: EnforcedCall,
   { pod, objects }: Plan,
   all: readonly Attached[],
-): Promise<string> {
+  containerId: string,
+): Promise<Rules> {
   try {
-    return await compileFrom(call, { pod, objects }, all);
+    return await compileFrom(call, { pod, objects }, all, containerId);
   } catch (error) {
     if (error instanceof CniError) throw error;
     throw new CniError(
@@ -174,28 +182,33 @@ async function compileFrom(
   call: EnforcedCall,
   { pod, objects }: Pick<Plan, "pod" | "objects">,
   all: readonly Attached[],
-): Promise<string> {
+  containerId: string,
+): Promise<Rules> {
   const { host, config, state } = call;
-  const { enforce } = config.policy;
+  const { enforce, where } = config.policy;
   const namespaces = policyNamespaces(pod.namespace, all);
   const policies = [
     ...readInputs(state, "networkpolicies", namespaces),
     ...(enforce ? readInputs(state, "multi-networkpolicies", namespaces) : []),
   ].filter((one) => isEnforced(one, enforce));
-  if (policies.length === 0) return "";
+  if (policies.length === 0) return noRules;
   const target = await findPod(host, config, state, pod, objects);
   const attachments = policyAttachments(all, target.hostIps);
   const networks = enforce ? readInputs(state, "logicalnetworks") : [];
   const empty = { policies, pods: [], namespaces: [], networks };
   // Most pods are selected by none of their namespace's policies: then no peer needs to be read.
-  if (compilePolicies(policyWorld(empty), target, attachments).ruleset === "") return "";
+  if (compilePolicies(policyWorld(empty), target, attachments).ruleset === "") {
+    return noRules;
+  }
   const needsAll = policies.some(reachesOut);
   const inputs = {
     ...empty,
     pods: readInputs(state, "pods", needsAll ? undefined : [pod.namespace]),
     namespaces: needsAll ? readInputs(state, "namespaces") : [],
   };
-  return compilePolicies(policyWorld(inputs), target, attachments).ruleset;
+  const place = { where, containerId, ends: await findHostEnds(host, where, all) };
+  const { ruleset, hostRuleset } = compileRules(policyWorld(inputs), target, attachments, place);
+  return { ruleset, hostRuleset };
 }
 
 /**
@@ -244,7 +257,7 @@ export async function checkRuleset(
   try {
     const stored = storedRuleset(state, place.netnsId);
     if (!stored) return;
-    const difference = await verifyRuleset(host, place.netns, stored.ruleset);
+    const difference = await differenceOf(host, place.netns, stored);
     if (difference === undefined) return;
     throw new CniError(
       code.tryAgainLater,

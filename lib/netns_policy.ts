@@ -6,15 +6,28 @@
  */
 import { dirname, join } from "node:path";
 import { type Host, log, toCniError } from "./cni.ts";
+import type { Config } from "./config_schema.ts";
 import { type State, write } from "./database.ts";
 import { type FileLock, takeFileLock } from "./file_lock.ts";
+import type { HostEnd } from "./host_end.ts";
 import { netnsId } from "./netns.ts";
-import { applyRuleset, removeRuleset } from "./nft.ts";
-import type { PolicyAttachment } from "./policy.ts";
+import { applyRuleset, removeRuleset, verifyRuleset } from "./nft.ts";
+import {
+  compileHostPolicies,
+  compilePolicies,
+  type HostAttachment,
+  hostTables,
+  type PolicyAttachment,
+  type PolicyTarget,
+  type PolicyWorld,
+} from "./policy.ts";
+import type { PolicyProblem } from "./policy_objects.ts";
 import { forgetRuleset, putRuleset, type StoredRuleset, storedRuleset } from "./policy_store.ts";
 import type { Result } from "./result.ts";
 import { type Attachment, attachmentsIn, type StoredAttachment } from "./state.ts";
 import { storedResult } from "./undo.ts";
+
+type Where = Config["policy"]["where"];
 
 /** An attachment with its result. */
 export interface Attached {
@@ -98,23 +111,90 @@ export async function lockNetns(
   return takeFileLock(host, file, id, { what: "the network policy of a pod", deadlineMs });
 }
 
+/** The rules of a pod, in its namespace and at its ends on the node; "" for none. */
+export type Rules = Pick<StoredRuleset, "ruleset" | "hostRuleset">;
+
+/** The host end of each interface that has one, by its name in the pod. */
+export async function findHostEnds(
+  host: Host,
+  where: Where,
+  made: readonly Attached[],
+): Promise<Map<string, HostEnd>> {
+  const ends = new Map<string, HostEnd>();
+  if (where === "pod") return ends;
+  const { findHostEnd } = await import("./host_end.ts");
+  for (const { attachment, result } of made) {
+    const outside = result.interfaces.filter(({ sandbox }) => !sandbox).map(({ name }) => name);
+    const end = await findHostEnd(host, outside);
+    if (end) ends.set(attachment.ifName, end);
+  }
+  return ends;
+}
+
+/** Compiles the rules of a pod for where they are to stand. */
+export function compileRules(
+  world: PolicyWorld,
+  target: PolicyTarget,
+  attachments: readonly PolicyAttachment[],
+  place: { where: Where; containerId: string; ends: ReadonlyMap<string, HostEnd> },
+): Rules & { problems: PolicyProblem[] } {
+  if (place.where === "pod") {
+    return { hostRuleset: "", ...compilePolicies(world, target, [...attachments]) };
+  }
+  const withEnds = attachments.map((one): HostAttachment => {
+    const hostEnd = place.ends.get(one.ifName);
+    return hostEnd ? { ...one, hostEnd } : one;
+  });
+  const { pod, host, problems } = compileHostPolicies(world, target, withEnds, place.containerId);
+  return { ruleset: pod, hostRuleset: host, problems };
+}
+
+/** Are they the same? What is absent has none. */
+export function sameRules(a: Rules | undefined, b: Rules | undefined): boolean {
+  return (
+    (a?.ruleset ?? "") === (b?.ruleset ?? "") && (a?.hostRuleset ?? "") === (b?.hostRuleset ?? "")
+  );
+}
+
 /**
- * Puts a ruleset in force, "" none, and on record before that. Call under {@link lockNetns}.
+ * Puts rules in force in place of those on record, and on record before that. What is new stands
+ * before what is old goes. Call under {@link lockNetns}.
  * @throws CniError of nft; 106 when it cannot be written down: then nothing has changed
  */
 export async function installRuleset(
   host: Host,
   state: State,
   netns: string,
-  ruleset: Omit<StoredRuleset, "atMs">,
+  rules: Omit<StoredRuleset, "atMs">,
 ): Promise<void> {
-  if (ruleset.ruleset === "") {
-    await removeRuleset(host, netns);
-    write(state, () => forgetRuleset(state, ruleset.netnsId));
-    return;
+  const { netnsId: id, ruleset, hostRuleset, containerId } = rules;
+  const before = storedRuleset(state, id);
+  if (ruleset !== "" || hostRuleset !== "") {
+    write(state, () => putRuleset(state, { ...rules, atMs: host.now() }));
   }
-  write(state, () => putRuleset(state, { ...ruleset, atMs: host.now() }));
-  await applyRuleset(host, netns, ruleset.ruleset);
+  if (hostRuleset !== "") await applyRuleset(host, undefined, hostRuleset);
+  await applyRuleset(host, netns, ruleset);
+  if (before && before.hostRuleset !== "" && hostRuleset === "") await removeFromHost(host, before);
+  if (before && before.containerId !== containerId && hostRuleset !== "") {
+    await removeFromHost(host, before);
+  }
+  if (ruleset === "" && hostRuleset === "") write(state, () => forgetRuleset(state, id));
+}
+
+/** Takes the rules of a pod at the node's ends away. @throws CniError of nft */
+export async function removeFromHost(host: Host, stored: StoredRuleset): Promise<void> {
+  if (stored.hostRuleset === "") return;
+  await removeRuleset(host, undefined, hostTables(stored.containerId));
+}
+
+/** What differs between the kernel and the record, in words. @throws CniError of nft */
+export async function differenceOf(
+  host: Host,
+  netns: string,
+  { ruleset, hostRuleset }: Rules,
+): Promise<string | undefined> {
+  const inside = await verifyRuleset(host, netns, ruleset);
+  return hostRuleset === "" ? inside : (inside ?? verifyRuleset(host, undefined, hostRuleset));
 }
 
 /** How long a DEL waits for others at the same namespace, in ms. */
@@ -138,8 +218,10 @@ export async function liftRuleset(
   try {
     // On a disk that is read-only no ADD can be at work either.
     if (state.copyDir === "") lock = await lockNetns(host, state, id, host.now() + liftWaitMs);
-    if (!storedRuleset(state, id) || attachedIn(host, state, id, call).length > 0) return;
+    const stored = storedRuleset(state, id);
+    if (!stored || attachedIn(host, state, id, call).length > 0) return;
     if (netnsId(netns) === id) await removeRuleset(host, netns);
+    await removeFromHost(host, stored);
     if (state.copyDir === "") write(state, () => forgetRuleset(state, id));
   } catch (error) {
     log(host, "warn", `Network policy stays in force: ${toCniError(error).message}`, {

@@ -127,20 +127,24 @@ export interface StoredRuleset {
   containerId: string;
   podNamespace: string;
   podName: string;
+  /** In the namespace itself; "" for none. */
   ruleset: string;
+  /** In the node's, for the ends of its interfaces there; "" for none. */
+  hostRuleset: string;
   /** When it was written, ms since the epoch. */
   atMs: number;
 }
 
 const rulesetColumns = `netns_id AS netnsId, container_id AS containerId,
-  pod_namespace AS podNamespace, pod_name AS podName, ruleset, at_ms AS atMs`;
+  pod_namespace AS podNamespace, pod_name AS podName, ruleset, host_ruleset AS hostRuleset,
+  at_ms AS atMs`;
 
 /** Writes a ruleset down, before it is in force. Call inside a transaction. */
 export function putRuleset({ database }: State, ruleset: StoredRuleset): void {
-  const { netnsId, containerId, podNamespace, podName, ruleset: text, atMs } = ruleset;
+  const { netnsId, containerId, podNamespace, podName, ruleset: text, hostRuleset, atMs } = ruleset;
   database
-    .query("INSERT OR REPLACE INTO rulesets VALUES (?, ?, ?, ?, ?, ?)")
-    .run(netnsId, containerId, podNamespace, podName, text, atMs);
+    .query("INSERT OR REPLACE INTO rulesets VALUES (?, ?, ?, ?, ?, ?, ?)")
+    .run(netnsId, containerId, podNamespace, podName, text, atMs, hostRuleset);
 }
 
 /** Forgets a ruleset. Call inside a transaction. */
@@ -148,11 +152,10 @@ export function forgetRuleset({ database }: State, netnsId: string): void {
   database.query("DELETE FROM rulesets WHERE netns_id = ?").run(netnsId);
 }
 
-/** Forgets the rulesets of namespaces in which nothing is attached. Call inside a transaction. */
-export function forgetLeftRulesets({ database }: State): number {
-  return database
-    .query("DELETE FROM rulesets WHERE netns_id NOT IN (SELECT netns_id FROM attachments)")
-    .run().changes;
+/** The rulesets of namespaces in which nothing is attached any more. */
+export function leftRulesets({ database }: State): StoredRuleset[] {
+  const where = "WHERE netns_id NOT IN (SELECT netns_id FROM attachments)";
+  return database.query(`SELECT ${rulesetColumns} FROM rulesets ${where}`).all() as StoredRuleset[];
 }
 
 /** The ruleset that a network namespace should have. */

@@ -154,9 +154,15 @@ const policySchema = `
   ) STRICT, WITHOUT ROWID;
 `;
 
+/** Rules at the node's end of a pod's interfaces, `policy.where`. */
+const hostPolicySchema = `
+  ALTER TABLE rulesets ADD COLUMN host_ruleset TEXT NOT NULL DEFAULT '';
+`;
+
 /** Every step, in order. */
 export const migrations: readonly string[] = [
   recordSchema,
   statusSchema + ledgerSchema + choiceSchema,
   policySchema,
+  hostPolicySchema,
 ];

@@ -1,6 +1,6 @@
 /**
- * lib/enforce.ts, lib/netns_policy.ts, lib/policy_store.ts and lib/file_lock.ts: policy as a part
- * of ADD, CHECK and DEL, through the compiled program, in real network namespaces.
+ * lib/enforce.ts, lib/netns_policy.ts, lib/policy_store.ts, lib/file_lock.ts and lib/host_end.ts:
+ * policy as a part of ADD, CHECK and DEL, through the compiled program, in real network namespaces.
  */
 import { describe, expect, test } from "bun:test";
 import { appendFileSync } from "node:fs";
@@ -17,8 +17,24 @@ import {
   type Resource,
 } from "../lib/policy_store.ts";
 import { canNetns, fakePlugin, makeHost, tempDir, withNetns } from "./fakes.ts";
-import { hostLocal, type Node, type Pod, skipReason, withNode } from "./fixtures/quirks/node.ts";
-import { allowFrom, podObject, rowsOf, startCluster } from "./policed.ts";
+import {
+  addressOf,
+  hostLocal,
+  type Node,
+  type Pod,
+  skipReason,
+  withNode,
+} from "./fixtures/quirks/node.ts";
+import {
+  allowFrom,
+  inputsKnown,
+  podObject,
+  policyPath,
+  rowsOf,
+  startAgent,
+  startCluster,
+  until,
+} from "./policed.ts";
 import { annotated, makeNode, wire, wireError, writeTable } from "./wire.ts";
 
 /** What the agent would have written. */
@@ -214,6 +230,28 @@ describe.skipIf(skipReason !== undefined)("policy at ADD", () => {
     });
   });
 
+  test("of a routed network stands at its host end: nothing in the pod to take away", async () => {
+    await withNode(async (node) => {
+      const state = makeNetworks(node, 'policy.where = "host"');
+      const ipam = hostLocal(node, ["10.218.0.0/24"], ["0.0.0.0/0"]);
+      node.network("blue", { cniVersion: "1.0.0", plugins: [{ type: "ptp", ipam }] });
+      const [web, peer] = [node.pod(), node.pod()];
+      const pods = { ...seen(web, "web"), ...seen(peer, "peer") };
+      know(state, { policies: { web: allowFrom() }, pods });
+      await web.add({ cni: "blue", args: args(web) });
+      await peer.add({ cni: "blue", args: args(peer) });
+      expect(rulesIn(web)).toBe("");
+      expect(node.run("nft", "list", "tables")).toContain("table inet genie_");
+      const ping = ["ping", "-c1", "-W1"];
+      expect(() => peer.run(...ping, addressOf(web, "eth0"))).toThrow();
+      web.run(...ping, addressOf(peer, "eth0"));
+      expect(await web.call("CHECK")).toMatchObject({ status: 0 });
+      web.kill();
+      await web.del({ netns: "" });
+      expect(node.run("nft", "list", "tables")).not.toContain("genie_");
+    });
+  });
+
   test("two calls for one namespace share a table, which goes with the last", async () => {
     await withNode(async (node) => {
       const state = makeNetworks(node);
@@ -296,6 +334,72 @@ test.skipIf(!canNetns)("labels of a pod that the agent has not seen are the API'
     }
   });
 });
+
+/** A command on this machine. */
+const sh = (...words: string[]): string => Bun.spawnSync(words).stdout.toString();
+
+test.skipIf(!canNetns)(
+  "rules at the host end are out of the pod's reach, and follow edits",
+  async () => {
+    await withNetns(async (netns) => {
+      const id = crypto.randomUUID().slice(0, 8);
+      const veth = `g${id}`;
+      netns.ip("link", "add", "inside", "type", "veth", "peer", "name", veth, "netns", "1");
+      const interfaces = [{ name: "lo" }, { name: veth }, { name: "eth0", sandbox: netns.path }];
+      const result = { cniVersion: "1.0.0", ips: [{ address: "10.9.0.2/24", interface: 2 }] };
+      using node = makeNode({
+        delegates: { plug: { ADD: { result: { ...result, interfaces } } } },
+        lists: { "a.conflist": { cniVersion: "1.0.0", name: "a", plugins: [{ type: "plug" }] } },
+      });
+      const api = await startCluster(join(node.dir, "api"));
+      api.put("/api/v1/namespaces/default/pods/web", podObject("web", "u1"));
+      api.put(policyPath("web"), allowFrom());
+      const file = JSON.stringify(api.kubeconfig("token"));
+      const own = `[kubernetes]\nkubeconfig = ${file}\nstatus = "off"\n[policy]\nwhere = "host"\n`;
+      writeTable(node, `${own}[plugins.a]\nenforce_policy = true\n`);
+      const agents = [startAgent(node.dir, node.tableFile)];
+      const env = {
+        PATH: process.env["PATH"],
+        CNI_NETNS: netns.path,
+        CNI_CONTAINERID: id,
+        CNI_ARGS: "K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_UID=u1",
+      };
+      const onHost = () => sh("nft", "list", "table", "inet", `genie_${id}`);
+      const inPod = () => sh("ip", "netns", "exec", netns.name, "nft", "list", "ruleset");
+      try {
+        await inputsKnown(node.state, 3);
+        expect(
+          await wire(node, { command: "ADD", env, stdin: annotated({ cni: "a" }) }),
+        ).toMatchObject({
+          status: 0,
+        });
+        expect(onHost()).toContain(`oifname "${veth}"`);
+        expect(inPod()).toBe("");
+        const spec = {
+          ...(allowFrom()["spec"] as object),
+          ingress: [{ from: [{ ipBlock: { cidr: "10.77.0.0/16" } }] }],
+        };
+        api.put(policyPath("web"), { spec });
+        await until(() => onHost().includes("10.77.0.0/16"));
+        expect((await wire(node, { command: "CHECK", env })).status).toBe(0);
+        await agents[0]?.end("SIGKILL");
+        sh("nft", "delete", "table", "inet", `genie_${id}`);
+        const check = wireError(await wire(node, { command: "CHECK", env }));
+        expect(check.msg).toContain(`table inet genie_${id} is gone`);
+        agents.push(startAgent(node.dir, node.tableFile));
+        await until(() => onHost() !== "");
+        expect((await wire(node, { command: "DEL", env })).status).toBe(0);
+        expect({ host: onHost(), rows: rulesets(node.state) }).toEqual({ host: "", rows: [] });
+      } finally {
+        await Promise.all(agents.map((agent) => agent.end("SIGKILL")));
+        for (const family of ["inet", "bridge"])
+          sh("nft", "delete", "table", family, `genie_${id}`);
+        sh("ip", "link", "del", veth);
+        await api.stop();
+      }
+    });
+  },
+);
 
 describe("takeFileLock()", () => {
   test("gives one thing to one at a time, other things to others", async () => {

@@ -65,7 +65,7 @@ const layers: string[][] = [
     ],
     ...["result_wire", "routes"],
   ],
-  ["kube_access", "nft", "policy_peers", "policy_store"],
+  ["host_end", "kube_access", "nft", "policy_peers", "policy_store"],
   [
     ...["api", "event", "genie_conf", "objects", "policy_problems", "policy_table"],
     ...["report_live", "watch"],
