@@ -263,8 +263,10 @@ function codesOf({ answers }: Input): number[] {
   });
 }
 
-/** By a change the secret may have become the name of a network, which is no secret any more. */
-const selection = new RegExp(`"(cni|networks|default_plugin|clusterNetwork)":"[^"]*${secret}`);
+/** By a change the secret may have become what is shown: the name of a network, say. */
+const shown = new RegExp(
+  `(cni|networks|default_plugin|clusterNetwork|interface|name|type|ips)\\\\*":\\\\*"[^"]*${secret}`,
+);
 
 function check(
   stage: Stage,
@@ -274,7 +276,8 @@ function check(
   run: GenieRun,
 ): void {
   const said = run.stdout + run.stderr;
-  const isTold = said.includes(secret) && !selection.test(stdin);
+  const given = [stdin, ...Object.values(input.files), ...Object.values(input.objects)];
+  const isTold = said.includes(secret) && !given.some((text) => shown.test(text));
   if (isTold) throw new Error(`It told the secret: ${said}`);
   const command = env["CNI_COMMAND"];
   if (run.status !== 0) {
