@@ -85,9 +85,9 @@ const layers: string[][] = [
     ],
     "report_words",
   ],
-  ["delegate", "report", "report_charts", "report_text"],
+  ["delegate", "replan", "report", "report_charts", "report_text"],
   ["choose", "owner", "report_sections", "undo", "warm"],
-  ["netns_policy"],
+  ["netns_policy", "reattach"],
   [
     "agent_policy",
     "agent_token",
@@ -99,7 +99,8 @@ const layers: string[][] = [
     "status",
   ],
   // What genie is asked to do, one module each.
-  ["agent", "attach", "check", "detach", "explain", "gc", "ready", "report_command", "validate"],
+  ["agent", "attach", "check", "detach", "explain", "gc", "ready", "repair", "report_command"],
+  ["validate"],
   ["manifest", "readiness", "webhook"],
   ["monitoring"],
   ["webhook_manifest"],
