@@ -5,6 +5,9 @@
  */
 import { join } from "node:path";
 import manifest from "../package.json";
+import { openHealth } from "./agent_health.ts";
+import type { Agent, Part } from "./agent_part.ts";
+import { openRecord } from "./agent_record.ts";
 import { keepsToken, runToken } from "./agent_token.ts";
 import { type Host, log, toCniError } from "./cni.ts";
 import type { Config } from "./config_schema.ts";
@@ -14,21 +17,6 @@ import { readOwnConfig } from "./own_config.ts";
 import { enforcesPolicy, loadConfig } from "./settings.ts";
 import { type Flags, text } from "./usage.ts";
 import { pause } from "./watch.ts";
-
-/** What every part gets. */
-export interface Agent {
-  host: Host;
-  config: Config;
-}
-
-/** One job of the agent. */
-interface Part {
-  name: string;
-  /** Does the configuration, or where we run, ask for it? */
-  isWanted: (config: Config, host: Host) => boolean;
-  /** Runs until `host.signal` aborts. What it throws is told, and it is run again. */
-  run: (agent: Agent) => Promise<void>;
-}
 
 const parts: readonly Part[] = [
   {
@@ -40,6 +28,21 @@ const parts: readonly Part[] = [
     name: "token",
     isWanted: (_config, host) => keepsToken(host),
     run: (agent) => runToken(agent),
+  },
+  {
+    name: "status",
+    isWanted: ({ kubernetes }) => kubernetes.status !== "off",
+    run: async (agent) => (await import("./agent_status.ts")).runStatus(agent),
+  },
+  {
+    name: "listen",
+    isWanted: ({ agent }) => agent.listen !== "",
+    run: async (agent) => (await import("./agent_listen.ts")).runListen(agent),
+  },
+  {
+    name: "upkeep",
+    isWanted: () => true,
+    run: async (agent) => (await import("./agent_upkeep.ts")).runUpkeep(agent),
   },
 ];
 
@@ -72,17 +75,20 @@ export async function runAgent(given: Host, flags: Flags): Promise<number> {
   closeState(openState(host, config.stateDir));
   const lock = await becomeTheOne(host, config);
   if (!lock) return 0;
+  const health = openHealth();
+  const record = openRecord(host, config.stateDir, () => health.count("database"));
   const wanted = parts.filter(({ isWanted }) => isWanted(config, host));
   log(host, "info", "genie agent runs", {
     version: manifest.version,
-    parts: wanted.map(({ name }) => name).join(",") || "none, the plugin table asks for nothing",
+    parts: wanted.map(({ name }) => name).join(","),
     record: config.stateDir,
   });
   const running = Promise.all([
     ended(host.signal),
-    ...wanted.map((part) => supervise({ host, config }, part)),
+    ...wanted.map((part) => supervise({ host, config, health, record }, part)),
   ]);
   await Promise.race([running, ended(host.signal).then(() => Bun.sleep(endMs))]);
+  record.close();
   lock.release();
   log(host, "info", "genie agent ended");
   return 0;
@@ -113,15 +119,20 @@ function ended(signal: AbortSignal): Promise<void> {
 
 /** Runs a part, again and again. */
 async function supervise(agent: Agent, part: Part): Promise<void> {
-  const { host } = agent;
+  const { host, health } = agent;
+  health.begin(part.name);
   for (let failures = 0; !host.signal.aborted; failures++) {
     const startedMs = performance.now();
     try {
       await part.run(agent);
-      if (!host.signal.aborted) log(host, "warn", `Part ${part.name} ended by itself`);
+      if (host.signal.aborted) return;
+      health.failed(part.name, "it ended by itself");
+      log(host, "warn", `Part ${part.name} ended by itself`);
     } catch (error) {
       if (host.signal.aborted) return;
       const { message } = toCniError(error);
+      health.failed(part.name, message);
+      health.count("part");
       log(host, "error", `Part ${part.name} failed, beginning it anew: ${message}`, { failures });
     }
     if (performance.now() - startedMs > soundMs) failures = 0;

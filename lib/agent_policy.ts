@@ -6,11 +6,13 @@
  * namespace before its rules change. An ADD that read older inputs than ours is seen by its commit
  * (`PRAGMA data_version`) and looked at anew. Until every collection was listed nothing changes.
  */
-import { statSync } from "node:fs";
+import type { Health } from "./agent_health.ts";
+import type { Agent } from "./agent_part.ts";
+import { postProblems } from "./agent_problems.ts";
+import { inodeOf, shorten } from "./agent_record.ts";
 import { type Host, log, toCniError } from "./cni.ts";
 import type { Config } from "./config_schema.ts";
 import { closeState, openState, type State, write } from "./database.ts";
-import { postEvent } from "./event.ts";
 import type { HostEnd } from "./host_end.ts";
 import { connect } from "./kube.ts";
 import { netnsId } from "./netns.ts";
@@ -39,7 +41,7 @@ import {
   storedRuleset,
   storedRulesets,
 } from "./policy_store.ts";
-import { apiVersionOf, openPolicyWatch, type PolicyWatch } from "./policy_watch.ts";
+import { openPolicyWatch, type PolicyWatch } from "./policy_watch.ts";
 import { attachments } from "./state.ts";
 import { storedResult } from "./undo.ts";
 import { pause } from "./watch.ts";
@@ -60,8 +62,6 @@ const aliveWriteMs = 10_000;
 const auditMs = 2_000;
 /** Problems are gathered this long after a change, in ms: they hurry nobody. */
 const problemsMs = 2_000;
-/** Events of one gathering at most. */
-const eventsMax = 20;
 /** Pause after a failure of the record, in ms. */
 const troubleMs = 1_000;
 
@@ -103,12 +103,16 @@ interface Work {
   /** Has each namespace been compared with the kernel since we began? */
   isVerified: boolean;
   posting: boolean;
+  health: Health;
+  /** What of the watches' counts is counted there already. */
+  told: { failures: number; garbage: number };
 }
 
 /** Runs the part until the host's signal aborts. @throws CniError 7, 106 */
-export async function runPolicy({ host, config }: { host: Host; config: Config }): Promise<void> {
+export async function runPolicy({ host, config, health }: Agent): Promise<void> {
   const kube = await connect(host, config.kubernetes);
   const state = openState(host, config.stateDir);
+  shorten(state);
   let ring: () => void = () => undefined;
   const rest = (ms: number) =>
     new Promise<void>((done) => {
@@ -125,9 +129,9 @@ export async function runPolicy({ host, config }: { host: Host; config: Config }
   };
   const watch = openPolicyWatch(host, state, { enforce, maxAgeMs, onChange });
   const work: Work = {
-    ...{ host, config, state, watch, local: new Map(), version: -1, inode: inodeOf(state) },
+    ...{ host, config, state, watch, local: new Map(), version: -1, inode: inodeOf(state.file) },
     ...{ changedMs: 0, decidedMs: 0, problemsDueMs: 0, auditDueMs: 0, audited: new Set() },
-    ...{ isVerified: false, posting: false },
+    ...{ isVerified: false, posting: false, health, told: { failures: 0, garbage: 0 } },
   };
   const watching = watch.run(kube, host.signal);
   host.signal.addEventListener("abort", () => ring(), { once: true });
@@ -135,7 +139,9 @@ export async function runPolicy({ host, config }: { host: Host; config: Config }
     while (!host.signal.aborted) {
       if (work.changedMs === 0) await rest(pollMs);
       if (work.changedMs > 0) await pause(gatherMs + restOf(work), host.signal);
+      tellHealth(work);
       await round(work).catch(async (error: unknown) => {
+        health.count("database");
         log(host, "error", `Network policy waits for the record: ${toCniError(error).message}`);
         work.version = -1;
         await pause(troubleMs, host.signal);
@@ -147,19 +153,26 @@ export async function runPolicy({ host, config }: { host: Host; config: Config }
   }
 }
 
+/** Goes round often: what it tells now is never old. */
+function tellHealth({ health, watch, told }: Work): void {
+  health.beat("policy");
+  const all = [...watch.counts.values()];
+  const failures = all.reduce((sum, one) => sum + one.failures, 0);
+  const garbage = all.reduce((sum, one) => sum + one.garbage, 0);
+  health.count("api", failures - told.failures);
+  health.count("garbage", garbage - told.garbage);
+  Object.assign(told, { failures, garbage });
+}
+
 /** A share of the time is for others, yet an edit is in force within a second. */
 function restOf({ decidedMs }: Work): number {
   return Math.min(restMsMax, decidedMs * 5);
 }
 
-function inodeOf(state: State): number {
-  return statSync(state.file, { throwIfNoEntry: false })?.ino ?? 0;
-}
-
 /** One look at everything. @throws CniError of the record */
 async function round(work: Work): Promise<void> {
   const { host, watch } = work;
-  if (inodeOf(work.state) !== work.inode) reopen(work);
+  if (inodeOf(work.state.file) !== work.inode) reopen(work);
   if (watch.isDirty() || watch.isStale(aliveWriteMs)) {
     write(work.state, () => watch.write(work.state));
     watch.written();
@@ -174,8 +187,9 @@ async function round(work: Work): Promise<void> {
     const due = [...work.local.values()].filter((one) => isDue(work, one));
     if (isNews) work.decidedMs = performance.now() - startedMs;
     const written = await each(due, (one) => reconcile(work, one.netnsId));
+    const lagMs = sinceMs === 0 ? undefined : Math.round(performance.now() - sinceMs);
+    if (lagMs !== undefined) work.health.figures.set("policyLagMs", lagMs);
     if (written > 0) {
-      const lagMs = sinceMs === 0 ? undefined : Math.round(performance.now() - sinceMs);
       log(host, "info", "Network policy rewritten", { namespaces: written, lagMs });
     }
     work.problemsDueMs ||= performance.now() + problemsMs;
@@ -189,7 +203,8 @@ async function round(work: Work): Promise<void> {
 function reopen(work: Work): void {
   closeState(work.state);
   work.state = openState(work.host, work.config.stateDir);
-  work.inode = inodeOf(work.state);
+  shorten(work.state);
+  work.inode = inodeOf(work.state.file);
   work.version = -1;
   work.watch.rewrite();
 }
@@ -377,19 +392,9 @@ function noteProblems(work: Work): void {
   const fresh = write(state, () => putProblems(state, all, host.now()));
   if (fresh.length === 0 || work.posting) return;
   work.posting = true;
-  void postAll(work, fresh.slice(0, eventsMax)).finally(() => {
+  const uidOf = ({ kind, namespace, name }: PolicyProblem) =>
+    known.world.policies.get(namespace)?.find((one) => one.kind === kind && one.name === name)?.uid;
+  void postProblems(host, work.config, fresh, uidOf).finally(() => {
     work.posting = false;
   });
-}
-
-/** Best effort: `genie report` has them all. */
-async function postAll({ host, config, known }: Work, problems: PolicyProblem[]): Promise<void> {
-  for (const { kind, namespace, name, path, text } of problems) {
-    log(host, "warn", `Problem in a network policy: ${text}`, { kind, namespace, name, path });
-    const policies = known?.world.policies.get(namespace) ?? [];
-    const uid = policies.find((one) => one.kind === kind && one.name === name)?.uid ?? "";
-    const about = { kind, apiVersion: apiVersionOf(kind), namespace, name, uid };
-    const note = `${path}: ${text}`;
-    await postEvent(host, config, { about, type: "Warning", reason: "PolicyProblem", note });
-  }
 }

@@ -2,6 +2,7 @@
  * The agent's part that keeps genie's calls on the node able to ask the API: the token of a service
  * account expires within the hour, and the kubelet renews it in the agent's pod alone.
  */
+import type { Health } from "./agent_health.ts";
 import type { Host } from "./cni.ts";
 import { isConfigured, serviceAccountDirDefault } from "./credentials.ts";
 import { hostFile } from "./host_root.ts";
@@ -32,12 +33,13 @@ function isInstalled(root: string): boolean {
  * @throws CniError 5 when it cannot be read or written
  */
 export async function runToken(
-  { host }: { host: Host },
+  { host, health }: { host: Host; health?: Health },
   root = "/",
   serviceAccountDir = serviceAccountDirDefault,
   everyMs = renewMs,
 ): Promise<void> {
   while (!host.signal.aborted) {
+    health?.beat("token");
     // What genie uninstall has removed stays removed.
     if (isInstalled(root)) copyToken(root, serviceAccountDir);
     await pause(everyMs, host.signal);

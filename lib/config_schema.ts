@@ -217,6 +217,27 @@ const Policy = v.pipe(
     whenStale,
   })),
 );
+const listen = text('an address and a port such as "127.0.0.1:9477", or ""', (value) => {
+  const { port } = parseListen(value) ?? { port: -1 };
+  return value === "" || (port >= 0 && port <= 65_535);
+});
+/** Parts of `127.0.0.1:9477` or `[::1]:9477`; undefined for what is neither. */
+export function parseListen(value: string): { hostname: string; port: number } | undefined {
+  const [, six, four, digits] =
+    /^(?:\[([0-9a-f:.]+)\]|([0-9]+(?:\.[0-9]+){3}|localhost)):(\d{1,5})$/i.exec(value) ?? [];
+  const hostname = six ?? four;
+  return hostname === undefined ? undefined : { hostname, port: Number(digits) };
+}
+const Agent = v.pipe(
+  table({
+    listen: v.optional(listen, "127.0.0.1:9477"),
+    cri_socket: v.exactOptional(path),
+  }),
+  v.transform(({ cri_socket: criSocket, ...rest }) => ({
+    ...rest,
+    ...(criSocket && { criSocket }),
+  })),
+);
 /** How to reach the Kubernetes API; the optional fields come from the CNI config alone. */
 export interface KubernetesConfig extends v.InferOutput<typeof Kubernetes> {
   /** Line of `namespace_isolation`, where the table switches it on. */
@@ -263,6 +284,7 @@ export const Table = v.pipe(
     kubernetes: v.optional(Kubernetes, {}),
     access: v.optional(Access, {}),
     policy: v.optional(Policy, {}),
+    agent: v.optional(Agent, {}),
     audit: v.optional(table({ keep: v.optional(duration("3650d"), "30d") }), {}),
     plugins: v.optional(v.custom<object>(isTable, "a table"), {}),
   }),
@@ -284,6 +306,7 @@ export const Table = v.pipe(
     select: keys.select,
     access: keys.access,
     policy: keys.policy,
+    agent: keys.agent,
     audit: { keepMs: keys.audit.keep },
     kubernetes: keys.kubernetes,
     plugins: keys.plugins,

@@ -3,7 +3,7 @@
  * out, the same for the same options. What an operator may ask about has its reason beside it.
  * Sources: Kubernetes API reference (apps/v1, rbac.authorization.k8s.io), Pod Security Standards.
  */
-import type { Config } from "./config_schema.ts";
+import { type Config, parseListen } from "./config_schema.ts";
 import { comment, customResourceDefinitions } from "./crds.ts";
 
 /** What an install may have besides: each brings rights, objects or both. */
@@ -31,9 +31,6 @@ export interface KubeObject {
 /** Name of every object that is ours alone. */
 const name = "genie";
 const labels = { "app.kubernetes.io/name": name };
-/** Where the node agent answers probes (`agent.listen` of the table). */
-const listen = { host: "127.0.0.1", port: 9477 };
-
 /** A right, and why it is needed. */
 export interface Rule {
   apiGroups: string[];
@@ -287,7 +284,7 @@ function makeDaemonSet({ namespace, image, table }: ManifestOptions): KubeObject
           ],
         },
       ],
-      containers: [makeAgent(image, mounts)],
+      containers: [makeAgent(image, table.config.agent, mounts)],
       volumes: [
         { name: "table", configMap: { name } },
         { name: "tmp", emptyDir: { sizeLimit: "256Mi" } },
@@ -339,8 +336,23 @@ function podOptions(): object {
   };
 }
 
-function makeAgent(image: string, mounts: readonly Folder[]): object {
-  const probe = { httpGet: { ...listen, path: "/healthz" }, timeoutSeconds: 5 };
+/** Where the kubelet asks the agent how it is; nowhere, when it does not listen. */
+function makeProbes(agent: Config["agent"]): object {
+  const listen = parseListen(agent.listen);
+  if (!listen) return {};
+  const { hostname, port } = listen;
+  // Who listens everywhere listens here too.
+  const here: Record<string, string> = { "0.0.0.0": "127.0.0.1", "::": "::1" };
+  const host = here[hostname] ?? hostname;
+  const probe = { httpGet: { host, port, path: "/healthz" }, timeoutSeconds: 5 };
+  return {
+    ports: [{ name: "metrics", containerPort: port }],
+    livenessProbe: { ...probe, periodSeconds: 30, failureThreshold: 4 },
+    readinessProbe: { ...probe, periodSeconds: 10 },
+  };
+}
+
+function makeAgent(image: string, agent: Config["agent"], mounts: readonly Folder[]): object {
   return {
     name: "agent",
     image,
@@ -357,8 +369,7 @@ function makeAgent(image: string, mounts: readonly Folder[]): object {
       },
     },
     resources: { requests: { cpu: "20m", memory: "96Mi" }, limits: { memory: "512Mi" } },
-    livenessProbe: { ...probe, periodSeconds: 30, failureThreshold: 4 },
-    readinessProbe: { ...probe, periodSeconds: 10 },
+    ...makeProbes(agent),
     volumeMounts: [
       { name: "tmp", mountPath: "/tmp" },
       ...mounts.map(({ name, path, agent }) => ({ name, mountPath: path, ...agent })),

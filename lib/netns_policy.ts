@@ -172,9 +172,8 @@ export async function installRuleset(
   if (ruleset !== "" || hostRuleset !== "") {
     write(state, () => putRuleset(state, { ...rules, atMs: host.now() }));
   }
-  const isFirst = before === undefined;
-  if (hostRuleset !== "") await applyRuleset(host, undefined, hostRuleset, { isFirst });
-  await applyRuleset(host, netns, ruleset, { isFirst });
+  if (hostRuleset !== "") await applyRuleset(host, undefined, hostRuleset);
+  await applyRuleset(host, netns, ruleset);
   if (before && before.hostRuleset !== "" && hostRuleset === "") await removeFromHost(host, before);
   if (before && before.containerId !== containerId && hostRuleset !== "") {
     await removeFromHost(host, before);

@@ -52,7 +52,7 @@ export async function makeStatus(
   if (!first || !wantsStatus(host, config, plan)) return undefined;
   const { pod, decision, primarySet, choice, objects } = plan;
   const { formatMultiIpPreferences, formatStatus } = await import("./npwg.ts");
-  const sources = await Promise.all(done.map((one) => statusSource(host, one)));
+  const sources = await Promise.all(done.map((one) => toSource(host, one)));
   // As in CNI-Genie: for what `cni` and `networks` select, when that is more than one network.
   const own = sources.filter(({ ifName }) => primarySet.has(ifName));
   const isGenies = (decision === "cni" || decision === "logical") && own.length > 1;
@@ -71,11 +71,7 @@ export async function makeStatus(
   };
 }
 
-/** One attachment as the status tells of it. */
-export async function statusSource(
-  host: Host,
-  { attachment, result }: Done,
-): Promise<StatusSource> {
+async function toSource(host: Host, { attachment, result }: Done): Promise<StatusSource> {
   const { network, ifName, primary, defaultRoute, deviceInfoFile } = attachment;
   const deviceInfo =
     deviceInfoFile === undefined
@@ -92,31 +88,44 @@ export async function statusSource(
 }
 
 /**
- * Publishes annotations on a pod: to `pods/status`, or to `pods` where the server or our rights do
- * not allow that. Repeated on conflicts and failures of the server, until the deadline.
+ * Changes the annotations of a pod once: in `pods/status`, or in `pods` where the server or our
+ * rights do not allow that.
+ * @throws CniError 11
+ */
+export async function patchStatus(
+  kube: Kube,
+  { pod, annotations }: Pick<PodStatus, "pod" | "annotations">,
+): Promise<void> {
+  const { isNotFound, statusOf } = await import("./kube.ts");
+  const path = ["api", "v1", "namespaces", pod.namespace, "pods", pod.name];
+  const metadata = { annotations, ...(pod.uid !== "" && { uid: pod.uid }) };
+  try {
+    await kube.patch([...path, "status"], { metadata });
+  } catch (error) {
+    const isRefused = isNotFound(error) || [403, 405].includes(statusOf(error) ?? 0);
+    if (!isRefused) throw error;
+    await kube.patch(path, { metadata });
+  }
+}
+
+/**
+ * Publishes annotations on a pod, see {@link patchStatus}. Repeated on conflicts and failures of
+ * the server, until the deadline.
  *
  * @returns false, after a warning, when it could not be published
  */
 export async function publishStatus(
   host: Host,
   kube: () => Promise<Kube>,
-  { pod, annotations }: Pick<PodStatus, "pod" | "annotations">,
+  status: Pick<PodStatus, "pod" | "annotations">,
   deadlineMs: number,
 ): Promise<boolean> {
-  const { isConflict, isNotFound, statusOf } = await import("./kube.ts");
-  const path = ["api", "v1", "namespaces", pod.namespace, "pods", pod.name];
-  const metadata = { annotations, ...(pod.uid !== "" && { uid: pod.uid }) };
-  let target = [...path, "status"];
+  const { isConflict, statusOf } = await import("./kube.ts");
   for (let attempt = 1; ; attempt++) {
     try {
-      await (await kube()).patch(target, { metadata });
+      await patchStatus(await kube(), status);
       return true;
     } catch (error) {
-      const refused = isNotFound(error) || statusOf(error) === 403 || statusOf(error) === 405;
-      if (refused && target.length > path.length) {
-        target = path;
-        continue;
-      }
       const mayPass = isConflict(error) || (statusOf(error) ?? 0) >= 500;
       const hasTime = attempt < attemptsMax && host.now() + pauseMs < deadlineMs;
       if (!mayPass || !hasTime || host.signal.aborted) {

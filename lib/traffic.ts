@@ -92,15 +92,24 @@ export function sampleTraffic(
 const oldestMax = 2;
 const periodMs = 5_000;
 
-/** Counts those whose turn it is. Call inside a transaction. */
-export function sampleOldest(state: State, nowMs: number): void {
+/**
+ * Counts those whose turn it is. Call inside a transaction.
+ * @param max interfaces at most, which were not counted for `minAgeMs`
+ * @returns how many it were
+ */
+export function sampleOldest(
+  state: State,
+  nowMs: number,
+  { max, minAgeMs } = { max: oldestMax, minAgeMs: periodMs },
+): number {
   const sources = state.database
     .query(
       `SELECT container_id AS containerId, ifname AS ifName, network, host_ifname AS hostIfName
-       FROM traffic WHERE at_ms < ? ORDER BY at_ms LIMIT ${oldestMax}`,
+       FROM traffic WHERE at_ms < ? ORDER BY at_ms LIMIT ?`,
     )
-    .all(nowMs - periodMs) as TrafficSource[];
+    .all(nowMs - minAgeMs, max) as TrafficSource[];
   sampleTraffic(state, sources, nowMs);
+  return sources.length;
 }
 
 /** Forgets the counts of a container's attachments that are not on record any more. */

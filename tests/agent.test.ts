@@ -49,6 +49,7 @@ async function withPoliced(act: (policed: Policed) => Promise<void>, table = "")
     appendFileSync(
       file,
       `kubernetes = { kubeconfig = "${api.kubeconfig("token")}", status = "off" }
+agent.listen = ""
 ${table}
 [plugins.blue]
 enforce_policy = true

@@ -53,6 +53,7 @@ const defaults: Config = {
   },
   access: { default: "allow" },
   policy: { enforce: false, maxAgeMs: 300_000, whenStale: "closed", where: "pod" },
+  agent: { listen: "127.0.0.1:9477" },
   audit: { keepMs: 2_592_000_000 },
   plugins: new Map(),
 };
@@ -81,6 +82,7 @@ kubernetes.global_namespaces = ["shared"]
 kubernetes.status = "agent"
 access.default = "deny"
 audit.keep = "7d"
+agent = { listen = "[::1]:80", cri_socket = "/run/cri.sock" }
 policy = { enforce = true, max_age = "90s", when_stale = "open", where = "host" }
 
 [plugins.calico]
@@ -160,10 +162,11 @@ describe("parseConfig()", () => {
         kubeletDir: "/var/lib/kubelet",
       },
       access: { default: "deny", line: 22 },
+      agent: { listen: "[::1]:80", criSocket: "/run/cri.sock" },
       audit: { keepMs: 604_800_000 },
       policy: { enforce: true, maxAgeMs: 90_000, whenStale: "open", where: "host" },
       plugins: new Map([
-        ["calico", { name: "calico", conf: "10-calico.conflist", line: 26 }],
+        ["calico", { name: "calico", conf: "10-calico.conflist", line: 27 }],
         [
           "storage",
           {
@@ -173,12 +176,12 @@ describe("parseConfig()", () => {
               toString: 1,
               plugins: [{ type: "macvlan", id: parseJson("9223372036854775807", "") }],
             },
-            deny: { namespaces: [], serviceAccounts: [], pods: ["a/web-?"], line: 37 },
-            allow: { namespaces: ["team-*"], serviceAccounts: ["team-a/db"], pods: [], line: 38 },
+            deny: { namespaces: [], serviceAccounts: [], pods: ["a/web-?"], line: 38 },
+            allow: { namespaces: ["team-*"], serviceAccounts: ["team-a/db"], pods: [], line: 39 },
             timeoutMs: 30_000,
             capacity: 4000,
             enforcePolicy: true,
-            line: 36,
+            line: 37,
           },
         ],
       ]),
@@ -253,6 +256,14 @@ ipams = ["host-local"]`;
       "access.max_attachments = { pod = 0 }",
       'line 1: "access.max_attachments.pod" is 0, expected 1 or more',
     ],
+    ...["9477", "node:9477", "127.0.0.1", "127.0.0.1:65536", "::1:80"].map(
+      (value): [string, string, string] => [
+        `to listen at "${value}"`,
+        `agent.listen = "${value}"`,
+        `line 1: "agent.listen" is "${value}", expected an address and a port such as ` +
+          '"127.0.0.1:9477", or ""',
+      ],
+    ),
     [
       "a quota of something unknown",
       "access.max_attachments = { node = 3 }",

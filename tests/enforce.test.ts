@@ -356,7 +356,7 @@ test.skipIf(!canNetns)(
       api.put(policyPath("web"), allowFrom());
       const file = JSON.stringify(api.kubeconfig("token"));
       const own = `[kubernetes]\nkubeconfig = ${file}\nstatus = "off"\n[policy]\nwhere = "host"\n`;
-      writeTable(node, `${own}[plugins.a]\nenforce_policy = true\n`);
+      writeTable(node, `agent.listen = ""\n${own}[plugins.a]\nenforce_policy = true\n`);
       const agents = [startAgent(node.dir, node.tableFile)];
       const env = {
         PATH: process.env["PATH"],

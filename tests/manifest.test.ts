@@ -141,6 +141,21 @@ describe("genie manifest", () => {
     );
   });
 
+  test.each([
+    ["0.0.0.0:99", { host: "127.0.0.1", port: 99, path: "/healthz" }],
+    ["[::]:99", { host: "::1", port: 99, path: "/healthz" }],
+    ["10.1.2.3:99", { host: "10.1.2.3", port: 99, path: "/healthz" }],
+    ["", undefined],
+  ])("probes the agent where it listens: %p", async (listen, expected) => {
+    using dir = tempDir();
+    const table = join(dir.path, "plugins.toml");
+    writeFileSync(table, `agent.listen = "${listen}"\n`);
+    const set = find(await objectsOf(`--table=${table}`), "DaemonSet");
+    const [agent] = at(set, "spec", "template", "spec", "containers") as object[];
+    const probes = ["livenessProbe", "readinessProbe"].map((key) => at(agent, key));
+    expect(probes.map((probe) => probe && at(probe, "httpGet"))).toEqual([expected, expected]);
+  });
+
   test("into kube-system, which is there", async () => {
     const objects = await objectsOf("--namespace", "kube-system");
     expect(objects.map(({ kind }) => kind)).not.toContain("Namespace");

@@ -17,7 +17,7 @@ const layers: string[][] = [
   [
     ...["access", "crds", "html", "ip", "libc", "output", "quantity", "report_assets", "schema"],
     ...["select", "table", "text", "trace", "usage"],
-    ...["containerfile", "finding"],
+    ...["agent_health", "containerfile", "finding", "metrics"],
   ],
   ["access_nad", "cni", "credentials", "netns"],
   [
@@ -85,10 +85,12 @@ const layers: string[][] = [
     ],
     "report_words",
   ],
-  ["delegate", "replan", "report", "report_charts", "report_text"],
+  ["delegate", "report", "report_charts", "report_text"],
   ["choose", "owner", "report_sections", "undo", "warm"],
-  ["netns_policy", "reattach"],
+  ["agent_record", "agent_problems", "netns_policy"],
+  ["agent_part", "agent_tally"],
   [
+    "agent_metrics",
     "agent_policy",
     "agent_token",
     "enforce",
@@ -98,9 +100,9 @@ const layers: string[][] = [
     "report_html",
     "status",
   ],
+  ["agent_listen", "agent_status", "agent_upkeep"],
   // What genie is asked to do, one module each.
-  ["agent", "attach", "check", "detach", "explain", "gc", "ready", "repair", "report_command"],
-  ["validate"],
+  ["agent", "attach", "check", "detach", "explain", "gc", "ready", "report_command", "validate"],
   ["manifest", "readiness", "webhook"],
   ["monitoring"],
   ["webhook_manifest"],

@@ -1,0 +1,26 @@
+/** What every part of the node agent gets, and what a part is. Types alone. */
+import type { Health } from "./agent_health.ts";
+import type { AgentRecord } from "./agent_record.ts";
+import type { Host } from "./cni.ts";
+import type { Config } from "./config_schema.ts";
+
+/** What every part gets. */
+export interface Agent {
+  host: Host;
+  config: Config;
+  health: Health;
+  /** Shared by all parts that do not need a connection of their own. */
+  record: AgentRecord;
+}
+
+/** One job of the agent. */
+export interface Part {
+  name: string;
+  /** Does the configuration, or where we run, ask for it? */
+  isWanted: (config: Config, host: Host) => boolean;
+  /**
+   * Runs until `host.signal` aborts, and says so to `health` each time round. What it throws is
+   * told, and it is run again.
+   */
+  run: (agent: Agent) => Promise<void>;
+}
