@@ -178,6 +178,27 @@ Writes one line per event to stderr. Pods start and stop without it, see [policy
       return runAgent(host, flags);
     },
   },
+  repair: {
+    usage: "NAMESPACE/POD [--network NAME] [--cni-config FILE] [--json]",
+    summary: "detach and attach again what a running pod has, with the same address",
+    help: `  NAMESPACE/POD        a pod that runs on this node
+  --network NAME       of its networks this one alone; default: each, one after the other
+${cniConfigHelp}
+
+From the record: interfaces and networks stay what they were, whatever the pod asks for by now. An
+IPAM that takes no wishes may give another address. Connections through the interface are cut.
+Status 1 when one cannot be attached, or the pod's own address has changed.`,
+    options: {
+      network: { type: "string" },
+      "cni-config": { type: "string" },
+      json: { type: "boolean" },
+    },
+    words: true,
+    run: async (host, flags) => {
+      const { runRepair } = await import("./repair.ts");
+      return runRepair(host, flags, terminalWidth());
+    },
+  },
   webhook: {
     usage: "--cert FILE --key FILE [--listen ADDRESS:PORT] [--kubeconfig FILE]",
     summary: "answer the API server whether a Logicalnetwork may be; see genie manifest --webhook",

@@ -207,9 +207,12 @@ async function findLocked(
   }
 }
 
+/** Operations that roll back when they are asked to end. */
+const attaching: ReadonlySet<string> = new Set(["ADD", "repair", "switch"]);
+
 /** Asks an ADD that holds our container's lock to roll back, once; then ends it. */
 function endAdd(holder: Operation, asked: Set<string>, waitedMs: number): void {
-  if (holder.command !== "ADD") return;
+  if (!attaching.has(holder.command)) return;
   if (waitedMs > addEndMs) endHolder(holder, "SIGKILL");
   else if (!asked.has(holder.token)) endHolder(holder, "SIGTERM");
   asked.add(holder.token);

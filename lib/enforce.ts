@@ -3,6 +3,7 @@
  * returns (design D10), from what the node agent keeps in the record. Loaded only where the table
  * asks for policy. What is not known is closed: an ADD fails rather than open a door.
  */
+import type { Objects } from "./api.ts";
 import { CniError, code, type Host, log, toCniError } from "./cni.ts";
 import type { Config } from "./config_schema.ts";
 import { isConfigured } from "./credentials.ts";
@@ -25,7 +26,6 @@ import {
   type Rules,
   sameRules,
 } from "./netns_policy.ts";
-import type { Plan } from "./plan.ts";
 import { fetchPodObject } from "./pod.ts";
 import { compilePolicies, policyWorld, reachesOut } from "./policy.ts";
 import { type PolicyPod, parsePolicyPod } from "./policy_objects.ts";
@@ -37,6 +37,7 @@ import {
   type StoredRuleset,
   storedRuleset,
 } from "./policy_store.ts";
+import type { PodIdentity } from "./state.ts";
 
 /** What an ADD is, for its policy. */
 export interface EnforcedCall {
@@ -44,6 +45,12 @@ export interface EnforcedCall {
   config: Config;
   state: State;
   journal: Journal;
+}
+
+/** Of a plan, what its policy needs. */
+export interface PolicyPlan {
+  pod: PodIdentity;
+  objects: Objects;
 }
 
 /** Policy in force; the namespace stays locked until `release`, so that the commit is in it. */
@@ -62,7 +69,7 @@ export interface Enforced {
  */
 export async function enforceAdd(
   call: EnforcedCall,
-  plan: Plan,
+  plan: PolicyPlan,
   done: readonly Attached[],
   chain: ChainOptions,
 ): Promise<Enforced | undefined> {
@@ -134,7 +141,11 @@ async function restore(
 type Known = "fresh" | "stale" | "nothing";
 
 /** What is known of policies, and is it fresh enough? @throws CniError 11 when it is not */
-function checkFresh({ host, config, state }: EnforcedCall, plan: Plan, concerned: boolean): Known {
+function checkFresh(
+  { host, config, state }: EnforcedCall,
+  plan: PolicyPlan,
+  concerned: boolean,
+): Known {
   const { enforce, maxAgeMs, whenStale } = config.policy;
   // Without a pod of Kubernetes there is nothing that a policy could select.
   if (!concerned || plan.pod.namespace === "" || plan.pod.name === "") return "nothing";
@@ -161,7 +172,7 @@ function checkFresh({ host, config, state }: EnforcedCall, plan: Plan, concerned
 /** The ruleset of a pod; what it does not need of the inputs is not read. */
 async function compileFor(
   call: EnforcedCall,
-  { pod, objects }: Plan,
+  { pod, objects }: PolicyPlan,
   all: readonly Attached[],
   containerId: string,
 ): Promise<Rules> {
@@ -180,7 +191,7 @@ async function compileFor(
 
 async function compileFrom(
   call: EnforcedCall,
-  { pod, objects }: Pick<Plan, "pod" | "objects">,
+  { pod, objects }: PolicyPlan,
   all: readonly Attached[],
   containerId: string,
 ): Promise<Rules> {
@@ -219,8 +230,8 @@ async function findPod(
   host: Host,
   config: Config,
   state: State,
-  pod: Plan["pod"],
-  objects: Plan["objects"],
+  pod: PodIdentity,
+  objects: Objects,
 ): Promise<PolicyPod> {
   const stored = readPod(state, pod);
   if (stored && pod.uid !== "" && stored.uid === pod.uid) return stored;

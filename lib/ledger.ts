@@ -173,26 +173,39 @@ export interface Journal {
 
 /** Begins the journal of a call. */
 export function openJournal(host: Host, request: Request): Journal {
+  const { command, containerId, config, ifName } = request;
   const pod = podIdentity(request.args);
+  return beginJournal(host, { command, containerId, pod, network: config.name, ifName });
+}
+
+/** Begins the journal of what an operator, or the node agent, asked for. */
+export function beginJournal(
+  host: Host,
+  call: Pick<LedgerRow, "command" | "containerId" | "network" | "ifName"> & {
+    pod: PodIdentity;
+    decidedBy?: string;
+  },
+): Journal {
+  const { command, containerId, network, ifName, pod, decidedBy = "" } = call;
   return {
     base: {
       atMs: host.now(),
       kind: "call",
-      command: request.command,
-      containerId: request.containerId,
+      command,
+      containerId,
       podNamespace: pod.namespace,
       podName: pod.name,
       podUid: pod.uid,
-      network: request.config.name,
+      network,
       plugin: "",
-      ifName: request.ifName,
+      ifName,
       durationUs: 0,
       outcome: "ok",
       code: 0,
       error: "",
       addresses: "",
       configHash: "",
-      decidedBy: "",
+      decidedBy,
       rule: "",
       choice: "",
     },
@@ -275,12 +288,17 @@ export function noteChoice(journal: Journal, network: string, choice: string): v
 /** Notes an ADD whose genie was killed: nobody else can tell of it any more. */
 export function noteInterrupted(
   journal: Journal | undefined,
-  attachment: Omit<Noted, "command" | "durationUs" | "error"> & {
+  {
+    error: why,
+    ...attachment
+  }: Omit<Noted, "command" | "durationUs" | "error"> & {
     state: string;
     createdAtMs: number;
+    error: string;
   },
 ): void {
-  if (!journal || attachment.state !== "planned") return;
+  // One that says why it is not there was attached once, and ended by itself.
+  if (!journal || attachment.state !== "planned" || why !== "") return;
   const error = new CniError(code.tryAgainLater, "genie was ended in the middle of this ADD");
   noteNetwork(journal, { ...attachment, command: "ADD", durationUs: 0, error });
   const row = journal.rows.at(-1);

@@ -172,8 +172,9 @@ export async function installRuleset(
   if (ruleset !== "" || hostRuleset !== "") {
     write(state, () => putRuleset(state, { ...rules, atMs: host.now() }));
   }
-  if (hostRuleset !== "") await applyRuleset(host, undefined, hostRuleset);
-  await applyRuleset(host, netns, ruleset);
+  const isFirst = before === undefined;
+  if (hostRuleset !== "") await applyRuleset(host, undefined, hostRuleset, { isFirst });
+  await applyRuleset(host, netns, ruleset, { isFirst });
   if (before && before.hostRuleset !== "" && hostRuleset === "") await removeFromHost(host, before);
   if (before && before.containerId !== containerId && hostRuleset !== "") {
     await removeFromHost(host, before);

@@ -30,6 +30,9 @@ export function rulesetHash(text: string): string {
  * Puts a ruleset in force, in place of the one before; "" takes it away.
  *
  * @param netns path of the namespace; undefined for the node's own
+ * @param options.isFirst none of ours is believed to be there. To take a table away the kernel
+ *   waits until nobody looks at it any more, which is 10 ms of an ADD; one that is there after all
+ *   is replaced
  * @throws CniError 5 when nft is missing, the namespace cannot be entered or the kernel refuses;
  *   11 when it takes too long
  */
@@ -37,11 +40,18 @@ export async function applyRuleset(
   host: Host,
   netns: string | undefined,
   text: string,
+  { isFirst = false } = {},
 ): Promise<void> {
   if (text === "") return removeRuleset(host, netns);
   const what = "put a network policy in force";
   const [number = 0] = crypto.getRandomValues(new Uint32Array(1));
   const stdin = withSeal(text, `0x${(number || 1).toString(16)}`);
+  if (isFirst) {
+    const comment = `{ comment "genie:${rulesetHash(text)}" ; }`;
+    const fresh = stdin.replaceAll(replaceLines, `create table $1 ${comment}\n`);
+    const made = await nft(host, netns, ["-f", "-"], fresh, what).catch(toCniError);
+    if (typeof made === "string") return;
+  }
   try {
     await nft(host, netns, ["-f", "-"], stdin, what);
   } catch (error) {
@@ -52,6 +62,9 @@ export async function applyRuleset(
     log(host, "warn", `This node cannot check packet sockets (${reason}): ${cost}`);
   }
 }
+
+/** What makes room for a table, whether there is one or not. */
+const replaceLines = /^add table (.*)\ndelete table \1\n/gm;
 
 /** The text as it goes to the kernel: its mark is a number, its tables are known by their text. */
 function withSeal(text: string, mark: string): string {

@@ -52,7 +52,7 @@ export async function makeStatus(
   if (!first || !wantsStatus(host, config, plan)) return undefined;
   const { pod, decision, primarySet, choice, objects } = plan;
   const { formatMultiIpPreferences, formatStatus } = await import("./npwg.ts");
-  const sources = await Promise.all(done.map((one) => toSource(host, one)));
+  const sources = await Promise.all(done.map((one) => statusSource(host, one)));
   // As in CNI-Genie: for what `cni` and `networks` select, when that is more than one network.
   const own = sources.filter(({ ifName }) => primarySet.has(ifName));
   const isGenies = (decision === "cni" || decision === "logical") && own.length > 1;
@@ -71,7 +71,11 @@ export async function makeStatus(
   };
 }
 
-async function toSource(host: Host, { attachment, result }: Done): Promise<StatusSource> {
+/** One attachment as the status tells of it. */
+export async function statusSource(
+  host: Host,
+  { attachment, result }: Done,
+): Promise<StatusSource> {
   const { network, ifName, primary, defaultRoute, deviceInfoFile } = attachment;
   const deviceInfo =
     deviceInfoFile === undefined

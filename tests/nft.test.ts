@@ -58,6 +58,19 @@ describe("a ruleset", () => {
     });
   });
 
+  test("that is the first is as any other, also where it is not the first after all", async () => {
+    await withPod(async (netns) => {
+      for (const name of ["ports", "deny-both"]) {
+        await applyRuleset(host, netns.path, golden(name), { isFirst: true });
+        expect(await verifyRuleset(host, netns.path, golden(name))).toBeUndefined();
+      }
+      const wrong = golden("deny-both").replace("drop", "drip");
+      const error = await errorOf(applyRuleset(host, netns.path, wrong, { isFirst: true }));
+      expect(error.message).toContain("drip");
+      expect(await verifyRuleset(host, netns.path, golden("deny-both"))).toBeUndefined();
+    });
+  });
+
   test("is taken away twice, and from a namespace that is gone", async () => {
     const path = await withNetns(async (netns) => {
       await removeRuleset(host, netns.path);

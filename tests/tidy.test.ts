@@ -85,9 +85,9 @@ const layers: string[][] = [
     ],
     "report_words",
   ],
-  ["delegate", "report", "report_charts", "report_text"],
+  ["delegate", "replan", "report", "report_charts", "report_text"],
   ["choose", "owner", "report_sections", "undo", "warm"],
-  ["agent_record", "agent_problems", "netns_policy"],
+  ["agent_record", "agent_problems", "netns_policy", "reattach"],
   ["agent_part", "agent_tally"],
   [
     "agent_metrics",
@@ -102,7 +102,8 @@ const layers: string[][] = [
   ],
   ["agent_listen", "agent_status", "agent_upkeep"],
   // What genie is asked to do, one module each.
-  ["agent", "attach", "check", "detach", "explain", "gc", "ready", "report_command", "validate"],
+  ["agent", "attach", "check", "detach", "explain", "gc", "ready", "repair", "report_command"],
+  ["validate"],
   ["manifest", "readiness", "webhook"],
   ["monitoring"],
   ["webhook_manifest"],
