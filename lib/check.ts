@@ -6,14 +6,19 @@ import { closeState, openState } from "./database.ts";
 import { type ChainOptions, checkChain } from "./delegate.ts";
 import { openJournal, writeAlone } from "./ledger.ts";
 import { newOperation } from "./lock.ts";
+import { readNetwork } from "./netlink.ts";
+import { findGone, repairCommand } from "./presence.ts";
+import type { Result } from "./result.ts";
 import { loadNodeSettings } from "./settings.ts";
-import { attachments, hasRuleset } from "./state.ts";
+import { attachments, hasRuleset, type StoredAttachment } from "./state.ts";
+import { oneLine } from "./text.ts";
 import { storedResult } from "./undo.ts";
 
 /**
- * CHECK: every attachment is still as ADD left it, says each delegate.
+ * CHECK: every attachment is still as ADD left it, say the kernel and each delegate.
  *
- * @throws CniError of the first delegate that says no; 3 when there is no record of the container
+ * @throws CniError 11 for what is gone; of the first delegate that says no; 3 when nothing of the
+ *   container is on record
  */
 export async function check(host: Host, request: Request): Promise<undefined> {
   const settings = await loadNodeSettings(host, request.config);
@@ -45,7 +50,9 @@ export async function check(host: Host, request: Request): Promise<undefined> {
           `Cannot check network "${attachment.network}": it is ${attachment.state}`,
         );
       }
-      await checkChain(host, attachment, storedResult(attachment), options);
+      const result = storedResult(attachment);
+      checkPresence(attachment, result, request.netns);
+      await checkChain(host, attachment, result, options);
     }
     for (const netnsId of new Set(found.map((one) => one.netnsId))) {
       if (!hasRuleset(state, netnsId)) continue;
@@ -63,3 +70,28 @@ export async function check(host: Host, request: Request): Promise<undefined> {
 }
 
 const checkTimeoutMs = 60_000;
+
+/**
+ * Looks for the attachment in the pod itself: its plugins may look at less, or at nothing.
+ * @throws CniError 11 with everything that is gone
+ */
+function checkPresence(
+  attachment: StoredAttachment,
+  result: Result | undefined,
+  netns: string,
+): void {
+  const kernel = result && readNetwork(netns);
+  const gone = kernel ? findGone(attachment, result, kernel) : [];
+  if (gone.length === 0) return;
+  const { network, ifName, pod } = attachment;
+  const command = repairCommand(pod, network);
+  throw new CniError(
+    code.tryAgainLater,
+    `Failed CHECK of network "${network}" (${ifName})${podOf(attachment)}: gone is ` +
+      `${oneLine(gone.join(", "), 600)}${command && `; to put it right: ${command}`}`,
+  );
+}
+
+function podOf({ pod: { namespace, name } }: StoredAttachment): string {
+  return name === "" ? "" : ` of pod ${namespace === "" ? name : `${namespace}/${name}`}`;
+}

@@ -57,3 +57,36 @@ function openLocks(): FileLocks | null {
     throw error;
   }
 }
+
+/** Questions to the kernel by netlink, see `netlink.ts`; and `flock(2)`, see `reservations.ts`. */
+export interface KernelCalls {
+  socket: (domain: number, type: number, protocol: number) => number;
+  send: (fd: number, bytes: Uint8Array, length: bigint, flags: number) => bigint;
+  recv: (fd: number, bytes: Uint8Array, length: bigint, flags: number) => bigint;
+  close: (fd: number) => number;
+  flock: (fd: number, operation: number) => number;
+}
+
+let kernel: KernelCalls | null | undefined;
+
+/** Opened apart from the others, which every ADD needs. */
+export function kernelCalls(): KernelCalls | null {
+  kernel ??= openKernelCalls();
+  return kernel;
+}
+
+function openKernelCalls(): KernelCalls | null {
+  const { i32, ptr, i64, u64 } = FFIType;
+  try {
+    return dlopen("libc.so.6", {
+      socket: { args: [i32, i32, i32], returns: i32 },
+      send: { args: [i32, ptr, u64, i32], returns: i64 },
+      recv: { args: [i32, ptr, u64, i32], returns: i64 },
+      close: { args: [i32], returns: i32 },
+      flock: { args: [i32, i32], returns: i32 },
+    }).symbols;
+  } catch (error) {
+    if (error instanceof Error) return null;
+    throw error;
+  }
+}

@@ -236,7 +236,7 @@ describe.skipIf(skipReason !== undefined)("one real network:", () => {
         expect((await pod.call("CHECK")).status).toBe(0);
         pod.run(...damage);
         const { json, status } = await pod.call("CHECK");
-        expect(json).toMatchObject({ code: 999, msg: expect.stringContaining('network "blue"') });
+        expect(json).toMatchObject({ code: 11, msg: expect.stringContaining('network "blue"') });
         expect(status).toBe(1);
         await pod.del();
         expect(node.traces()).toEqual(noTraces);
