@@ -39,7 +39,8 @@ const offers: Record<string, (script: string, line: string) => string[]> = {
 };
 
 function lines(command: string[]): string[] {
-  const env = { PATH: "/usr/sbin:/usr/bin:/sbin:/bin", HOME: "/nonexistent", LANG: "C.UTF-8" };
+  using home = tempDir(); // fish writes there
+  const env = { PATH: "/usr/sbin:/usr/bin:/sbin:/bin", HOME: home.path, LANG: "C.UTF-8" };
   const run = Bun.spawnSync(command, { env });
   expect([run.stderr.toString(), run.exitCode]).toEqual(["", 0]);
   return run.stdout.toString().trim().split("\n");

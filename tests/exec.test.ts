@@ -124,7 +124,7 @@ describe("run() gives", () => {
     const count = () => readdirSync("/proc/self/fd").length;
     await sh("exit 0");
     const before = count();
-    for (let i = 0; i < 20; i++) await run("/nonexistent", [], defaults);
+    for (let i = 0; i < 20; i++) await run("/proc/nonexistent", [], defaults);
     expect(count() - before).toBeLessThanOrEqual(2);
   });
 });
@@ -196,12 +196,12 @@ describe("run() cannot start", () => {
     return join(dir.path, name);
   };
   test.each([
-    ["a missing file", "/nonexistent", "ENOENT"],
+    ["a missing file", "/proc/nonexistent", "ENOENT"],
     ["a folder", "/tmp", "EACCES"],
     ["what is not executable", file("plain", "#!/bin/sh\n", 0o644), "EACCES"],
     ["what is no program", file("garbage", "\u0001\u0002\u0003", 0o755), "ENOEXEC"],
     ["an empty file", file("empty", "", 0o755), "ENOEXEC"],
-    ["a script without its interpreter", file("orphan", "#!/nonexistent\n", 0o755), "ENOENT"],
+    ["a script without its interpreter", file("orphan", "#!/proc/nonexistent\n", 0o755), "ENOENT"],
   ])("%s", async (_name, path, reason) => {
     const { ending } = timed(await run(path, [], defaults));
     expect(ending).toEqual({ ...empty, kind: "spawn", reason });

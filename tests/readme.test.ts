@@ -1,8 +1,9 @@
 /** README.md says what is true: every snippet in it is run or checked, every table compared. */
 import { describe, expect, test } from "bun:test";
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { code, supportedVersions } from "../lib/cni.ts";
+import { commandLines } from "../lib/commands.ts";
 import { defaultConfig, parseConfig } from "../lib/config.ts";
 import { parseConfigList } from "../lib/netconf.ts";
 import { annotationsCapability } from "../lib/pod.ts";
@@ -232,6 +233,25 @@ describe("README, commands", () => {
     expect(await child.exited).toBe(0);
   });
 });
+
+test.each(readdirSync(root).filter((name) => name.endsWith(".md")))(
+  "%s names commands and options that exist",
+  (name) => {
+    const text = readFileSync(join(root, name), "utf8").replace(/\s+/g, " ");
+    for (const [, line = ""] of text.matchAll(/`((?:dist\/)?genie [a-z][^`]*)`/g)) {
+      const [call = ""] = line.split(" | ");
+      const [, verb = "", ...words] = call.replace(/^dist\//, "").split(" ");
+      const options = Object.keys(commandLines[verb]?.options ?? {});
+      const known = verb === "help" || Object.hasOwn(commandLines, verb);
+      const flags = words.flatMap((word) => /^--([a-z-]+)/.exec(word)?.[1] ?? []);
+      expect([line, known, flags.filter((flag) => !options.includes(flag))]).toEqual([
+        line,
+        true,
+        [],
+      ]);
+    }
+  },
+);
 
 /** What differs between two runs of the demo, taken out. */
 function withoutChance(text: string): string {
