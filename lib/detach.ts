@@ -127,7 +127,6 @@ async function deleteRecorded(
       errors,
     );
     await guessTheRest(host, request, found, chain);
-    await liftPolicies(host, state, call, errors);
   } finally {
     mark("undo");
     const nowMs = host.now();
@@ -140,6 +139,8 @@ async function deleteRecorded(
     settle(host, state, operation, settled, settings, chain.journal, nowMs);
     mark("commit");
   }
+  // Not before: as long as something is attached the node agent keeps its rules in force.
+  await liftPolicies(host, state, call, errors);
   failIfRetryWanted(host, outcomes);
 }
 

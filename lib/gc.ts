@@ -155,10 +155,6 @@ async function collect(
   const errors = await undo(host, row, request.path, { ...chain, netns: row.netns });
   const nowMs = host.now();
   const fate = fateOf(row, errors, delRetryWindowMs, nowMs);
-  if (fate === "gone" && hasRuleset(state, row.netnsId)) {
-    const { liftRuleset } = await import("./netns_policy.ts");
-    await liftRuleset(host, state, row, row);
-  }
   try {
     write(state, () => {
       if (fate === "gone") {
@@ -168,6 +164,10 @@ async function collect(
       const error = errors.map(({ message }) => message).join("; ");
       return setFailing(state, row, { state: fate, error, nowMs });
     });
+    if (fate === "gone" && hasRuleset(state, row.netnsId)) {
+      const { liftRuleset } = await import("./netns_policy.ts");
+      await liftRuleset(host, state, row, row);
+    }
   } catch (error) {
     errors.push(toCniError(error));
   }

@@ -202,11 +202,11 @@ export async function differenceOf(
 const liftWaitMs = 5_000;
 
 /**
- * Takes the ruleset away with the last attachment of a namespace. Never throws: a DEL that cannot
- * do it leaves closed doors, not open ones, and the next ADD there begins anew.
+ * Takes the ruleset away after the last attachment of a namespace was forgotten. Never throws: a
+ * DEL that cannot do it leaves closed doors, not open ones, and the next ADD there begins anew.
  *
  * @param netns path of the namespace, "" when it is gone
- * @param call whose attachments are going
+ * @param call whose attachments went
  */
 export async function liftRuleset(
   host: Host,
@@ -220,7 +220,9 @@ export async function liftRuleset(
     // On a disk that is read-only no ADD can be at work either.
     if (state.copyDir === "") lock = await lockNetns(host, state, id, host.now() + liftWaitMs);
     const stored = storedRuleset(state, id);
-    if (!stored || attachedIn(host, state, id, call).length > 0) return;
+    // In a copy of the record nothing is ever forgotten.
+    const going = state.copyDir === "" ? undefined : call;
+    if (!stored || attachedIn(host, state, id, going).length > 0) return;
     if (netnsId(netns) === id) await removeRuleset(host, netns);
     await removeFromHost(host, stored);
     if (state.copyDir === "") write(state, () => forgetRuleset(state, id));

@@ -285,6 +285,47 @@ describe.skipIf(skipReason !== undefined)("genie agent, policy", () => {
     }, "policy.enforce = true");
   });
 
+  test("pods come and go in a storm of edits: the newest policy, or nothing", async () => {
+    await withPoliced(async ({ api, agent, state, add }) => {
+      const running = agent();
+      await inputsKnown(state, 3);
+      const allow = (block: string) => {
+        const spec = { podSelector: {}, policyTypes: ["Ingress"] };
+        const ingress = [{ from: [{ ipBlock: { cidr: block } }] }];
+        return { metadata: { uid: "storm" }, spec: { ...spec, ingress } };
+      };
+      let edits = 0;
+      let isOver = false;
+      const storm = (async () => {
+        while (!isOver) {
+          api.put(policyPath("storm"), allow(`10.99.${edits++ % 200}.0/24`));
+          await Bun.sleep(20);
+        }
+      })();
+      const stay: Pod[] = [];
+      const worker = async () => {
+        for (let round = 0; round < 3; round++) {
+          const pod = await add("web");
+          expect(rulesIn(pod)).toContain("drop");
+          if (round === 2) stay.push(pod);
+          else {
+            await pod.del();
+            expect(rulesIn(pod)).toBe("");
+          }
+        }
+      };
+      await Promise.all(Array.from({ length: 4 }, worker)).finally(() => {
+        isOver = true;
+      });
+      await storm;
+      api.put(policyPath("storm"), allow("10.98.7.0/24"));
+      for (const pod of stay) await until(() => rulesIn(pod).includes("10.98.7.0/24"));
+      expect(rowsOf(state, "SELECT * FROM rulesets")).toHaveLength(stay.length);
+      for (const pod of stay) expect(await pod.call("CHECK")).toMatchObject({ status: 0 });
+      expect(running.log()).not.toContain("error");
+    });
+  });
+
   test("an API server that goes, comes back, and has forgotten", async () => {
     await withPoliced(async ({ api, agent, state, add }) => {
       const running = agent();

@@ -347,8 +347,16 @@ test.skipIf(!canNetns)(
       netns.ip("link", "add", "inside", "type", "veth", "peer", "name", veth, "netns", "1");
       const interfaces = [{ name: "lo" }, { name: veth }, { name: "eth0", sandbox: netns.path }];
       const result = { cniVersion: "1.0.0", ips: [{ address: "10.9.0.2/24", interface: 2 }] };
+      const enter = "nsenter --net=$CNI_NETNS ip";
+      const script = `#!/bin/sh
+cat >/dev/null
+[ $CNI_COMMAND = ADD ] || exit 0
+${enter} link set inside name eth0 && ${enter} addr add 10.9.0.2/24 dev eth0
+${enter} link set eth0 up
+echo '${JSON.stringify({ ...result, interfaces })}'
+`;
       using node = makeNode({
-        delegates: { plug: { ADD: { result: { ...result, interfaces } } } },
+        delegates: { plug: script },
         lists: { "a.conflist": { cniVersion: "1.0.0", name: "a", plugins: [{ type: "plug" }] } },
       });
       const api = await startCluster(join(node.dir, "api"));
