@@ -18,7 +18,10 @@ export type Family = 4 | 6;
 /** Both, in the order in which they are looked at. */
 export const families: readonly Family[] = [4, 6];
 
-/** Lowest metric of the owner's routes while another attachment is made: behind all plugins set. */
+/**
+ * Added to the metric of the owner's routes while another attachment is made: behind all that
+ * plugins set, and no two of a family are the same.
+ */
 const parkedMetricMin = 4_000_000_000;
 /** Limit for one `ip` call, in ms. */
 const ipTimeoutMs = 10_000;
@@ -66,17 +69,40 @@ export async function parkDefaultRoutes(
   if (!isForeignNetns(netns)) return { netns, routes: [] };
   if (claimed.length === 0 && !(tool("nsenter") && tool("ip"))) return { netns, routes: [] };
   const found = await readDefaultRoutes(host, netns, families);
-  // Each has a metric of its own: the kernel refuses two with the same.
-  const routes = found.map((route, i) => ({ ...route, parkedMetric: String(parkedMetricMin + i) }));
+  const isParked = ({ metric }: DefaultRoute) => Number(metric) >= parkedMetricMin;
+  const left = found.filter(isParked).map((route) => ({
+    ...route,
+    parkedMetric: route.metric,
+    // It was left there by a genie that was killed, and tells which metric it had.
+    metric: metricText(Number(route.metric) - parkedMetricMin),
+  }));
+  const isLeft = (route: { family: Family; parkedMetric: string }) =>
+    left.some((one) => one.family === route.family && one.parkedMetric === route.parkedMetric);
+  const fresh = found
+    .filter((route) => !isParked(route))
+    .map((route) => ({ ...route, parkedMetric: parkedMetricOf(route) }));
   await change(
     host,
     netns,
-    routes.flatMap((route) => [
-      command("add", route, route.parkedMetric),
+    fresh.flatMap((route) => [
+      ...(isLeft(route) ? [] : [command("add", route, route.parkedMetric)]),
       command("del", route, route.metric),
     ]),
   );
+  const isFresh = (route: (typeof left)[number]) =>
+    fresh.some((one) => one.family === route.family && one.parkedMetric === route.parkedMetric);
+  const routes = [...fresh, ...left.filter((route) => !isFresh(route))];
   return { netns, routes };
+}
+
+/** The kernel has 32 bits for it. */
+function parkedMetricOf({ metric }: DefaultRoute): string {
+  return String(parkedMetricMin + Math.min(Number(metric), 0xffff_ffff - parkedMetricMin));
+}
+
+/** As `ip` wants it: none is the metric 0 of the kernel. */
+function metricText(metric: number): string {
+  return metric === 0 ? "" : String(metric);
 }
 
 /**

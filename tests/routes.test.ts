@@ -160,6 +160,21 @@ describe.skipIf(!canNetns)("parkDefaultRoutes() and restoreDefaultRoutes()", () 
     });
   });
 
+  test.each([
+    ["was killed", []],
+    ["was killed before it took the first away", [v4]],
+  ])("put back what one that %s had moved aside", async (_, again) => {
+    await withLinks(async (netns) => {
+      for (const line of [v4, v6]) netns.ip(...line.split(" "));
+      await parkDefaultRoutes(host, netns.path, [4, 6]);
+      for (const line of again) netns.ip(...line.split(" "));
+      const parked = await parkDefaultRoutes(host, netns.path, [4, 6]);
+      expect(defaults(netns)[0]).toBe(`${owner4} metric 4000000000`);
+      await restoreDefaultRoutes(host, parked);
+      expect(defaults(netns)).toEqual([owner4, owner6]);
+    });
+  });
+
   test("fail when the owner's route cannot be put back", async () => {
     await withLinks(async (netns) => {
       netns.ip(...v4.split(" "));
