@@ -4,7 +4,6 @@
  * choice it makes, and not that for `genie plan`, which shows exactly what ADD would do. Source:
  * design §3, D3, D8, D9.
  */
-import { join } from "node:path";
 import type { Objects } from "./api.ts";
 import type { Choice, Chooser } from "./choose.ts";
 import { CniError, code, type Host, type Request, toCniError } from "./cni.ts";
@@ -96,6 +95,34 @@ export async function makePlan(
   // What every pod gets besides it has already where the choice fell on it.
   const besides = further.filter((one) => one.from !== "node" || one.network !== choice?.network);
   const named = nameInterfaces(primarySet, besides, request.ifName);
+  const attachments = await planNamed({ host, config, request, objects, pod }, named, chooser);
+  const own = named.filter(({ isFurther }) => !isFurther).map(({ ifName }) => ifName);
+  const parts = { pod, decision, primarySet: new Set(own), attachments, objects };
+  return { ...parts, ...(choice && { choice }) };
+}
+
+/** For what is planned. */
+export interface PlannedCall {
+  host: Host;
+  config: Config;
+  request: Request;
+  objects: Objects;
+  pod: Pod;
+}
+
+/**
+ * Plans the attachments of a pod to networks it may use, on the interfaces named.
+ *
+ * @param held what it has already: the devices of those are taken
+ * @throws CniError as {@link makePlan}
+ */
+export async function planNamed(
+  { host, config, request, objects, pod }: PlannedCall,
+  named: readonly (Wanted & { ifName: string })[],
+  chooser: Pick<Chooser, "journal" | "verdicts">,
+  held: readonly Attachment[] = [],
+): Promise<Attachment[]> {
+  const search = pluginSearch(config, request);
   // Objects are asked for side by side; the first that fails decides, in the order of the pod.
   const settled = await Promise.allSettled(
     named.map((wanted) => resolveWanted(host, config, objects, wanted, pod)),
@@ -124,10 +151,11 @@ export async function makePlan(
     resolved.push(network);
     attachments.push(toAttachment(config, request, search, pod, wanted, network));
   }
-  await assignDevices(host, config.kubernetes.kubeletDir, pod, attachments, resolved);
-  const own = named.filter(({ isFurther }) => !isFurther).map(({ ifName }) => ifName);
-  const parts = { pod, decision, primarySet: new Set(own), attachments, objects };
-  return { ...parts, ...(choice && { choice }) };
+  if (resolved.some(({ resourceName }) => resourceName)) {
+    const { assignDevices } = await import("./device_assign.ts");
+    await assignDevices(host, config.kubernetes.kubeletDir, pod, attachments, resolved, held);
+  }
+  return attachments;
 }
 
 /**
@@ -344,43 +372,4 @@ function checkCapabilities(network: Resolved, { capabilityArgs = {} }: Wanted): 
         `of ${network.source} declares that capability`,
     );
   }
-}
-
-/** Gives each attachment whose definition names a resource the device that kubelet allocated. */
-async function assignDevices(
-  host: Host,
-  kubeletDir: string,
-  pod: Pod,
-  attachments: Attachment[],
-  resolved: Resolved[],
-): Promise<void> {
-  if (!resolved.some(({ resourceName }) => resourceName)) return;
-  const { podDevices, takeDevice } = await import("./device.ts");
-  const socket = join(kubeletDir, "pod-resources/kubelet.sock");
-  const devices = await podDevices(host, socket, pod);
-  const taken = new Map<string, number>();
-  for (const [index, { resourceName }] of resolved.entries()) {
-    const attachment = attachments[index];
-    if (!resourceName || !attachment) continue;
-    const nth = taken.get(resourceName) ?? 0;
-    taken.set(resourceName, nth + 1);
-    const deviceId = takeDevice(devices, resourceName, nth, pod);
-    attachment.list = withDevice(attachment.list, deviceId);
-    const { deviceInfoPath } = await import("./device_info.ts");
-    const { list, containerId, ifName } = attachment;
-    const file = deviceInfoPath(list.name, containerId, ifName);
-    attachment.capabilityArgs = {
-      ...attachment.capabilityArgs,
-      deviceID: deviceId,
-      CNIDeviceInfoFile: file,
-    };
-    attachment.device = { resourceName, deviceId };
-    attachment.deviceInfoFile = file;
-  }
-}
-
-/** Every plugin of the chain learns the device, as under Multus: rdma needs it behind sriov. */
-function withDevice(list: NetworkConfigList, deviceId: string): NetworkConfigList {
-  const device = { deviceID: deviceId, pciBusID: deviceId };
-  return { ...list, plugins: list.plugins.map((plugin) => ({ ...plugin, ...device })) };
 }

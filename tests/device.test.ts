@@ -1,8 +1,9 @@
 import { afterAll, describe, expect, test } from "bun:test";
-import { writeFileSync } from "node:fs";
+import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { CniError, code } from "../lib/cni.ts";
 import { podDevices, takeDevice } from "../lib/device.ts";
+import { assignDevices } from "../lib/device_assign.ts";
 import { makeHost, tempDir } from "./fakes.ts";
 import {
   field,
@@ -16,6 +17,7 @@ import {
   startKubelet,
   startRawPeer,
 } from "./podresources.ts";
+import { madeAttachment } from "./record.ts";
 
 const dir = tempDir();
 afterAll(() => dir[Symbol.dispose]());
@@ -298,5 +300,30 @@ describe("takeDevice()", () => {
           "name the resource in the limits of its containers once per network",
       ),
     );
+  });
+});
+
+describe("assignDevices(), lib/device_assign.ts", () => {
+  test.each<[string, string[], string[]]>([
+    ["the first ones", [], ["0000:3b:01.7", "0000:3b:02.0"]],
+    ["those that the pod does not use yet", ["0000:3b:01.7"], ["0000:3b:02.0", "0000:3b:02.1"]],
+    ["none where too few are left", ["0000:3b:02.0", "0000:3b:02.1"], []],
+  ])("gives %s", async (_, inUse, given) => {
+    await using kubelet = await startKubelet(dir.path, pods, { Get: ["truth"] });
+    const folder = join(dir.path, crypto.randomUUID());
+    mkdirSync(join(folder, "pod-resources"), { recursive: true });
+    symlinkSync(kubelet.socket, join(folder, "pod-resources/kubelet.sock"));
+    const resourceName = "intel.com/sriov";
+    const held = inUse.map((deviceId) => madeAttachment({ device: { resourceName, deviceId } }));
+    const planned = ["net1", "net2"].map((ifName) => madeAttachment({ ifName }));
+    const wanted = planned.map(() => ({ resourceName }));
+    const assigned = assignDevices(makeHost(), folder, { ...pod, uid: "" }, planned, wanted, held);
+    if (given.length === 0) {
+      await expect(assigned).rejects.toMatchObject({ code: code.invalidConfig });
+      return;
+    }
+    await assigned;
+    expect(planned.map(({ device }) => device?.deviceId)).toEqual(given);
+    expect(planned.map(({ list }) => list.plugins[0]?.["deviceID"])).toEqual(given);
   });
 });

@@ -1,7 +1,7 @@
 /** Records for the tests of reports: a state folder whose ledger and attachments were made up. */
 import { closeState, openState, type State, write } from "../lib/database.ts";
 import { insertLedger, type LedgerRow } from "../lib/ledger.ts";
-import { insertPlanned, setAttached, setFailing } from "../lib/state.ts";
+import { type Attachment, insertPlanned, setAttached, setFailing } from "../lib/state.ts";
 import { makeHost } from "./fakes.ts";
 
 /** 2026-09-01 00:00:00 UTC. */
@@ -55,11 +55,11 @@ export interface MadeAttachment {
   stuck?: { state: "failing" | "leaked"; error: string; atMs: number };
 }
 
-/** Records an attachment whose ADD succeeded. */
-export function addAttachment(state: State, one: MadeAttachment = {}): void {
-  const { containerId = "c1", network = "blue", ifName = "eth0", stuck } = one;
-  const attachment = {
-    containerId,
+/** A plan of one attachment to network blue, but for what is given. */
+export function madeAttachment(more: Partial<Attachment> = {}): Attachment {
+  const { network = "blue", ifName = "eth0" } = more;
+  return {
+    containerId: "c1",
     requestIfName: "eth0",
     requestNetwork: "genie",
     ifName,
@@ -67,11 +67,10 @@ export function addAttachment(state: State, one: MadeAttachment = {}): void {
     network,
     reason: "asked for by cni",
     list: {
-      cniVersion: "1.0.0" as const,
+      cniVersion: "1.0.0",
       name: network,
       disableCheck: false,
       disableGC: false,
-      loadOnlyInlinedPlugins: false,
       plugins: [{ type: "bridge" }],
     },
     plugins: ["/opt/cni/bin/bridge"],
@@ -81,8 +80,16 @@ export function addAttachment(state: State, one: MadeAttachment = {}): void {
     args: {},
     timeoutMs: 1000,
     netns: "",
-    pod: { namespace: one.namespace ?? "team-a", name: one.pod ?? "web", uid: "uid-1" },
+    pod: { namespace: "team-a", name: "web", uid: "uid-1" },
+    ...more,
   };
+}
+
+/** Records an attachment whose ADD succeeded. */
+export function addAttachment(state: State, one: MadeAttachment = {}): void {
+  const { containerId = "c1", network = "blue", ifName = "eth0", stuck } = one;
+  const pod = { namespace: one.namespace ?? "team-a", name: one.pod ?? "web", uid: "uid-1" };
+  const attachment = madeAttachment({ containerId, network, ifName, pod });
   insertPlanned(state, [attachment], startMs);
   const ips = (one.addresses ?? ["10.1.0.5/16"]).map((address) => ({ address }));
   setAttached(state, attachment, { cniVersion: "1.0.0", ips });
