@@ -199,6 +199,37 @@ Status 1 when one cannot be attached, or the pod's own address has changed.`,
       return runRepair(host, flags, terminalWidth());
     },
   },
+  switch: {
+    usage: "NAMESPACE/POD [--from NETWORK] [--to NETWORK] [options]",
+    summary: "give a running pod another network in the place of one that it has",
+    help: `  NAMESPACE/POD        a pod that runs on this node
+  --from NETWORK       detach it; NETWORK@INTERFACE where the pod has it twice
+  --to NETWORK         attach it: a network of the node, or NAMESPACE/NAME, an object
+  --logical            --to names a Logicalnetwork of the pod's namespace
+  --interface NAME     for the new one; default: the next free name
+  --primary            in the place of the pod's primary network: the interface keeps its name,
+                       and the pod gets an address that Kubernetes does not know of
+  --dry-run            show what would be done, and whether the pod may have it
+${cniConfigHelp}
+
+--to alone attaches one more, --from alone detaches one. The new one is made before the old one
+goes, unless --interface gives it the same name: then a failure brings the old one back.`,
+    options: {
+      from: { type: "string" },
+      to: { type: "string" },
+      logical: { type: "boolean" },
+      interface: { type: "string" },
+      primary: { type: "boolean" },
+      "dry-run": { type: "boolean" },
+      "cni-config": { type: "string" },
+      json: { type: "boolean" },
+    },
+    words: true,
+    run: async (host, flags) => {
+      const { runSwitch } = await import("./switch.ts");
+      return runSwitch(host, flags, terminalWidth());
+    },
+  },
   webhook: {
     usage: "--cert FILE --key FILE [--listen ADDRESS:PORT] [--kubeconfig FILE]",
     summary: "answer the API server whether a Logicalnetwork may be; see genie manifest --webhook",

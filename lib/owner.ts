@@ -108,6 +108,33 @@ function withGateways(result: Result, gateways: string[]): Result {
 }
 
 /**
+ * Gives the default routes of an attachment that is gone to the first of the others that would have
+ * brought one: while both were there it was without (design D8).
+ *
+ * @param done what is left, the primary first; changed in place
+ * @throws CniError 104 when `ip` fails
+ */
+export async function inheritDefaultRoutes(
+  host: Host,
+  netns: string,
+  gone: Result,
+  done: readonly Done[],
+): Promise<void> {
+  const owned = new Set(done.flatMap(({ result }) => defaultRouteFamilies(result)));
+  for (const lost of defaultRouteFamilies(gone).filter((one) => !owned.has(one))) {
+    for (const heir of done) {
+      if (!mayAddDefaultRoute(heir.attachment.list)) continue;
+      const gateways = heir.result.ips.flatMap(({ gateway }) => gateway ?? []);
+      const gateway = gateways.find((one) => family(one) === lost);
+      if (gateway === undefined) continue;
+      await takeDefaultRoutes(host, netns, heir.attachment.ifName, [lost], [gateway]);
+      heir.result = withGateways(heir.result, [gateway]);
+      break;
+    }
+  }
+}
+
+/**
  * Brings the host-side interfaces of all results up to date, in place: a bridge takes another
  * address when a port joins it, so what an earlier attachment reported is not what the kernel has
  * any more, and CHECK would compare with it.

@@ -11,7 +11,7 @@ import type { Attachment, CallId } from "./state.ts";
 
 /**
  * Writes the plan of one attachment down beside those of its container, as `planned`: over the row
- * of its interface, whose result stays, else behind the others.
+ * of its interface, whose result stays while it is of the same network, else behind the others.
  */
 export function planOne({ database }: State, attachment: Attachment, nowMs: number): void {
   database
@@ -22,7 +22,8 @@ export function planOne({ database }: State, attachment: Attachment, nowMs: numb
          (SELECT coalesce(max(position) + 1, 0) FROM attachments WHERE container_id = ?1),
          ?4, ?5, 'planned', ?6, ?7, ?8)
        ON CONFLICT (container_id, ifname) DO UPDATE SET state = 'planned', error = '',
-         failed_at_ms = 0, network = ?4, request_network = ?5, plan = ?6, netns_id = ?7`,
+         failed_at_ms = 0, result = CASE network WHEN ?4 THEN result END, network = ?4,
+         request_network = ?5, plan = ?6, netns_id = ?7`,
     )
     .run(
       attachment.containerId,

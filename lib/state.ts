@@ -376,3 +376,10 @@ export function forgetStatus({ database }: State, { containerId, requestIfName }
     .query("DELETE FROM statuses WHERE container_id = ? AND request_ifname = ?")
     .run(containerId, requestIfName);
 }
+
+/** Forgets a status that was published, unless a newer one waits. Call inside a transaction. */
+export function forgetPublished({ database }: State, status: WaitingStatus): void {
+  database
+    .query("DELETE FROM statuses WHERE container_id = ? AND request_ifname = ? AND annotations = ?")
+    .run(status.containerId, status.requestIfName, JSON.stringify(status.annotations));
+}
