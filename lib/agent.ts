@@ -30,6 +30,12 @@ const parts: readonly Part[] = [
     run: (agent) => runToken(agent),
   },
   {
+    name: "conflist",
+    // Looked for each time: genie may be installed while we run.
+    isWanted: () => true,
+    run: async (agent) => (await import("./agent_conflist.ts")).runConflist(agent),
+  },
+  {
     name: "status",
     isWanted: ({ kubernetes }) => kubernetes.status !== "off",
     run: async (agent) => (await import("./agent_status.ts")).runStatus(agent),
@@ -85,7 +91,7 @@ export async function runAgent(given: Host, flags: Flags): Promise<number> {
   });
   const running = Promise.all([
     ended(host.signal),
-    ...wanted.map((part) => supervise({ host, config, health, record }, part)),
+    ...wanted.map((part) => supervise({ host, config, own, health, record }, part)),
   ]);
   await Promise.race([running, ended(host.signal).then(() => Bun.sleep(endMs))]);
   record.close();

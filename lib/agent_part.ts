@@ -1,13 +1,15 @@
 /** What every part of the node agent gets, and what a part is. Types alone. */
 import type { Health } from "./agent_health.ts";
 import type { AgentRecord } from "./agent_record.ts";
-import type { Host } from "./cni.ts";
+import type { Host, StdinConfig } from "./cni.ts";
 import type { Config } from "./config_schema.ts";
 
 /** What every part gets. */
 export interface Agent {
   host: Host;
   config: Config;
+  /** Our own CNI config, by which the runtime calls genie. */
+  own: StdinConfig;
   health: Health;
   /** Shared by all parts that do not need a connection of their own. */
   record: AgentRecord;

@@ -2,6 +2,7 @@
  * The agent's part that keeps the node in order, as a table of jobs that are done one after the
  * other, each in its own time. A job that fails is told once, and tried again when it is due.
  */
+import { newCollector } from "./agent_collect.ts";
 import type { Agent } from "./agent_part.ts";
 import { log, toCniError } from "./cni.ts";
 import { write } from "./database.ts";
@@ -18,9 +19,10 @@ interface Job {
   run: (agent: Agent) => void | Promise<void>;
 }
 
-const jobs: readonly Job[] = [
+const makeJobs = ({ own }: Agent): readonly Job[] => [
   { name: "traffic", everyMs: 15_000, run: sampleAll },
   { name: "ledger", everyMs: 30_000, run: pruneAll },
+  { name: "leftovers", everyMs: 20_000, run: newCollector(own) },
 ];
 
 const tickMs = 1_000;
@@ -32,6 +34,7 @@ export async function runUpkeep(agent: Agent): Promise<void> {
   const { host, health } = agent;
   const dueMs = new Map<string, number>();
   const failing = new Set<string>();
+  const jobs = makeJobs(agent);
   for (; !host.signal.aborted; await pause(tickMs, host.signal)) {
     health.beat("upkeep", silenceMs);
     for (const { name, everyMs, run } of jobs) {

@@ -50,10 +50,16 @@ const addEndMs = 35_000;
 /**
  * DEL: undoes every attachment of this container and CNI_IFNAME that is on record.
  *
+ * @param isDue for a DEL that no runtime asked for: looks at what is on record, under the lock, and
+ *   says whether it is to be undone; an ADD of the same container is waited for then, not ended
  * @throws CniError of the delegate that failed, inside the retry window; 11 when another operation
  *   of this container does not end in time
  */
-export async function del(host: Host, request: Request): Promise<undefined> {
+export async function del(
+  host: Host,
+  request: Request,
+  isDue?: (rows: readonly StoredAttachment[]) => boolean,
+): Promise<undefined> {
   mark("load");
   const settings = await loadNodeSettings(host, request.config);
   mark("config");
@@ -73,7 +79,7 @@ export async function del(host: Host, request: Request): Promise<undefined> {
     return undefined;
   }
   try {
-    await deleteRecorded(host, request, settings, state, operation, chain);
+    await deleteRecorded(host, request, settings, state, operation, chain, isDue);
   } finally {
     closeState(state);
   }
@@ -110,13 +116,18 @@ async function deleteRecorded(
   state: State,
   operation: Operation,
   chain: ChainOptions,
+  isDue?: (rows: readonly StoredAttachment[]) => boolean,
 ): Promise<void> {
   const call = { containerId: request.containerId, requestIfName: request.ifName };
-  const found = await findLocked(host, state, operation, call, chain).catch((error: unknown) => {
-    if (chain.journal) writeAlone(host, state, chain.journal, error);
-    throw error;
-  });
+  const endsAdd = isDue === undefined;
+  const found = await findLocked(host, state, operation, call, chain, endsAdd).catch(
+    (error: unknown) => {
+      if (chain.journal && endsAdd) writeAlone(host, state, chain.journal, error);
+      throw error;
+    },
+  );
   mark("lock");
+  if (isDue && !isDue(found.rows)) return release(state, operation, () => undefined);
   for (const row of found.rows) noteInterrupted(chain.journal, row);
   const errors = new Map<StoredAttachment, CniError[]>();
   let outcomes: Outcome[] = [];
@@ -178,6 +189,7 @@ async function findLocked(
   operation: Operation,
   call: CallId,
   chain: ChainOptions,
+  endsAdd: boolean,
 ): Promise<Found> {
   const find = (): Found => {
     const { readable, damaged } = recorded(host, state, call.containerId);
@@ -192,9 +204,9 @@ async function findLocked(
   const asked = new Set<string>();
   try {
     if (state.copyDir === "") {
-      return await takeLock(host, state, operation, chain, find, (holder) =>
-        endAdd(holder, asked, host.now() - startedMs),
-      );
+      return await takeLock(host, state, operation, chain, find, (holder) => {
+        if (endsAdd) endAdd(holder, asked, host.now() - startedMs);
+      });
     }
   } catch (error) {
     if (!(error instanceof CniError) || error.code !== code.stateUnavailable) throw error;

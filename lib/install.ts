@@ -23,7 +23,7 @@ import {
 } from "./installation.ts";
 import { isObject, parseJson } from "./json.ts";
 import { kubeAccess } from "./kube_access.ts";
-import { before, callsGenie, ownList } from "./own_list.ts";
+import { before, callsGenie, ownListText } from "./own_list.ts";
 import { digest, digestOf, keepAs, makeFolder, readIfThere } from "./place.ts";
 import { parseDuration } from "./quantity.ts";
 import { readConfs, whyNotReady } from "./readiness.ts";
@@ -245,6 +245,6 @@ function putConflist(site: Site, { confDir }: Options): Step {
   if (first) return { did: "skipped", path, detail: `${first.name} calls genie already` };
   const there = confs.find(({ name }) => name === conflistName);
   const others = there && callsGenie(there) ? "keep" : "replace";
-  const content = { text: `${JSON.stringify(ownList(), null, 2)}\n` };
+  const content = { text: ownListText() };
   return put(site, { kind: "conflist", path, content, mode: 0o644, others });
 }

@@ -41,6 +41,11 @@ export function ownList(pluginsFile?: string): object {
   };
 }
 
+/** The text of {@link ownList}, as `genie install` writes it. */
+export function ownListText(): string {
+  return `${JSON.stringify(ownList(), null, 2)}\n`;
+}
+
 /** A file of a conf dir; `value` is undefined where it is no JSON. */
 export interface ConfFile {
   name: string;

@@ -1,0 +1,144 @@
+/**
+ * The agent's search for what was left behind: attachments that DEL gave up, and attachments whose
+ * container is gone without a DEL, as after a reboot. Each gets the DEL that it lacks, by the code
+ * of DEL itself.
+ *
+ * An attachment that lives must never be taken for one that is left. So its network namespace must
+ * be gone for certain, at two looks; and where there is a container runtime, that must not know the
+ * container any more: of those it knows it will ask the DEL itself.
+ */
+import { existsSync } from "node:fs";
+import { dirname } from "node:path";
+import type { Agent } from "./agent_part.ts";
+import { type Host, log, type StdinConfig, toCniError } from "./cni.ts";
+import { criSocket, listSandboxes } from "./cri.ts";
+import { write } from "./database.ts";
+import { del } from "./detach.ts";
+import { bootId, isForeignNetns, netnsId } from "./netns.ts";
+import { attachments, type StoredAttachment } from "./state.ts";
+
+/** How long an attachment must seem left before it is, in ms. */
+const confirmMs = 15_000;
+/** Pause after a DEL of ours that did not succeed, and the longest one, in ms. */
+const pauseMs = 60_000;
+const pauseMsMax = 3_600_000;
+/** DELs of one look at most, and the time after which no further one is begun, in ms. */
+const batchMax = 32;
+const batchMs = 120_000;
+
+/** All attachments of one call of the runtime. */
+type Call = readonly StoredAttachment[];
+
+/** Looks once, and collects. Remembers from look to look. @throws CniError of the record */
+export type Collector = (agent: Agent) => Promise<void>;
+
+/** @param own the CNI config by which the runtime calls genie */
+export function newCollector(own: StdinConfig, nowMs = () => performance.now()): Collector {
+  const seen = new Map<string, { sinceMs: number; failures: number; dueMs: number }>();
+  return async (agent) => {
+    const { host, record } = agent;
+    const calls = byCall(record.use((state) => attachments(host, state)));
+    const left = [...calls].filter(([, rows]) => whyLeft(rows) !== undefined);
+    const keys = new Set(left.map(([key]) => key));
+    for (const key of seen.keys()) if (!keys.has(key)) seen.delete(key);
+    const startedMs = nowMs();
+    for (const key of keys) {
+      if (!seen.has(key)) seen.set(key, { sinceMs: startedMs, failures: 0, dueMs: 0 });
+    }
+    const due = left.filter(([key, rows]) => {
+      const { sinceMs = startedMs, dueMs = 0 } = seen.get(key) ?? {};
+      const isCertain = whyLeft(rows) !== "gone" || startedMs - sinceMs >= confirmMs;
+      return isCertain && startedMs >= dueMs;
+    });
+    if (due.length === 0) return;
+    const known = await knownSandboxes(agent);
+    if (!known) return;
+    for (const [key, rows] of due.slice(0, batchMax)) {
+      if (host.signal.aborted || nowMs() - startedMs > batchMs) return;
+      const [{ containerId = "" } = {}] = rows;
+      if (whyLeft(rows) !== "leaked" && known.has(containerId)) continue;
+      const isDone = await collect(agent, own, rows);
+      const entry = seen.get(key);
+      if (isDone || !entry) continue;
+      entry.dueMs = nowMs() + Math.min(pauseMsMax, pauseMs * 2 ** Math.min(entry.failures++, 10));
+    }
+  };
+}
+
+function byCall(rows: readonly StoredAttachment[]): Map<string, Call> {
+  return Map.groupBy(rows, (row) => JSON.stringify([row.containerId, row.requestIfName]));
+}
+
+/** Why nobody will ask for the DEL of a call; undefined: someone may. */
+function whyLeft(rows: Call): "leaked" | "rebooted" | "gone" | undefined {
+  if (rows.length === 0) return undefined;
+  if (rows.every(({ state }) => state === "leaked")) return "leaked";
+  const fates = new Set(rows.map(netnsFate));
+  if (fates.has("unknown")) return undefined;
+  return fates.has("gone") ? "gone" : "rebooted";
+}
+
+/** What became of the network namespace of an attachment, as far as that is certain. */
+export function netnsFate({
+  netns,
+  netnsId: id,
+}: Pick<StoredAttachment, "netns" | "netnsId">): "gone" | "rebooted" | "unknown" {
+  if (netns === "" || id === "") return "unknown";
+  if (!id.startsWith(`${bootId()}:`)) return "rebooted";
+  const found = netnsId(netns);
+  if (found === id) return "unknown";
+  // Where its folder is not there either, we do not see what the runtime sees.
+  if (found === "") return existsSync(dirname(netns)) ? "gone" : "unknown";
+  // A plain file: a mount that we do not see.
+  return isForeignNetns(netns) ? "gone" : "unknown";
+}
+
+/** What the runtime knows; undefined where it does not say. */
+async function knownSandboxes({ host, config }: Agent): Promise<Set<string> | undefined> {
+  const socket = criSocket(config.agent.criSocket);
+  if (socket === undefined) return new Set();
+  try {
+    return await listSandboxes(host, socket);
+  } catch (error) {
+    log(host, "warn", `${toCniError(error).message}: nothing is collected`);
+    return undefined;
+  }
+}
+
+/** @returns true when nothing is left of the call */
+async function collect(agent: Agent, own: StdinConfig, rows: Call): Promise<boolean> {
+  const { host, config, record } = agent;
+  const [first] = rows;
+  if (!first) return true;
+  const { containerId, requestIfName, pod, cniPath } = first;
+  const why = whyLeft(rows);
+  const fields = {
+    container: containerId,
+    pod: `${pod.namespace}/${pod.name}`,
+    networks: rows.map(({ network }) => network).join(","),
+  };
+  // Gives up at once where DEL would wait for the record, and everybody for DEL.
+  record.use((state) => write(state, () => undefined));
+  const request = {
+    command: "DEL" as const,
+    containerId,
+    netns: why === "leaked" ? first.netns : "",
+    ifName: requestIfName,
+    args: "",
+    path: [...cniPath.split(":"), ...config.binDirs].filter((dir) => dir !== ""),
+    cniVersion: "1.0.0" as const,
+    config: { ...own, delOnly: true },
+  };
+  try {
+    // A copy: it puts its own settings of the log there.
+    const quiet: Host = { ...host };
+    await del(quiet, request, (found) => whyLeft(found) !== undefined);
+  } catch (error) {
+    log(host, "debug", `Cannot collect: ${toCniError(error).message}`, fields);
+  }
+  const left = record.use((state) => attachments(host, state, containerId));
+  const isDone = !left.some((row) => row.requestIfName === requestIfName);
+  const reason = why === "leaked" ? "DEL had given it up" : "its container is gone without a DEL";
+  if (isDone) log(host, "info", `Collected an attachment: ${reason}`, fields);
+  return isDone;
+}
