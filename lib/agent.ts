@@ -70,7 +70,8 @@ const waitPollMs = 200;
  */
 export async function runAgent(given: Host, flags: Flags): Promise<number> {
   given.catchSignals?.();
-  const own = readOwnConfig(text(flags, "cni-config"));
+  const cniConfig = text(flags, "cni-config");
+  const own = readOwnConfig(cniConfig);
   const config = await loadConfig(own);
   const host: Host = {
     ...given,
@@ -91,7 +92,7 @@ export async function runAgent(given: Host, flags: Flags): Promise<number> {
   });
   const running = Promise.all([
     ended(host.signal),
-    ...wanted.map((part) => supervise({ host, config, own, health, record }, part)),
+    ...wanted.map((part) => supervise({ host, config, own, cniConfig, health, record }, part)),
   ]);
   await Promise.race([running, ended(host.signal).then(() => Bun.sleep(endMs))]);
   record.close();

@@ -1,10 +1,11 @@
 /**
- * The agent's part that answers: `/metrics` for Prometheus, `/healthz` for the kubelet's probes.
- * Reads nothing of a request but its method and path.
+ * The agent's part that answers: `/metrics` for Prometheus, `/healthz` for the kubelet's probes,
+ * `/report` for genie report --cluster. Reads nothing of a request but its method and URL.
  */
 import { join } from "node:path";
 import { gatherMetrics } from "./agent_metrics.ts";
 import type { Agent } from "./agent_part.ts";
+import { openReports, type Reports } from "./agent_report.ts";
 import { openTally, readPosition, type Tally, writePosition } from "./agent_tally.ts";
 import { CniError, code, type Host, log, toCniError } from "./cni.ts";
 import { parseListen } from "./config_schema.ts";
@@ -24,7 +25,8 @@ export async function runListen(agent: Agent): Promise<void> {
   if (!listen) return;
   const file = join(config.stateDir, positionFile);
   const tally = openTally(readPosition(file));
-  const server = serve(host, listen, (request) => answer(agent, tally, request));
+  const reports = openReports(agent);
+  const server = serve(host, listen, (request) => answer(agent, tally, reports, request));
   const { hostname } = listen;
   const address = `${hostname.includes(":") ? `[${hostname}]` : hostname}:${server.port}`;
   log(host, "info", "Metrics and health are served", { address });
@@ -62,7 +64,7 @@ export async function runListen(agent: Agent): Promise<void> {
 function serve(
   host: Host,
   { hostname, port }: { hostname: string; port: number },
-  fetch: (request: Request) => Response,
+  fetch: (request: Request) => Response | Promise<Response>,
 ) {
   try {
     return Bun.serve({
@@ -84,13 +86,20 @@ function serve(
   }
 }
 
-function answer(agent: Agent, tally: Tally, { method, url }: Request): Response {
+function answer(
+  agent: Agent,
+  tally: Tally,
+  reports: Reports,
+  { method, url }: Request,
+): Response | Promise<Response> {
   const text = (status: number, body: string) => new Response(body, { status });
-  const { pathname } = new URL(url);
-  if (pathname !== "/metrics" && pathname !== "/healthz") {
-    return text(404, "There are /metrics and /healthz\n");
+  const asked = new URL(url);
+  const { pathname } = asked;
+  if (!["/metrics", "/healthz", "/report"].includes(pathname)) {
+    return text(404, "There are /metrics, /healthz and /report\n");
   }
   if (method !== "GET" && method !== "HEAD") return text(405, "GET or HEAD\n");
+  if (pathname === "/report") return reports(asked);
   if (pathname === "/healthz") {
     const reasons = agent.health.reasons();
     return reasons.length === 0 ? text(200, "ok\n") : text(503, `${reasons.join("\n")}\n`);

@@ -10,6 +10,8 @@ export interface Agent {
   config: Config;
   /** Our own CNI config, by which the runtime calls genie. */
   own: StdinConfig;
+  /** File of our own CNI config, where one was named. */
+  cniConfig?: string | undefined;
   health: Health;
   /** Shared by all parts that do not need a connection of their own. */
   record: AgentRecord;

@@ -137,8 +137,8 @@ Changes nothing. Status 1 when there is a problem; warnings alone are 0.`,
     help: `  --namespace NAME     where genie's pods run, default genie-system
   --image NAME         the image of genie, default genie:${manifest.version}
   --table FILE         the plugin table of all nodes; default: one that explains every key
-  --features LIST      rights for more than ADD and DEL: policy, switch; default: those that the
-                       table switches on, "" for none
+  --features LIST      rights for more than ADD and DEL: policy, switch, cluster-report; default:
+                       those that the table switches on, "" for none
   --access             print the table's rules of access as ValidatingAdmissionPolicies instead:
                        what a node would refuse is refused at kubectl apply
   --webhook --ca FILE  print what runs genie webhook instead, with the authority of its certificate
@@ -295,7 +295,21 @@ API cannot be asked nothing is let through. Ends with SIGTERM or SIGINT.`,
   --html FILE          a page for a browser: charts and tables, in one file
 ${cniConfigHelp}
 
-Reads the record and changes nothing. Attachments, addresses and traffic are of now.`,
+  --cluster            all nodes as one: what the agent of each tells (agent.report of the table)
+  --kubeconfig FILE    whose right it is; default: KUBECONFIG, ~/.kube/config, a pod's own
+  --agents NAMESPACE   ask through the agents' pods there: needs list of pods and get of
+                       pods/proxy in one namespace. Without it through the nodes: list of nodes
+                       and get of nodes/proxy, which lets its holder reach every kubelet too;
+                       genie manifest --features cluster-report prints both
+  --selector LABELS    which nodes or pods, default kubernetes.io/os=linux or
+                       app.kubernetes.io/name=genie
+  --port PORT          where the agents listen, default 9477
+  --endpoints URL,URL  ask these agents instead, without credentials
+  --timeout TIME       what one node may take, default 15s
+
+Reads the record and changes nothing. Attachments, addresses and traffic are of now. Of a cluster
+--csv has a line for each node, --limit is at most 1000, and status 1 means that a node did not
+answer: the report says which and why.`,
     options: {
       since: { type: "string" },
       network: { type: "string" },
@@ -307,6 +321,13 @@ Reads the record and changes nothing. Attachments, addresses and traffic are of 
       limit: { type: "string" },
       csv: { type: "boolean" },
       html: { type: "string" },
+      cluster: { type: "boolean" },
+      kubeconfig: { type: "string" },
+      agents: { type: "string" },
+      selector: { type: "string" },
+      port: { type: "string" },
+      endpoints: { type: "string" },
+      timeout: { type: "string" },
       "cni-config": { type: "string" },
       json: { type: "boolean" },
     },

@@ -231,6 +231,7 @@ export function parseListen(value: string): { hostname: string; port: number } |
 const Agent = v.pipe(
   table({
     listen: v.optional(listen, "127.0.0.1:9477"),
+    report: v.optional(toggle, false),
     cri_socket: v.exactOptional(path),
   }),
   v.transform(({ cri_socket: criSocket, ...rest }) => ({

@@ -23,6 +23,8 @@ export interface KubeSettings {
   timeoutMs: number;
   /** Whatever that allows, none is under way later than this, by {@link Host.now}. */
   untilMs?: number;
+  /** How long what an `exec` plugin said serves for further requests, in ms; absent: for none. */
+  pluginMs?: number;
   /** Folder of `token` and `ca.crt`; absent: where Kubernetes mounts them. */
   serviceAccountDir?: string;
 }

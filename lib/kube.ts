@@ -62,7 +62,7 @@ export interface Kube {
   /** What the server's clock said in its last answer; undefined where it has not said. */
   readonly serverMs: number | undefined;
   /** Reads an object or a list. @throws CniError 11, see {@link isNotFound} */
-  get(path: readonly string[]): Promise<unknown>;
+  get(path: readonly string[], query?: Query): Promise<unknown>;
   /** Reads one page of a list. @throws CniError 11 */
   list(path: readonly string[], query: Query): Promise<Record<string, unknown>>;
   /**
@@ -105,7 +105,8 @@ export function isConflict(error: unknown): boolean {
  */
 export async function connect(host: Host, settings: KubeSettings): Promise<Kube> {
   const account = override(findAccount(host, settings), settings);
-  const { timeoutMs, untilMs } = settings;
+  const { timeoutMs, untilMs, pluginMs } = settings;
+  if (pluginMs !== undefined) keepAsked(account, pluginMs);
   const session: Session = { host, account, timeoutMs, untilMs, requests: 0 };
   return {
     server: account.server,
@@ -116,10 +117,11 @@ export async function connect(host: Host, settings: KubeSettings): Promise<Kube>
     get serverMs() {
       return session.serverMs;
     },
-    get: (path) => send(session, { method: "GET", path }),
+    get: (path, query) => send(session, { method: "GET", path, ...(query && { query }) }),
     list: async (path, query) => {
       // `send` gives objects alone.
-      return (await send(session, { method: "GET", path, query })) as Record<string, unknown>;
+      const call = { method: "GET", path, query, bytesMax: pageBytesMax } as const;
+      return (await send(session, call)) as Record<string, unknown>;
     },
     watch: (path, query, signal) => stream(session, { method: "GET", path, query }, signal),
     patch: (path, body) => send(session, { method: "PATCH", path, body }),
@@ -140,6 +142,24 @@ export function parsePod(object: unknown, path: readonly string[], from: Origin)
   if (pod.success) return pod.output;
   const reason = `the answer is no pod: ${issueText(pod.issues[0])}`;
   throw failed(from, { method: "GET", path }, { reason });
+}
+
+/** Lets many requests share what an `exec` plugin said once. */
+function keepAsked(account: Account, keptMs: number): void {
+  const { plugin } = account;
+  if (plugin === undefined) return;
+  let asked: Promise<Secrets> | undefined;
+  let untilMs = 0;
+  account.plugin = (mark) => {
+    if (asked !== undefined && performance.now() < untilMs) return asked;
+    const now = plugin(mark);
+    asked = now;
+    untilMs = performance.now() + keptMs;
+    now.catch(() => {
+      if (asked === now) asked = undefined;
+    });
+    return now;
+  };
 }
 
 /** Largest answer read, in bytes; an object in etcd has at most 1.5 MiB. */
@@ -292,7 +312,7 @@ async function request(
 }
 
 async function readAnswer(call: Call, response: Response): Promise<Answer> {
-  const bytesMax = call.query === undefined ? answerBytesMax : pageBytesMax;
+  const { bytesMax = answerBytesMax } = call;
   const { status, headers } = response;
   return { status, headers, body: await readBody(response, bytesMax), bytesMax };
 }
@@ -313,7 +333,7 @@ async function readSecretsWithin(account: Account, signal: AbortSignal): Promise
 }
 
 /** The body, or undefined when it is larger than allowed; what is left of it is dropped then. */
-async function readBody(response: Response, bytesMax: number): Promise<string | undefined> {
+export async function readBody(response: Response, bytesMax: number): Promise<string | undefined> {
   if (response.body === null) return "";
   const chunks: Uint8Array[] = [];
   let total = 0;

@@ -27,6 +27,8 @@ export interface Call {
   /** Of a list or watch. */
   query?: Query;
   body?: unknown;
+  /** Largest answer read, where that is not what every call may have. */
+  bytesMax?: number;
   /** What it may take, where that is not what every call may. */
   timeoutMs?: number;
 }
@@ -42,6 +44,12 @@ export interface Failure {
 export function statusOf(error: unknown): number | undefined {
   const cause = error instanceof CniError ? error.cause : undefined;
   return isObject(cause) && typeof cause["status"] === "number" ? cause["status"] : undefined;
+}
+
+/** Why there is no answer, without what was asked of whom; the message of any other error. */
+export function reasonOf(error: CniError): string {
+  const { reason } = isObject(error.cause) ? error.cause : {};
+  return typeof reason === "string" ? reason : error.message;
 }
 
 /** An answer, read. */
@@ -135,7 +143,7 @@ export function failed(
   return new CniError(
     code.tryAgainLater,
     `Cannot ${verb} ${target} at ${server}: ${reason} (credentials: ${credential})`,
-    { ...(details && { details }), ...(status && { cause: { status } }) },
+    { ...(details && { details }), cause: { ...(status && { status }), reason } },
   );
 }
 
@@ -144,7 +152,7 @@ interface Described {
   verb: string;
   resource: string;
   target: string;
-  /** Of one object; undefined for a list. */
+  /** Of one object; undefined for a list, and for what is behind a proxy. */
   name: string | undefined;
   namespace: string | undefined;
 }
@@ -162,7 +170,7 @@ function describe({ method, path, query }: Call): Described {
     verb: { GET: read, PATCH: "patch", POST: "create" }[method],
     resource,
     target: oneLine(`${resource} ${place}`, 300),
-    name,
+    name: part === "proxy" ? undefined : name,
     namespace,
   };
 }

@@ -1,4 +1,5 @@
 /** `genie report`: what the record says of requests, networks and attachments. Only reads. */
+import manifest from "../package.json";
 import { CniError, code, type Host } from "./cni.ts";
 import { isObject, parseJson } from "./json.ts";
 import { isoTime } from "./quantity.ts";
@@ -74,6 +75,7 @@ export function makeReport(
       bytesPerSecond: traffic(record),
       policy: readPolicy(record),
       newest: rowsById(record, counted.newestIds),
+      failed: rowsById(record, counted.failedIds),
       choices: rowsById(record, counted.choiceIds),
       examples: rowsById(
         record,
@@ -102,6 +104,7 @@ export function makeReport(
     decisions: decisionsOf(counted),
     choices: choicesOf(view?.choices ?? []).slice(0, limit),
     requests: (view?.newest ?? []).map(requestReport),
+    failed: (view?.failed ?? []).map(requestReport),
     ...(view?.policy && { policy: view.policy }),
   };
 }
@@ -152,6 +155,7 @@ function head(
   for (const one of aside) all.push(asideNotice(one));
   return {
     version: 1,
+    genie: manifest.version,
     generatedAt: iso(host.now()),
     record,
     notices: all,
@@ -167,7 +171,8 @@ function asideNotice({ file, atMs }: SetAside): string {
   );
 }
 
-function shownFilter(filter: LedgerFilter): Report["filter"] {
+/** What was asked for, as a report says it. */
+export function shownFilter(filter: LedgerFilter): Report["filter"] {
   return {
     since: filter.sinceMs === undefined ? null : iso(filter.sinceMs),
     network: filter.network ?? null,
@@ -244,6 +249,7 @@ function causesOf({ causes }: Tally, examples: NumberedRow[]): CauseReport[] {
       networks: [...networks]
         .map(([network, count]) => ({ network, requests: count }))
         .sort((a, b) => b.requests - a.requests),
+      at: isoTime(example?.atMs ?? 0),
       error: example?.error ?? "",
       rule: example?.rule ?? "",
     };

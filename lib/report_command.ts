@@ -7,16 +7,19 @@ import { asciiJson } from "./html.ts";
 import { listNetworks } from "./networks.ts";
 import { readOwnConfig } from "./own_config.ts";
 import { parseDuration } from "./quantity.ts";
-import { makePodReport, makeReport, type ReportSource } from "./report.ts";
-import { formatCsv } from "./report_csv.ts";
+import { makePodReport, makeReport, type ReportSource, shownFilter } from "./report.ts";
+import { formatCsv, formatNodesCsv } from "./report_csv.ts";
 import { readRecord } from "./report_file.ts";
 import { type LedgerFilter, ledgerRows } from "./report_rows.ts";
+import type { Report } from "./report_shape.ts";
 import { formatPodReport, formatReport } from "./report_text.ts";
 import { loadConfig, loadNodeSettings } from "./settings.ts";
 import { type Flags, text, UsageError } from "./usage.ts";
 
 const limitDefault = 20;
 const limitMax = 10_000_000;
+/** Most that a node is asked to list. */
+const clusterLimitMax = 1000;
 
 /** What the words of a command line ask for. */
 interface Question {
@@ -37,16 +40,14 @@ interface Question {
  */
 export async function runReport(host: Host, flags: Flags, width: number): Promise<number> {
   const question = readQuestion(host, flags);
+  if (flags["cluster"]) return runCluster(host, flags, question, width);
   const source = await readSource(host, readOwnConfig(text(flags, "cni-config")));
   const { filter, pod, limit = limitDefault } = question;
   const file = text(flags, "html");
   if (flags["csv"]) {
     writeCsv(host, source, question);
   } else if (file !== undefined) {
-    // The chart library is a text of 50 KB: only this needs it.
-    const { formatPage } = await import("./report_html.ts");
-    writeWhole(file, formatPage(makeReport(host, source, { filter, limit })));
-    host.stdout(`Wrote ${file}\n`);
+    await writePage(host, file, makeReport(host, source, { filter, limit }));
   } else if (pod) {
     const report = makePodReport(host, source, pod, { filter, limit });
     host.stdout(flags["json"] ? document(report) : formatPodReport(report, width));
@@ -57,15 +58,69 @@ export async function runReport(host: Host, flags: Flags, width: number): Promis
   return 0;
 }
 
+/** All nodes. @returns exit status: 1 where a node did not answer */
+async function runCluster(
+  host: Host,
+  flags: Flags,
+  { filter, limit = limitDefault }: Question,
+  width: number,
+): Promise<number> {
+  if (limit > clusterLimitMax) {
+    throw new UsageError(`Invalid --limit "${limit}": up to ${clusterLimitMax} with --cluster`);
+  }
+  // Only this needs requests to an API server.
+  const { makeClusterReport } = await import("./cluster_report.ts");
+  const report = await makeClusterReport(host, flags, { filter: shownFilter(filter), limit });
+  const file = text(flags, "html");
+  if (file !== undefined) await writePage(host, file, report);
+  else if (flags["csv"]) host.stdout(formatNodesCsv(report.nodes));
+  else host.stdout(flags["json"] ? document(report) : formatReport(report, width));
+  return report.nodes.some(({ error }) => error !== "") ? 1 : 0;
+}
+
+async function writePage(host: Host, file: string, report: Report): Promise<void> {
+  // The chart library is a text of 50 KB: only this needs it.
+  const { formatPage } = await import("./report_html.ts");
+  writeWhole(file, formatPage(report));
+  host.stdout(`Wrote ${file}\n`);
+}
+
 function document(report: object): string {
   return `${asciiJson(JSON.stringify(report, null, 2))}\n`;
 }
 
 const commands = ["ADD", "DEL", "CHECK", "GC", "STATUS"];
 
+/** Options that mean something with --cluster alone. */
+const clusterOptions = ["agents", "endpoints", "kubeconfig", "port", "selector", "timeout"];
+/** @throws UsageError for options that do not go together */
+function checkClusterOptions(flags: Flags): void {
+  const given = (names: string[]) => names.filter((name) => flags[name] !== undefined);
+  if (!flags["cluster"]) {
+    const [alone] = given(clusterOptions);
+    if (alone !== undefined) throw new UsageError(`--${alone} needs --cluster`);
+    return;
+  }
+  if (Array.isArray(flags["words"]) && flags["words"].length > 0) {
+    throw new UsageError(
+      "--cluster shows all nodes: --pod NAMESPACE/NAME limits it to the requests of one pod",
+    );
+  }
+  if (flags["cni-config"] !== undefined) {
+    throw new UsageError("--cluster asks the nodes: each knows its own --cni-config");
+  }
+  const ways = ["endpoints", "agents"].filter((name) => flags[name] !== undefined);
+  if (ways.length > 1) throw new UsageError("--endpoints and --agents are two ways: give one");
+  const [foreign] = given(["kubeconfig", "port", "selector"]);
+  if (flags["endpoints"] !== undefined && foreign !== undefined) {
+    throw new UsageError(`--endpoints asks no API server: it excludes --${foreign}`);
+  }
+}
+
 function readQuestion(host: Host, flags: Flags): Question {
   const forms = ["json", "csv", "html"].filter((name) => flags[name] !== undefined);
   if (forms.length > 1) throw new UsageError(`Only one of --${forms.join(" and --")} at a time`);
+  checkClusterOptions(flags);
   const pod = readPod(flags);
   const since = text(flags, "since");
   const sinceMs = since === undefined ? undefined : parseDuration(since);

@@ -8,6 +8,7 @@
  */
 import { isoTime } from "./quantity.ts";
 import type { NumberedRow } from "./report_rows.ts";
+import type { NodeReport } from "./report_shape.ts";
 import { printable } from "./table.ts";
 
 const columns: [name: string, cell: (row: NumberedRow) => string | number][] = [
@@ -32,6 +33,32 @@ const columns: [name: string, cell: (row: NumberedRow) => string | number][] = [
   ["rule", ({ rule }) => rule],
   ["choice", ({ choice }) => choice],
 ];
+
+const nodeColumns: [name: string, cell: (node: NodeReport) => string | number][] = [
+  ["node", ({ node }) => node],
+  ["error", ({ error }) => error],
+  ["genie", ({ genie }) => genie],
+  ["generated_at", ({ generatedAt }) => generatedAt ?? ""],
+  ["requests", ({ totals }) => totals.requests],
+  ["failures", ({ totals }) => totals.failures],
+  ["denied", ({ totals }) => totals.denied],
+  ["adds", ({ totals }) => totals.add.count],
+  ["p50_us", ({ totals }) => totals.add.p50Us ?? ""],
+  ["p95_us", ({ totals }) => totals.add.p95Us ?? ""],
+  ["p99_us", ({ totals }) => totals.add.p99Us ?? ""],
+  ["attachments", ({ totals }) => totals.attachments],
+  ["failing", ({ totals }) => totals.failing],
+  ["leaked", ({ totals }) => totals.leaked],
+  ["ipv4", ({ addresses }) => addresses.ipv4],
+  ["ipv6", ({ addresses }) => addresses.ipv6],
+];
+
+/** Formats the nodes of a report of many; one that has no report has an error, and no numbers. */
+export function formatNodesCsv(nodes: readonly NodeReport[]): string {
+  const cells = (one: NodeReport) =>
+    nodeColumns.map(([, cell], i) => (one.error === "" || i < 2 ? cell(one) : ""));
+  return [nodeColumns.map(([name]) => name), ...nodes.map(cells)].map(line).join("");
+}
 
 /** Lines put together before they are given on. */
 const chunkLines = 500;

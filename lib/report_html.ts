@@ -11,6 +11,7 @@ import { html, type Markup, scriptJson, trusted } from "./html.ts";
 import { formatCount, formatShare } from "./quantity.ts";
 import { assets } from "./report_assets.ts";
 import { chartsOf } from "./report_charts.ts";
+import { nodesSection } from "./report_nodes.ts";
 import {
   causesSection,
   decisionsSection,
@@ -21,7 +22,7 @@ import {
   stuckSection,
   timeSection,
 } from "./report_sections.ts";
-import type { Report } from "./report_shape.ts";
+import type { ClusterReport, Report } from "./report_shape.ts";
 import { shownDuration, shownFilter, shownTime } from "./report_words.ts";
 import { printable } from "./table.ts";
 
@@ -29,7 +30,7 @@ import { printable } from "./table.ts";
 const barHeights = Array.from({ length: 12 }, (_, i) => `.bars-${i + 1}{height:${(i + 1) * 32}px}`);
 
 /** Formats the page. Its size does not depend on how many requests there were. */
-export function formatPage(report: Report): string {
+export function formatPage(report: Report | ClusterReport): string {
   const charts = chartsOf(report);
   const style = `${assets.libraryStyle}\n${assets.style}\n${barHeights.join("")}`;
   const policy =
@@ -55,6 +56,7 @@ ${report.notices.map((text) => html`<p class="note">${printable(text)}</p>\n`)}
 ${tiles(report)}
 ${timeSection(report, charts)}
 ${networksSection(report)}
+${"nodes" in report ? nodesSection(report.nodes) : ""}
 <div class="pair">
 <div>
 ${latencySection(report, charts)}
@@ -95,8 +97,9 @@ function subtitle(report: Report): string {
   return filter === "" ? span : `${span}; ${printable(filter)}`;
 }
 
-function tiles({ totals }: Report): Markup {
-  const { requests, failures, denied, add, attachments, leaked, failing } = totals;
+function tiles(report: Report): Markup {
+  const where = "nodes" in report ? "these nodes" : "this node";
+  const { requests, failures, denied, add, attachments, leaked, failing } = report.totals;
   const all: [title: string, value: string, more: string][] = [
     ["Requests", formatCount(requests), `${formatCount(requests - failures)} succeeded`],
     [
@@ -105,7 +108,7 @@ function tiles({ totals }: Report): Markup {
       `${formatCount(failures)}, of them ${formatCount(denied)} denied`,
     ],
     ["Time of an ADD", shownDuration(add.p50Us), `median; 99% within ${shownDuration(add.p99Us)}`],
-    ["Attachments now", formatCount(attachments), "interfaces of pods on this node"],
+    ["Attachments now", formatCount(attachments), `interfaces of pods on ${where}`],
     ["Leaked", formatCount(leaked), `${formatCount(failing)} failing`],
   ];
   const tile = ([title, value, more]: (typeof all)[number]) => html`<div><dt>${title}</dt>

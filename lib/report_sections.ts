@@ -20,13 +20,15 @@ import { printable } from "./table.ts";
  * A column: `number` stands right, `head` names the row, `time` and `state` are never broken, a
  * `fault` is marked unless it is "ok".
  */
-interface PageColumn {
+export interface PageColumn {
   title: string;
   kind?: "number" | "time" | "state" | "head" | "fault";
 }
 
-const number = (title: string): PageColumn => ({ title, kind: "number" });
-const rowHead = (title: string): PageColumn => ({ title, kind: "head" });
+/** A column of numbers. */
+export const number = (title: string): PageColumn => ({ title, kind: "number" });
+/** The column that names the row. */
+export const rowHead = (title: string): PageColumn => ({ title, kind: "head" });
 
 /** Rows of one table on the page; the others are in the JSON. */
 const rowsMax = 150;
@@ -35,7 +37,7 @@ const rowsMax = 150;
  * A table that scrolls sideways in its own box. With `cards` a phone shows each row as a card, for
  * tables of long texts.
  */
-function table(
+export function table(
   caption: string,
   columns: PageColumn[],
   rows: string[][],
@@ -66,7 +68,8 @@ function details(summary: string, inside: Markup): Markup {
   return html`<details><summary>${summary}</summary>${inside}</details>`;
 }
 
-function section(title: string, about: string, ...inside: Value[]): Markup {
+/** A part of the page under its heading. */
+export function section(title: string, about: string, ...inside: Value[]): Markup {
   const line = about === "" ? "" : html`<p class="about">${about}</p>\n`;
   return html`<section>\n<h2>${title}</h2>\n${line}${inside}\n</section>`;
 }
@@ -261,8 +264,14 @@ export function decisionsSection(report: Report, { decisions: drawn }: Charts): 
         ]),
       ),
     ),
-    html`\n<h3>Newest automatic choices</h3>\n`,
-    choices.length === 0 ? empty("None in this time.") : choices.slice(0, rowsMax).map(choiceOf),
+    ...("nodes" in report
+      ? []
+      : [
+          html`\n<h3>Newest automatic choices</h3>\n`,
+          choices.length === 0
+            ? empty("None in this time.")
+            : choices.slice(0, rowsMax).map(choiceOf),
+        ]),
   );
 }
 
@@ -278,10 +287,20 @@ function choiceOf({ at, namespace, pod, network, choice }: ChoiceReport): Markup
   return details(printable(title), table("The candidates and their numbers", heads, rows));
 }
 
+/** One column more where the rows are of many nodes. */
+function nodeColumn(rows: readonly { node?: string }[]) {
+  const isThere = rows.some(({ node }) => node !== undefined);
+  return {
+    columns: isThere ? [{ title: "Node" }] : [],
+    cells: ({ node = "" }: { node?: string }) => (isThere ? [node] : []),
+  };
+}
+
 /** What could not be deleted. */
 export function stuckSection({ stuck, totals }: Report): Markup {
   const title = "Leaked and failing attachments";
   if (stuck.length === 0) return section(title, "", empty("None: every DEL came to its end."));
+  const ofNode = nodeColumn(stuck);
   const first = totals.leaked + totals.failing > stuck.length ? ` Listed: ${stuck.length}.` : "";
   return section(
     title,
@@ -292,6 +311,7 @@ export function stuckSection({ stuck, totals }: Report): Markup {
       [
         { title: "State", kind: "state" },
         { title: "Since (UTC)", kind: "time" },
+        ...ofNode.columns,
         { title: "Network" },
         { title: "Pod" },
         { title: "Interface" },
@@ -300,6 +320,7 @@ export function stuckSection({ stuck, totals }: Report): Markup {
       stuck.map((one) => [
         one.state,
         shownTime(one.failingSince),
+        ...ofNode.cells(one),
         one.network,
         shownPod(one.namespace, one.pod),
         one.interface,
@@ -313,6 +334,7 @@ export function stuckSection({ stuck, totals }: Report): Markup {
 /** The newest requests, one by one. */
 export function requestsSection({ requests, totals }: Report): Markup {
   if (requests.length === 0) return section("Newest requests", "", empty(noRequests));
+  const ofNode = nodeColumn(requests);
   return section(
     "Newest requests",
     `${formatCount(requests.length)} of ${formatCount(totals.requests)}.`,
@@ -321,6 +343,7 @@ export function requestsSection({ requests, totals }: Report): Markup {
       [
         { title: "Time (UTC)", kind: "time" },
         { title: "Command" },
+        ...ofNode.columns,
         { title: "Pod" },
         { title: "Network" },
         number("Took"),
@@ -329,6 +352,7 @@ export function requestsSection({ requests, totals }: Report): Markup {
       requests.map((one) => [
         shownTime(one.at),
         one.command,
+        ...ofNode.cells(one),
         shownPod(one.podNamespace, one.podName),
         shownRequestNetwork(one),
         shownDuration(one.durationUs),

@@ -6,8 +6,13 @@ import type { LiveAttachment } from "./report_live.ts";
 import type { NumberedRow } from "./report_rows.ts";
 import type { Latency } from "./report_tally.ts";
 
+/** Of which node it is; only in a report of many. */
+interface OfNode {
+  node?: string;
+}
+
 /** One request, or one row of a pod's: texts are "" and numbers 0 where there is nothing to say. */
-export interface RequestReport extends Omit<NumberedRow, "atMs" | "choice"> {
+export interface RequestReport extends Omit<NumberedRow, "atMs" | "choice">, OfNode {
   /** When it began, ISO 8601 in UTC. */
   at: string;
 }
@@ -38,7 +43,8 @@ export interface AddressReport {
 
 /** An attachment that exists now. */
 export interface AttachmentReport
-  extends Omit<LiveAttachment, "createdAtMs" | "failedAtMs" | "ifName"> {
+  extends Omit<LiveAttachment, "createdAtMs" | "failedAtMs" | "ifName">,
+    OfNode {
   interface: string;
   createdAt: string | null;
   /** When its first DEL failed; null when none did. */
@@ -46,7 +52,7 @@ export interface AttachmentReport
 }
 
 /** Failures of one code. */
-export interface CauseReport {
+export interface CauseReport extends OfNode {
   /** CNI error code: of the specification, genie's own, or the plugin's. */
   code: number;
   /** In words, as in `delegate timeout`. */
@@ -55,7 +61,8 @@ export interface CauseReport {
   requests: number;
   /** At most 16 networks, the one with the most failures first. */
   networks: { network: string; requests: number }[];
-  /** Message and rule of the newest one. */
+  /** Time, message and rule of the newest one. */
+  at: string | null;
   error: string;
   rule: string;
 }
@@ -75,8 +82,10 @@ export interface ChoiceReport {
 /** What every report begins with. */
 export interface ReportHead {
   version: 1;
+  /** The version of genie that made this. */
+  genie: string;
   generatedAt: string;
-  /** Path of the record. */
+  /** Path of the record; in a report of many nodes, who was asked. */
   record: string;
   /** What whoever reads this should know: the record is absent, old, was set aside ... */
   notices: string[];
@@ -154,8 +163,35 @@ export interface Report extends ReportHead {
   choices: ChoiceReport[];
   /** The newest requests, at most `--limit`. */
   requests: RequestReport[];
+  /** The newest of them that did not succeed, at most `--limit`. */
+  failed: RequestReport[];
   /** Absent where none was ever enforced. */
   policy?: PolicyReport;
+}
+
+/** One node, as it stands in the report of many. */
+export interface NodeReport {
+  node: string;
+  /** Why it is not in this report; "" when it is, and then the rest is known. */
+  error: string;
+  /** Its version of genie; "" where it did not say. */
+  genie: string;
+  generatedAt: string | null;
+  notices: string[];
+  totals: Omit<Report["totals"], "add"> & { add: Omit<Latency, "histogram"> };
+  /** Addresses in use, of each family. */
+  addresses: { ipv4: number; ipv6: number };
+}
+
+/**
+ * Many nodes: `genie report --cluster --json`. Counts and histograms are sums; percentiles are read
+ * off the summed histogram: the upper edge of their span, or the largest of the nodes' own where
+ * that is less. A total of addresses is null when a node does not know its own. Choices are left
+ * out.
+ */
+export interface ClusterReport extends Report {
+  /** By name. */
+  nodes: NodeReport[];
 }
 
 /** One pod: `genie report pod NAMESPACE/NAME --json`. */

@@ -74,6 +74,8 @@ export interface Tally {
   timeline: TimeBucket[];
   /** Rows of the newest requests, newest first. */
   newestIds: number[];
+  /** The same of those that did not succeed. */
+  failedIds: number[];
   /** The newest of those that carry the numbers of a choice, newest first. */
   choiceIds: number[];
 }
@@ -163,7 +165,10 @@ function firstAtLeast(sorted: Uint32Array, value: number): number {
 const spanMinMs = 10 * minuteMs;
 
 /** The buckets of a span of time: at most 120, their edges at round times. */
-function timeBuckets(startMs: number, toMs: number): { bucketMs: number; timeline: TimeBucket[] } {
+export function timeBuckets(
+  startMs: number,
+  toMs: number,
+): { bucketMs: number; timeline: TimeBucket[] } {
   const fromMs = Math.min(startMs, toMs - spanMinMs);
   const fits = (step: number) => (toMs - fromMs) / step < bucketsMax - 1;
   const bucketMs = bucketSteps.find(fits) ?? Math.ceil((toMs - fromMs) / (bucketsMax - 2));
@@ -204,6 +209,7 @@ export function tally(rows: Iterable<TallyRow>, { fromMs, toMs, limit }: TallyOp
   const networks = new Map<string, Omit<NetworkTally, "add"> & { durations: Durations }>();
   const causes = new Map<string, CauseTally>();
   const newest = newestOf(limit);
+  const failed = newestOf(limit);
   // One may stand in two rows, see report_rows.ts.
   const choices = newestOf(2 * limit);
   const sum = { requests: 0, failures: 0, denied: 0 };
@@ -234,6 +240,7 @@ export function tally(rows: Iterable<TallyRow>, { fromMs, toMs, limit }: TallyOp
         sum.denied++;
       }
       countCause(causes, row);
+      failed.add(row.id);
     }
     if (row.isAdd === 1) count(one.decidedBy, row.decidedBy, decidersMax, "other");
     newest.add(row.id);
@@ -251,6 +258,7 @@ export function tally(rows: Iterable<TallyRow>, { fromMs, toMs, limit }: TallyOp
     bucketMs,
     timeline,
     newestIds: newest.ids(),
+    failedIds: failed.ids(),
     choiceIds: choices.ids(),
   };
 }

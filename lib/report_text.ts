@@ -4,7 +4,9 @@ import { candidatesOf } from "./report_choice.ts";
 import type {
   AttachmentReport,
   ChoiceReport,
+  ClusterReport,
   NetworkReport,
+  NodeReport,
   PodReport,
   PolicyReport,
   Report,
@@ -23,7 +25,7 @@ import {
 import { type Column, formatTable, printable } from "./table.ts";
 
 /** Formats the default view. @param width columns of the terminal, Infinity for none */
-export function formatReport(report: Report, width: number): string {
+export function formatReport(report: Report | ClusterReport, width: number): string {
   const { totals, stuck, requests } = report;
   const filter = shownFilter(report);
   const span =
@@ -31,23 +33,83 @@ export function formatReport(report: Report, width: number): string {
       ? "no requests on record"
       : `${shownTime(report.from)} to ${shownTime(report.to)} UTC`;
   const denied = totals.denied > 0 ? `, ${formatCount(totals.denied)} of them denied` : "";
+  const nodes = "nodes" in report ? report.nodes : [];
   const sections = [
-    `Requests: ${formatCount(totals.requests)}, failed ${formatCount(totals.failures)} ` +
+    nodeCount(nodes) +
+      `Requests: ${formatCount(totals.requests)}, failed ${formatCount(totals.failures)} ` +
       `(${formatShare(totals.failures, totals.requests)})${denied}\n` +
       `Span: ${span}${filter === "" ? "" : `; ${printable(filter)}`}\n` +
       `Attachments now: ${formatCount(totals.attachments)}, leaked ` +
       `${formatCount(totals.leaked)}, failing ${formatCount(totals.failing)}\n`,
     notices(report.notices),
+    missingTable(nodes, width),
     networkTable(report.networks, width),
+    nodeTable(nodes, width),
     stuckTable(stuck, totals.leaked + totals.failing, width),
     policyText(report.policy, width),
-    requestTable(requests, totals.requests, width),
+    nodes.length === 0
+      ? requestTable(requests, totals.requests, width)
+      : requestTable(report.failed, totals.failures, width, "failures"),
   ];
   return sections.filter((section) => section !== "").join("\n");
 }
 
 function notices(texts: string[]): string {
   return texts.map((text) => `Note: ${printable(text)}\n`).join("");
+}
+
+/** Rows of the tables of nodes; the others are in the JSON. */
+const nodesMax = 50;
+
+function nodeCount(nodes: readonly NodeReport[]): string {
+  if (nodes.length === 0) return "";
+  const answered = nodes.filter(({ error }) => error === "").length;
+  return `Nodes: ${formatCount(nodes.length)}, answered ${formatCount(answered)}\n`;
+}
+
+function nodesMore(all: readonly NodeReport[]): string {
+  const more = all.length - nodesMax;
+  return more > 0 ? `${formatCount(more)} more nodes: --json and --csv have them\n` : "";
+}
+
+function missingTable(nodes: readonly NodeReport[], width: number): string {
+  const missing = nodes.filter(({ error }) => error !== "");
+  if (missing.length === 0) return "";
+  const table = formatTable(
+    ["NODE", "WHY"].map(shrinking),
+    missing.slice(0, nodesMax).map(({ node, error }) => [node, error]),
+    width,
+  );
+  return `Nodes that are not in this report\n${table}${nodesMore(missing)}`;
+}
+
+function nodeTable(nodes: readonly NodeReport[], width: number): string {
+  const trouble = ({ totals }: NodeReport) => totals.leaked + totals.failing;
+  const known = nodes
+    .filter(({ error }) => error === "")
+    .sort((a, b) => trouble(b) - trouble(a) || b.totals.failures - a.totals.failures);
+  if (known.length === 0) return "";
+  const table = formatTable(
+    [
+      shrinking("NODE"),
+      ...["REQUESTS", "FAILED", "P50", "P95", "P99", "USED", "LIVE", "STUCK"].map(right),
+    ],
+    known
+      .slice(0, nodesMax)
+      .map((one) => [
+        one.node,
+        formatCount(one.totals.requests),
+        formatCount(one.totals.failures),
+        shownDuration(one.totals.add.p50Us),
+        shownDuration(one.totals.add.p95Us),
+        shownDuration(one.totals.add.p99Us),
+        formatCount(one.addresses.ipv4 + one.addresses.ipv6),
+        formatCount(one.totals.attachments),
+        formatCount(trouble(one)),
+      ]),
+    width,
+  );
+  return `Nodes, those with the most trouble first\n${table}${nodesMore(known)}`;
 }
 
 const right = (title: string): Column => ({ title, align: "right" });
@@ -76,15 +138,26 @@ function networkTable(networks: NetworkReport[], width: number): string {
   return `${table}P50 to P99: successful ADDs; USED: addresses; LIVE: attachments now\n`;
 }
 
+/** One column more where the rows are of many nodes. */
+function nodeColumn(rows: readonly { node?: string }[]) {
+  const isThere = rows.some(({ node }) => node !== undefined);
+  return {
+    columns: isThere ? [shrinking("NODE")] : [],
+    cells: ({ node = "" }: { node?: string }) => (isThere ? [node] : []),
+  };
+}
+
 function stuckTable(stuck: AttachmentReport[], all: number, width: number): string {
   if (stuck.length === 0) return "";
   const more = all > stuck.length ? `, ${formatCount(stuck.length)} of ${formatCount(all)}` : "";
+  const ofNode = nodeColumn(stuck);
   return (
     `Leaked (genie gc retries) and failing (the runtime retries)${more}\n` +
     formatTable(
       [
         { title: "STATE" },
         { title: "SINCE (UTC)" },
+        ...ofNode.columns,
         shrinking("NETWORK"),
         shrinking("POD"),
         { title: "INTERFACE" },
@@ -93,6 +166,7 @@ function stuckTable(stuck: AttachmentReport[], all: number, width: number): stri
       stuck.map((one) => [
         one.state,
         shownTime(one.failingSince),
+        ...ofNode.cells(one),
         one.network,
         shownPod(one.namespace, one.pod),
         one.interface,
@@ -124,14 +198,21 @@ function policyText(policy: PolicyReport | undefined, width: number): string {
   return `${line}Problems in policies; the rest of each is in force\n${table}`;
 }
 
-function requestTable(requests: RequestReport[], all: number, width: number): string {
-  if (requests.length === 0) return all === 0 ? "No requests in this time.\n" : "";
+function requestTable(
+  requests: RequestReport[],
+  all: number,
+  width: number,
+  what: "requests" | "failures" = "requests",
+): string {
+  if (requests.length === 0) return all === 0 ? `No ${what} in this time.\n` : "";
+  const ofNode = nodeColumn(requests);
   return (
-    `Newest requests, ${formatCount(requests.length)} of ${formatCount(all)}\n` +
+    `Newest ${what}, ${formatCount(requests.length)} of ${formatCount(all)}\n` +
     formatTable(
       [
         { title: "TIME (UTC)" },
         { title: "COMMAND" },
+        ...ofNode.columns,
         shrinking("POD"),
         shrinking("NETWORK"),
         right("TOOK"),
@@ -140,6 +221,7 @@ function requestTable(requests: RequestReport[], all: number, width: number): st
       requests.map((one) => [
         shownTime(one.at),
         one.command,
+        ...ofNode.cells(one),
         shownPod(one.podNamespace, one.podName),
         shownRequestNetwork(one),
         formatDuration(one.durationUs),

@@ -78,6 +78,8 @@ export interface ApiServer {
   gate?: (seen: Seen) => Promise<void>;
   /** What a SelfSubjectAccessReview says of these attributes, where it is set. */
   review?: (attributes: Record<string, string>) => boolean;
+  /** URL at which a port of a node or pod is reached; undefined where nobody is there. */
+  proxy?: (name: string, port: string) => string | undefined;
   put(path: string, object: Json): void;
   object(path: string): Json | undefined;
   remove(path: string): void;
@@ -116,6 +118,7 @@ export async function startApiServer(
     const fault = faults.shift() ?? "none";
     if (fault !== "none" && (await misbehave(response, fault))) return;
     const { pathname, searchParams } = new URL(seen.path, "https://localhost");
+    if (isProxied(pathname) && seen.user !== "nobody") return relay(response, seen, api);
     const isKnown = served.has(pathname) && seen.user !== "nobody" && seen.method === "GET";
     if (isKnown && searchParams.has("watch")) cache.watch(pathname, searchParams, response);
     else if (isKnown) {
@@ -218,6 +221,26 @@ async function see(request: IncomingMessage, token: string): Promise<Seen> {
     body: Buffer.concat(chunks).toString(),
     user: authorization === `Bearer ${token}` ? "token" : isCertified ? "certificate" : "nobody",
   };
+}
+
+const proxied = /^\/api\/v1\/(?:nodes|namespaces\/[^/]+\/pods)\/([^/]+):(\d+)\/proxy(\/.*)$/;
+const isProxied = (path: string): boolean => proxied.test(decodeURIComponent(path));
+
+/** What a port of a node or pod answers, as the API server passes it on. */
+async function relay(response: ServerResponse, seen: Seen, api: ApiServer): Promise<void> {
+  const { pathname, search } = new URL(seen.path, "https://localhost");
+  const [, name = "", port = "", path] = proxied.exec(decodeURIComponent(pathname)) ?? [];
+  const failed = (why: string) =>
+    answer(response, refusal(503, "ServiceUnavailable", `error trying to reach service: ${why}`));
+  const base = api.proxy?.(name, port);
+  if (base === undefined) return failed(`dial tcp: lookup ${name}: no such host`);
+  // A node is asked with none of the headers by which the server knows who asks.
+  const target = await fetch(`${base}${path}${search}`).catch((error: Error) => error);
+  if (target instanceof Error) return failed("dial tcp: connect: connection refused");
+  const again = target.headers.get("Retry-After");
+  if (again !== null) response.setHeader("Retry-After", again);
+  response.writeHead(target.status, { "Content-Type": target.headers.get("Content-Type") ?? "" });
+  response.end(await target.text());
 }
 
 interface Answer {

@@ -36,6 +36,7 @@ import { readRecord, setAsideRecords } from "../lib/report_file.ts";
 import type { Report } from "../lib/report_shape.ts";
 import { latencyEdgesUs, type TallyRow, tally } from "../lib/report_tally.ts";
 import { formatReport } from "../lib/report_text.ts";
+import manifest from "../package.json";
 import { makeHost, tempDir } from "./fakes.ts";
 import {
   addAttachment,
@@ -186,10 +187,13 @@ TIME (UTC)           COMMAND  POD         NETWORK    TOOK  OUTCOME
   });
 
   test("gives programs the whole of it", async () => {
-    const { timeline, latencyEdgesUs: edges, networks, requests, ...rest } = await json(small.conf);
+    const whole = await json(small.conf);
+    const { timeline, latencyEdgesUs: edges, networks, requests, failed, ...rest } = whole;
+    expect(failed).toEqual(requests.filter(({ outcome }) => outcome !== "ok"));
     const [, blue] = networks;
     expect(rest).toEqual({
       version: 1,
+      genie: manifest.version,
       generatedAt: "2026-09-01T12:00:00.000Z",
       record: join(small.stateDir, "genie.db").replace(dir.path, "DIR"),
       notices: [],
@@ -221,6 +225,7 @@ TIME (UTC)           COMMAND  POD         NETWORK    TOOK  OUTCOME
           ...{ code: 100, cause: "access denied", denied: true, requests: 1 },
           ...{
             networks: [{ network: "", requests: 1 }],
+            at: "2026-09-01T03:00:00.000Z",
             error: denial.error,
             rule: denial.rule,
           },
@@ -228,6 +233,7 @@ TIME (UTC)           COMMAND  POD         NETWORK    TOOK  OUTCOME
         {
           ...{ code: 103, cause: "delegate timeout", denied: false, requests: 1 },
           ...{ networks: [{ network: "blue", requests: 1 }], error: failure.error, rule: "" },
+          at: "2026-09-01T02:00:00.000Z",
         },
       ],
       decisions: [
