@@ -5,9 +5,10 @@
  */
 import { type Config, parseListen } from "./config_schema.ts";
 import { comment, customResourceDefinitions } from "./crds.ts";
+import { makeReaders } from "./report_access.ts";
 
 /** What an install may have besides: each brings rights, objects or both. */
-export const features = ["policy", "switch"] as const;
+export const features = ["policy", "switch", "cluster-report"] as const;
 /** One of {@link features}. */
 export type Feature = (typeof features)[number];
 
@@ -145,6 +146,7 @@ const sections: readonly Section[] = [
       })),
   },
   { objects: makeAccess },
+  { feature: "cluster-report", objects: ({ namespace }) => makeReaders(namespace, labels) },
   { objects: ({ namespace, table }) => [makeTable(namespace, table.text)] },
   { objects: (options) => [makeDaemonSet(options)] },
 ];

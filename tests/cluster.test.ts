@@ -1,7 +1,8 @@
 /**
  * `genie report --cluster`: lib/cluster_report.ts, lib/cluster_nodes.ts, and lib/agent_report.ts of
  * the agents that answer; compiled agents behind an API server that passes requests on to them.
- * The others are imported below; lib/report_nodes.ts is what --html shows of them.
+ * The others are imported below; lib/report_nodes.ts is what --html shows of them, and
+ * lib/report_access.ts is in tests/manifest.test.ts.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";

@@ -234,6 +234,23 @@ describe("rights", () => {
   });
 
   /** What the code names of the API must be granted; watches are asked for by collection. */
+  test("to read the reports of all nodes are nobody's, in roles of their own", async () => {
+    const objects = await objectsOf("--features=cluster-report", "--namespace=net");
+    const isReader = ({ metadata }: KubeObject) => metadata.name === "genie-report";
+    expect(objects.filter((one) => !isReader(one))).toEqual(
+      await objectsOf("--features=", "--namespace=net"),
+    );
+    const readers = objects.filter(isReader);
+    expect(
+      readers.map(({ kind, metadata, rules: own }) => [kind, metadata.namespace, own]),
+    ).toEqual([
+      ["Role", "net", [grants("list", "pods"), grants("get", "pods/proxy")]],
+      ["ClusterRole", undefined, [grants("list", "nodes"), grants("get", "nodes/proxy")]],
+    ]);
+  });
+  const grants = (verb: string, resource: string) =>
+    expect.objectContaining({ apiGroups: [""], resources: [resource], verbs: [verb] });
+
   test("cover every kind that the code names", async () => {
     const collections = [
       ...["pods", "events", "namespaces", "networkpolicies", "multi-networkpolicies", "nodes"],

@@ -105,7 +105,7 @@ const layers: string[][] = [
   ["agent_collect", "validate"],
   ["agent_upkeep"],
   ["agent"],
-  ["readiness", "webhook"],
+  ["readiness", "report_access", "webhook"],
   ["manifest"],
   ["monitoring"],
   ["webhook_manifest"],
@@ -120,7 +120,7 @@ const layers: string[][] = [
 /** Modules that decide on plain data: no file, clock, process or network; tests need no host. */
 const pure = [
   ...["completion", "containerfile", "finding", "manifest", "monitoring", "webhook_manifest"],
-  ...["cluster_merge", "cluster_parse", "contradictions", "report_tally"],
+  ...["cluster_merge", "cluster_parse", "contradictions", "report_access", "report_tally"],
   ...[
     "access",
     "access_nad",
