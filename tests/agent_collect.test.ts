@@ -202,7 +202,7 @@ describe("genie agent collects", () => {
     const look = newCollector(own, () => nowMs);
     const agent = {
       ...{ host, own, record, health: openHealth() },
-      config: { ...config, agent: { listen: "", criSocket: socket ?? "/absent" } },
+      config: { ...config, agent: { ...config.agent, listen: "", criSocket: socket ?? "/absent" } },
     };
     try {
       for (const at of atMs) {
