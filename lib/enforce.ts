@@ -78,8 +78,9 @@ export async function enforceAdd(
   const id = netnsId(chain.netns);
   const [first] = done;
   if (!first || id === "") return undefined;
-  const concerned = done.some(({ attachment }) => isConcerned(attachment, enforce));
-  if (!concerned && !storedRuleset(state, id)) return undefined;
+  const concernsAny = (made: readonly Attached[]) =>
+    made.some(({ attachment }) => isConcerned(attachment, enforce));
+  if (!concernsAny(done) && !storedRuleset(state, id)) return undefined;
   const lock = await lockNetns(host, state, id, chain.deadlineMs);
   const before = storedRuleset(state, id);
   const place = { netnsId: id, netns: chain.netns };
@@ -87,10 +88,13 @@ export async function enforceAdd(
   try {
     const all = [...attachedIn(host, state, id, first.attachment), ...done];
     const startedNs = Bun.nanoseconds();
-    const known = checkFresh(call, plan, concerned);
+    // One table has the rules of all: what an earlier call attached keeps its own.
+    const concerned = concernsAny(all);
+    const known = concerned ? checkFresh(call, plan) : "nothing";
     // Of several containers in one namespace the first names the tables on the node.
     const containerId = before?.containerId ?? first.attachment.containerId;
-    const rules = known === "nothing" ? noRules : await compileFor(call, plan, all, containerId);
+    const unknown = concerned && before ? before : noRules;
+    const rules = known === "nothing" ? unknown : await compileFor(call, plan, all, containerId);
     if (!sameRules(rules, noRules) || before) {
       const { namespace: podNamespace, name: podName } = plan.pod;
       const row = { netnsId: id, containerId, podNamespace, podName, ...rules };
@@ -141,14 +145,10 @@ async function restore(
 type Known = "fresh" | "stale" | "nothing";
 
 /** What is known of policies, and is it fresh enough? @throws CniError 11 when it is not */
-function checkFresh(
-  { host, config, state }: EnforcedCall,
-  plan: PolicyPlan,
-  concerned: boolean,
-): Known {
+function checkFresh({ host, config, state }: EnforcedCall, plan: PolicyPlan): Known {
   const { enforce, maxAgeMs, whenStale } = config.policy;
   // Without a pod of Kubernetes there is nothing that a policy could select.
-  if (!concerned || plan.pod.namespace === "" || plan.pod.name === "") return "nothing";
+  if (plan.pod.namespace === "" || plan.pod.name === "") return "nothing";
   const aliveMs = aliveSince(state, neededResources(enforce));
   const ageMs = host.now() - aliveMs;
   // A time to come is of a clock that was set back since.

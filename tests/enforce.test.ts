@@ -269,6 +269,40 @@ describe.skipIf(skipReason !== undefined)("policy at ADD", () => {
     });
   });
 
+  test("a further call for a network that no policy is about leaves the rules", async () => {
+    await withNode(async (node) => {
+      const state = makeNetworks(node);
+      const pod = node.pod();
+      know(state, { policies: { web: allowFrom() }, pods: seen(pod, "web") });
+      await pod.add({ cni: "blue@eth0", args: args(pod) });
+      const rules = rulesIn(pod).replaceAll(/0x[0-9a-f]{8}/g, "");
+      await pod.add({ cni: "red@eth1", ifName: "eth1", args: args(pod) });
+      expect(rulesIn(pod).replaceAll(/0x[0-9a-f]{8}/g, "")).toBe(rules);
+      expect(await pod.call("CHECK", { ifName: "eth0" })).toMatchObject({ status: 0 });
+      await pod.del({ ifName: "eth1" });
+      expect(rulesIn(pod)).not.toBe("");
+      await pod.del({ ifName: "eth0" });
+      expect({ rules: rulesIn(pod), rows: rulesets(state) }).toEqual({ rules: "", rows: [] });
+    });
+  });
+
+  test("what nothing is known of leaves the rules that stand", async () => {
+    await withNode(async (node) => {
+      const state = makeNetworks(node, 'policy.when_stale = "open"');
+      const pod = node.pod();
+      know(state, { policies: { web: allowFrom() }, pods: seen(pod, "web") });
+      await pod.add({ cni: "blue@eth0", args: args(pod) });
+      const open = openState(makeHost(), state);
+      write(open, () => putAlive(open, new Map([["pods" as const, 0]])));
+      closeState(open);
+      await pod.add({ cni: "blue@eth1", ifName: "eth1", args: args(pod) });
+      expect(rulesIn(pod)).toContain('iifname "eth0"');
+      await pod.del({ ifName: "eth1" });
+      await pod.del({ ifName: "eth0" });
+      expect({ rules: rulesIn(pod), rows: rulesets(state) }).toEqual({ rules: "", rows: [] });
+    });
+  });
+
   test("another ADD in the same namespace never meets the old rules", async () => {
     await withNode(async (node) => {
       const state = makeNetworks(node);
