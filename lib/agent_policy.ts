@@ -7,13 +7,13 @@
  * (`PRAGMA data_version`) and looked at anew. Until every collection was listed nothing changes.
  */
 import type { Health } from "./agent_health.ts";
+import { forgetLeft, hasRules, isSameMade, isThere, type Local, readLocal } from "./agent_local.ts";
 import type { Agent } from "./agent_part.ts";
 import { postProblems } from "./agent_problems.ts";
 import { inodeOf, shorten } from "./agent_record.ts";
 import { type Host, log, toCniError } from "./cni.ts";
 import type { Config } from "./config_schema.ts";
 import { closeState, openState, type State, write } from "./database.ts";
-import type { HostEnd } from "./host_end.ts";
 import { connect } from "./kube.ts";
 import { netnsId } from "./netns.ts";
 import {
@@ -28,22 +28,12 @@ import {
   lockNetns,
   policyAttachments,
   type Rules,
-  removeFromHost,
   sameRules,
 } from "./netns_policy.ts";
-import { readRuleset, rulesetHash } from "./nft.ts";
-import { hostTables, type PolicyWorld, policyProblems, policyWorld } from "./policy.ts";
+import { type PolicyWorld, policyProblems, policyWorld } from "./policy.ts";
 import type { Policy, PolicyPod, PolicyProblem } from "./policy_objects.ts";
-import {
-  forgetRuleset,
-  leftRulesets,
-  putProblems,
-  storedRuleset,
-  storedRulesets,
-} from "./policy_store.ts";
+import { putProblems, storedRuleset } from "./policy_store.ts";
 import { openPolicyWatch, type PolicyWatch } from "./policy_watch.ts";
-import { attachments } from "./state.ts";
-import { storedResult } from "./undo.ts";
 import { pause } from "./watch.ts";
 
 /** Longest pause between two decisions while changes keep coming, in ms. */
@@ -65,20 +55,6 @@ const problemsMs = 2_000;
 /** Pause after a failure of the record, in ms. */
 const troubleMs = 1_000;
 
-/** One network namespace of this node with attachments. */
-interface Local {
-  netnsId: string;
-  netns: string;
-  containerId: string;
-  pod: { namespace: string; name: string };
-  made: Attached[];
-  /** On record. */
-  rules: Rules;
-  /** See {@link findHostEnds}. */
-  ends: Map<string, HostEnd>;
-  problems: PolicyProblem[];
-}
-
 /** The part at work. */
 interface Work {
   host: Host;
@@ -92,7 +68,7 @@ interface Work {
   /** Inode of the record that is open: another process may set it aside. */
   inode: number;
   /** What policies say, and of which pods; undefined before the first whole list. */
-  known?: { world: PolicyWorld; pods: Map<string, PolicyPod> };
+  known?: { world: PolicyWorld; pods: Map<string, PolicyPod>; enforcesPlain: boolean };
   /** When the oldest change that is not in `known` came, on the monotonic clock; 0 for none. */
   changedMs: number;
   /** How long the newest decision took: a storm of changes must not take all of a core. */
@@ -100,6 +76,9 @@ interface Work {
   problemsDueMs: number;
   auditDueMs: number;
   audited: Set<string>;
+  /** Namespaces whose rules could not be written: the record has them, the kernel may not. */
+  failed: Set<string>;
+  retryDueMs: number;
   /** Has each namespace been compared with the kernel since we began? */
   isVerified: boolean;
   posting: boolean;
@@ -132,6 +111,7 @@ export async function runPolicy({ host, config, health }: Agent): Promise<void> 
     ...{ host, config, state, watch, local: new Map(), version: -1, inode: inodeOf(state.file) },
     ...{ changedMs: 0, decidedMs: 0, problemsDueMs: 0, auditDueMs: 0, audited: new Set() },
     ...{ isVerified: false, posting: false, health, told: { failures: 0, garbage: 0 } },
+    ...{ failed: new Set(), retryDueMs: 0 },
   };
   const watching = watch.run(kube, host.signal);
   host.signal.addEventListener("abort", () => ring(), { once: true });
@@ -177,11 +157,11 @@ async function round(work: Work): Promise<void> {
     write(work.state, () => watch.write(work.state));
     watch.written();
   }
-  const isReread = await readLocal(work);
+  const isReread = await readAttached(work);
   if (!watch.isComplete()) return;
   const sinceMs = work.changedMs;
   const startedMs = performance.now();
-  const isNews = sinceMs > 0 || !work.known;
+  const isNews = sinceMs > 0 || work.known?.enforcesPlain !== isPlainOurs(work);
   if (isNews) learn(work);
   if (work.known && (sinceMs > 0 || isReread)) {
     const due = [...work.local.values()].filter((one) => isDue(work, one));
@@ -195,6 +175,7 @@ async function round(work: Work): Promise<void> {
     work.problemsDueMs ||= performance.now() + problemsMs;
   }
   if (!work.isVerified) await verifyAll(work);
+  if (work.failed.size > 0 && performance.now() >= work.retryDueMs) await retry(work);
   if (work.problemsDueMs > 0 && performance.now() >= work.problemsDueMs) noteProblems(work);
   if (performance.now() >= work.auditDueMs) await audit(work);
 }
@@ -210,62 +191,41 @@ function reopen(work: Work): void {
 }
 
 /** Reads what is attached, where the record has changed. @returns true when it was read */
-async function readLocal(work: Work): Promise<boolean> {
-  const { host, state } = work;
+async function readAttached(work: Work): Promise<boolean> {
+  const { host, config, state } = work;
   const row = state.database.query("PRAGMA data_version").get() as { data_version: number };
   if (row.data_version === work.version) return false;
-  if (work.version === -1) await forgetLeft(work);
-  const rulesets = new Map(storedRulesets(state).map((one) => [one.netnsId, one]));
-  const before = work.local;
-  work.local = new Map();
-  for (const one of attachments(host, state)) {
-    const result = one.state === "attached" ? storedResult(one) : undefined;
-    if (!result || one.netnsId === "" || one.pod.namespace === "") continue;
-    const { netnsId: id, netns, containerId, pod } = one;
-    const stored = rulesets.get(id);
-    const { ruleset = "", hostRuleset = "" } = stored ?? {};
-    const { problems = [] } = before.get(id) ?? {};
-    const made: Attached[] = [];
-    const found = work.local.get(id) ?? {
-      ...{ netnsId: id, netns, pod, made, problems, ends: new Map() },
-      containerId: stored?.containerId ?? containerId,
-      rules: { ruleset, hostRuleset },
-    };
-    found.made.push({ attachment: one, result });
-    work.local.set(id, found);
-  }
-  const { where } = work.config.policy;
-  for (const [id, one] of work.local) {
-    const known = before.get(id);
-    const isSame = known && known.made.length === one.made.length;
-    one.ends = isSame ? known.ends : await findHostEnds(host, where, one.made);
-  }
+  if (work.version === -1) await forgetLeft(host, state);
+  work.local = await readLocal(host, config, state, work.local);
   work.version = row.data_version;
   return true;
 }
 
-/** Rules of namespaces that are gone, after a DEL that could not be heard or a reboot. */
-async function forgetLeft({ host, state }: Work): Promise<void> {
-  for (const one of leftRulesets(state)) {
-    await removeFromHost(host, one);
-    write(state, () => forgetRuleset(state, one.netnsId));
-  }
-}
-
 /** Takes the inputs as they are now. */
 function learn(work: Work): void {
-  const { policy, plugins } = work.config;
-  const enforcesPlain = [...plugins.values()].some((plugin) => plugin.enforcePolicy);
+  const { policy } = work.config;
+  const enforcesPlain = isPlainOurs(work);
   const isOurs = (one: Policy) =>
     isEnforced(one, policy.enforce) && (enforcesPlain || !isEnforced(one, false));
   const inputs = work.watch.inputs();
   const world = policyWorld({ ...inputs, policies: inputs.policies.filter(isOurs) });
   const pods = new Map(inputs.pods.map((pod) => [`${pod.namespace}/${pod.name}`, pod]));
-  work.known = { world, pods };
+  work.known = { world, pods, enforcesPlain };
   work.changedMs = 0;
 }
 
-/** Compiles for one namespace; undefined while its pod is not known: its rules stay. */
+/** What is attached may be under a table that is newer than ours. */
+function isPlainOurs({ config: { plugins }, local }: Work): boolean {
+  return (
+    [...plugins.values()].some((plugin) => plugin.enforcePolicy) ||
+    [...local.values()].some(({ made }) => made.some((one) => one.attachment.enforcesPlain))
+  );
+}
+
+/**
+ * Compiles for one namespace; undefined while its pod is not known: its rules stay. One that was
+ * made anew under the same name is another pod, with labels of its own.
+ */
 function compile(
   { known, config }: Work,
   { pod, containerId, ends }: Local,
@@ -273,6 +233,7 @@ function compile(
 ): (Rules & { problems: PolicyProblem[] }) | undefined {
   const target = known?.pods.get(`${pod.namespace}/${pod.name}`);
   if (!known || !target) return undefined;
+  if (pod.uid !== "" && target.uid !== pod.uid) return undefined;
   const { enforce, where } = config.policy;
   if (!made.some(({ attachment }) => isConcerned(attachment, enforce))) {
     return { ruleset: "", hostRuleset: "", problems: [] };
@@ -313,6 +274,11 @@ async function reconcile(work: Work, id: string, isForced = false): Promise<bool
     const lock = await lockNetns(host, state, id, host.now() + lockWaitMs);
     try {
       const made = attachedIn(host, state, id);
+      // Attached anew meanwhile, it has other ends.
+      if (!isSameMade(made, one.made)) {
+        one.ends = await findHostEnds(host, work.config.policy.where, made);
+        one.made = made;
+      }
       const compiled = made.length > 0 ? compile(work, one, made) : undefined;
       if (!compiled) return false;
       const { ruleset, hostRuleset } = compiled;
@@ -321,19 +287,31 @@ async function reconcile(work: Work, id: string, isForced = false): Promise<bool
       const { containerId, pod } = one;
       const row = { containerId, podNamespace: pod.namespace, podName: pod.name };
       await installRuleset(host, state, one.netns, { netnsId: id, ...row, ...one.rules });
+      work.failed.delete(id);
       return true;
     } finally {
       lock.release();
     }
   } catch (error) {
-    // Read again in the next round, and tried again.
+    // Read again in the next round; and written again, since the record is ahead of the kernel.
     work.version = -1;
     if (host.signal.aborted || netnsId(one.netns) !== id) return false;
-    log(host, "error", `Cannot keep the network policy: ${toCniError(error).message}`, {
+    const level = work.failed.has(id) ? "debug" : "error";
+    work.failed.add(id);
+    work.retryDueMs = performance.now() + troubleMs;
+    log(host, level, `Cannot keep the network policy: ${toCniError(error).message}`, {
       pod: `${one.pod.namespace}/${one.pod.name}`,
     });
     return false;
   }
+}
+
+/** Writes what could not be written before. */
+async function retry(work: Work): Promise<void> {
+  const failed = new Set(work.failed);
+  for (const id of failed) if (!work.local.has(id)) work.failed.delete(id);
+  const due = [...work.local.values()].filter((one) => failed.has(one.netnsId));
+  await each(due, (one) => reconcile(work, one.netnsId, true));
 }
 
 /** After a start: what is in force may not be what the record says. */
@@ -363,21 +341,6 @@ async function audit(work: Work): Promise<void> {
   log(host, "warn", "Network policy was taken away from outside and is in force again", {
     pod: `${next.pod.namespace}/${next.pod.name}`,
   });
-}
-
-function hasRules({ rules }: Local): boolean {
-  return rules.ruleset !== "" || rules.hostRuleset !== "";
-}
-
-/** Are the tables of a pod there, with what we wrote? Cheap: their rules are not compared. */
-async function isThere(host: Host, { netns, rules, containerId }: Local): Promise<boolean> {
-  const wanted = (text: string) => (text === "" ? undefined : rulesetHash(text));
-  if ((await readRuleset(host, netns)) !== wanted(rules.ruleset)) return false;
-  for (const table of hostTables(containerId)) {
-    if (!rules.hostRuleset.includes(`\ntable ${table} {`)) continue;
-    if ((await readRuleset(host, undefined, table)) !== wanted(rules.hostRuleset)) return false;
-  }
-  return true;
 }
 
 /** Puts what is wrong with policies on record, and what is new as Events on them. */

@@ -1,13 +1,15 @@
 /**
- * lib/agent.ts, lib/agent_policy.ts, lib/policy_watch.ts, and lib/report_policy.ts of what they
- * write: the compiled agent beside real pods on a real bridge, real nft and real packets, and an
- * API server over TLS.
+ * lib/agent.ts, lib/agent_policy.ts, lib/agent_local.ts, lib/policy_watch.ts, and
+ * lib/report_policy.ts of what they write: the compiled agent beside real pods on a real bridge,
+ * real nft and real packets, and an API server over TLS.
  */
 import { describe, expect, test } from "bun:test";
-import { appendFileSync, rmSync } from "node:fs";
+import { appendFileSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { isSameMade } from "../lib/agent_local.ts";
+import type { Attached } from "../lib/netns_policy.ts";
 import type { ApiServer } from "./apiserver.ts";
-import { runGenie } from "./fakes.ts";
+import { fakePlugin, runGenie } from "./fakes.ts";
 import {
   addressOf,
   hostLocal,
@@ -66,7 +68,7 @@ enforce_policy = true
       state: join(node.dir, "state"),
       args,
       agent: () => {
-        const agent = startAgent(node.dir, file);
+        const agent = startAgent(node.dir, file, node.bin);
         agents.push(agent);
         return agent;
       },
@@ -185,6 +187,60 @@ describe.skipIf(skipReason !== undefined)("genie agent, policy", () => {
       await second.said("was taken away from outside and is in force again");
       expect(await web.call("CHECK")).toMatchObject({ status: 0 });
     });
+  });
+
+  test("a pod made anew under the same name says nothing about the one that runs", async () => {
+    await withPoliced(async ({ api, agent, state, add }) => {
+      agent();
+      await inputsKnown(state, 3);
+      api.put(policyPath("web"), allowFrom());
+      const [web, other] = [await add("web"), await add("web")];
+      await until(() => rulesIn(web) !== "" && rulesIn(other) !== "");
+      const path = (pod: Pod) => `/api/v1/namespaces/default/pods/p-${pod.containerId}`;
+      api.put(path(web), podObject("free", "made-anew"));
+      api.put(path(other), podObject("free", `uid-${other.containerId}`));
+      await until(() => rulesIn(other) === "");
+      expect(rulesIn(web)).not.toBe("");
+    });
+  });
+
+  test("what could not be written is tried again, by itself", async () => {
+    await withPoliced(async ({ node, api, agent, state, add }) => {
+      const flag = join(node.dir, "broken");
+      const nft = Bun.which("nft");
+      const script = `#!/bin/sh\n[ -e ${flag} ] && exit 1\nexec ${nft} "$@"\n`;
+      fakePlugin(node.bin, "nft", script);
+      const running = agent();
+      await inputsKnown(state, 3);
+      api.put(policyPath("web"), allowFrom("friend"));
+      const web = await add("web");
+      const friend = await add("friend");
+      await until(() => rulesIn(web).includes(addressOf(friend, "eth0")));
+      writeFileSync(flag, "");
+      api.put(policyPath("web"), allowFrom());
+      await running.said("Cannot keep the network policy");
+      rmSync(flag);
+      await until(() => !rulesIn(web).includes(addressOf(friend, "eth0")));
+      expect(running.log()).not.toContain("was taken away from outside");
+    });
+  });
+
+  test("what the table enforces since the agent began stays in force", async () => {
+    await withPoliced(async ({ node, api, agent, state, add }) => {
+      const file = join(node.dir, "plugins.toml");
+      const table = readFileSync(file, "utf8");
+      writeFileSync(file, table.replace("enforce_policy = true", ""));
+      agent();
+      await inputsKnown(state);
+      writeFileSync(file, table);
+      api.put(policyPath("web"), allowFrom());
+      await until(() => rowsOf(state, "SELECT 1 FROM policy_inputs WHERE name = 'web'").length > 0);
+      const web = await add("web");
+      expect(rulesIn(web)).not.toBe("");
+      // Once more round: what it decides on now was looked at.
+      api.put(policyPath("web"), allowFrom("web"));
+      await until(() => rulesIn(web).includes(addressOf(web, "eth0")));
+    }, "policy.enforce = true");
   });
 
   test("of two on one node the second waits for the first to end", async () => {
@@ -360,4 +416,17 @@ describe.skipIf(skipReason !== undefined)("genie agent, policy", () => {
       expect(await running.end("SIGINT")).toBe(0);
     });
   });
+});
+
+test.each<[string, [ifName: string, hostEnd: string][], boolean]>([
+  ["what it was", [["eth0", "veth1"]], true],
+  ["an interface that was attached anew", [["eth0", "veth2"]], false],
+  ["another interface", [["eth1", "veth1"]], false],
+  ["one more", ["eth0", "eth1"].map((name) => [name, "veth1"]), false],
+  ["none", [], false],
+])("isSameMade() of %s", (_, names, isSame) => {
+  const made = (each: [string, string][]) =>
+    each.map(([ifName, name]) => ({ attachment: { ifName }, result: { interfaces: [{ name }] } }));
+  const [before, after] = [made([["eth0", "veth1"]]), made(names)] as unknown as Attached[][];
+  expect(isSameMade(before ?? [], after ?? [])).toBe(isSame);
 });

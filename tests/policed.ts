@@ -65,12 +65,12 @@ export interface AgentProcess {
   end: (signal: "SIGTERM" | "SIGKILL" | "SIGINT") => Promise<number | string>;
 }
 
-/** Starts the agent with a plugin table. End it. */
-export function startAgent(dir: string, table: string): AgentProcess {
+/** Starts the agent with a plugin table. End it. @param bin searched for programs before PATH */
+export function startAgent(dir: string, table: string, bin = "/nonexistent"): AgentProcess {
   const config = join(dir, "agent.conf");
   writeFileSync(config, JSON.stringify({ name: "genie", type: "genie", plugins_file: table }));
   const child = Bun.spawn([compiledGenie(), "agent", "--cni-config", config], {
-    env: { PATH: process.env["PATH"] ?? "" },
+    env: { PATH: `${bin}:${process.env["PATH"] ?? ""}` },
     stdio: ["ignore", "ignore", "pipe"],
   });
   let log = "";

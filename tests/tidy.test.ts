@@ -84,7 +84,7 @@ const layers: string[][] = [
   ["choose", "owner", "report_sections", "undo", "warm"],
   ["cluster_report", "report_nodes"],
   ["agent_record", "agent_problems", "netns_policy", "reattach"],
-  ["agent_part", "agent_tally"],
+  ["agent_local", "agent_part", "agent_tally"],
   [
     "agent_metrics",
     "agent_report",
