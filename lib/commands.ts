@@ -66,8 +66,10 @@ Folders for plugin binaries: CNI_PATH, then bin_dirs of the plugin table.`,
                        where there is none yet
   --kubeconfig FILE    credentials to copy, for networks that are objects of the API; default:
                        the service account of the pod it runs in
-  --conf-dir DIR       where the runtime looks for CNI configs, default /etc/cni/net.d
-  --bin-dir DIR        where the runtime looks for plugins, default /opt/cni/bin
+  --conf-dir DIR       where the runtime looks for CNI configs; default: as its settings say
+                       (/etc/containerd, /etc/crio), else /etc/cni/net.d
+  --bin-dir DIR        where the runtime looks for plugins; default: as its settings say, else
+                       /opt/cni/bin
   --wait DURATION      how long the default network is waited for, default 2m
   --no-wait            write the CNI config whether that network is ready or not
   --downgrade          put this version over a newer one
@@ -116,7 +118,7 @@ Files that were changed since they were installed stay.`,
   doctor: {
     usage: "[--conf-dir DIR] [--host-root DIR] [--json]",
     summary: "look over this node: what is wrong, and what to do about it",
-    help: `  --conf-dir DIR       where the runtime looks for CNI configs, default /etc/cni/net.d
+    help: `  --conf-dir DIR       where the runtime looks for CNI configs; default: where genie's is
   --host-root DIR      the node's root, where it is mounted in a container: /host
   --json               one JSON document, for programs
 

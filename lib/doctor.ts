@@ -9,6 +9,9 @@ import { checkOrder, checkRuntimes } from "./doctor_runtime.ts";
 import { type Finding, problem, type Said } from "./finding.ts";
 import { paths } from "./installation.ts";
 import { type NodeView, viewNode } from "./node_view.ts";
+import { callsGenie } from "./own_list.ts";
+import { readConfs } from "./readiness.ts";
+import { readRuntimes } from "./runtime_settings.ts";
 import { printable } from "./table.ts";
 import { type Flags, text, UsageError } from "./usage.ts";
 
@@ -39,11 +42,11 @@ const checkMs = 60_000;
  */
 export async function runDoctor(host: Host, flags: Flags, width: number): Promise<number> {
   const root = text(flags, "host-root") ?? "/";
-  const confDir = text(flags, "conf-dir") ?? paths.confDir;
-  for (const path of [root, confDir]) {
+  const told = text(flags, "conf-dir");
+  for (const path of [root, told ?? "/"]) {
     if (!isAbsolute(path)) throw new UsageError(`"${path}" is not an absolute path`);
   }
-  const view = await viewNode(host, root, confDir);
+  const view = await viewNode(host, root, told ?? findConfDir(root));
   const all = await Promise.all(
     checks.map(async ([check, look]): Promise<Finding[]> => {
       const said = await lookAt(view, look);
@@ -58,6 +61,13 @@ export async function runDoctor(host: Host, flags: Flags, width: number): Promis
     host.stdout(formatFindings(findings, Math.min(width, 80)));
   }
   return isWell ? 0 : 1;
+}
+
+/** Where genie's CNI config is: in the usual folder, or in one that a runtime's settings name. */
+function findConfDir(root: string): string {
+  const named = readRuntimes(root).flatMap(({ confDir }) => confDir ?? []);
+  const dirs = [paths.confDir, ...named];
+  return dirs.find((dir) => readConfs(root, dir).some(callsGenie)) ?? paths.confDir;
 }
 
 /** One check that fails, or hangs, must not cost the others. */

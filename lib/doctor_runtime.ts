@@ -3,14 +3,13 @@
  * its conf dir. Sources: containerd's and CRI-O's configuration; pitfalls of Cilium and Multus.
  */
 import { readdirSync, statSync } from "node:fs";
-import { basename, join } from "node:path";
-import { parse } from "smol-toml";
+import { join } from "node:path";
 import { run } from "./exec.ts";
 import { ok, problem, type Said, warning } from "./finding.ts";
 import { isObject } from "./json.ts";
 import { findProgram, type NodeView } from "./node_view.ts";
 import { callsGenie, pluginsOf } from "./own_list.ts";
-import { readIfThere } from "./place.ts";
+import { type RuntimeSettings, readRuntimes } from "./runtime_settings.ts";
 
 const probeMs = 5000;
 /** Plugins that call other plugins: of two, one stands in the way of the other. */
@@ -65,28 +64,15 @@ function checkOwn(own: NodeView["own"]): Said[] {
   return [warning(what, `add capabilities = { "${key}": true } to it`)];
 }
 
-/** What a runtime's settings say of CNI. */
-interface RuntimeSettings {
-  file: string;
-  confDir: string | undefined;
-  binDirs: string[];
-  /** containerd: how many configs it loads. */
-  confsMax: number | undefined;
-  /** CRI-O: the network it takes by name. */
-  network: string | undefined;
-  isDisabled: boolean;
-}
-
 /** Settings and versions of the runtimes and the kubelet that are on the node. */
 export async function checkRuntimes(view: NodeView): Promise<Said[]> {
   const said: Said[] = [];
-  const settings = [containerd(view), ...crio(view)].filter((one) => one !== undefined);
-  for (const one of settings) said.push(...checkSettings(view, one));
+  for (const one of readRuntimes(view.root)) said.push(...checkSettings(view, one));
   for (const name of ["containerd", "crio", "kubelet"] as const) {
     const file = findProgram(view, name);
     if (file === undefined) continue;
     const { stdout } = await run(file, ["--version"], { env: {}, stdin: "", timeoutMs: probeMs });
-    said.push(checkRelease(view, name, /\bv?(\d+\.\d+\.\d+\S*)/.exec(stdout)?.[1]));
+    said.push(checkRelease(view, name, /\bv?(\d+\.\d+\.\d+)/.exec(stdout)?.[1]));
   }
   return said.length > 0 ? said : [warning("no container runtime was found", "see its own log")];
 }
@@ -128,70 +114,4 @@ function checkRelease({ config }: NodeView, name: string, release: string | unde
     return warning(what, 'set result = "primary" in the plugin table');
   }
   return ok(`${name} ${release}`);
-}
-
-const textOf = (value: unknown) => (typeof value === "string" ? value : undefined);
-const texts = (value: unknown) =>
-  Array.isArray(value) ? value.filter((one) => typeof one === "string") : [];
-
-/** A value below nested tables; undefined where one is missing. */
-function below(value: unknown, ...keys: string[]): unknown {
-  return keys.reduce<unknown>((one, key) => (isObject(one) ? one[key] : undefined), value);
-}
-
-function readToml({ at }: NodeView, path: string): unknown {
-  const text = readIfThere(at(path));
-  if (text === undefined) return undefined;
-  try {
-    return parse(text);
-  } catch (error) {
-    // The runtime says so itself, and does not start.
-    if (error instanceof Error) return undefined;
-    throw error;
-  }
-}
-
-function containerd(view: NodeView): RuntimeSettings | undefined {
-  const path = "/etc/containerd/config.toml";
-  const value = readToml(view, path);
-  if (value === undefined) return undefined;
-  const cni =
-    below(value, "plugins", "io.containerd.cri.v1.runtime", "cni") ??
-    below(value, "plugins", "io.containerd.grpc.v1.cri", "cni") ??
-    below(value, "plugins", "cri", "cni");
-  const binDir = textOf(below(cni, "bin_dir"));
-  const confsMax = below(cni, "max_conf_num");
-  const disabled = texts(below(value, "disabled_plugins"));
-  return {
-    file: path,
-    confDir: textOf(below(cni, "conf_dir")) || undefined,
-    binDirs: [...texts(below(cni, "bin_dirs")), ...(binDir ? [binDir] : [])],
-    confsMax: typeof confsMax === "number" ? confsMax : undefined,
-    network: undefined,
-    isDisabled: disabled.some((one) => ["cri", "io.containerd.grpc.v1.cri"].includes(one)),
-  };
-}
-
-/** CRI-O's file and those of its folder, each of which may say something. */
-function crio(view: NodeView): RuntimeSettings[] {
-  const dir = "/etc/crio/crio.conf.d";
-  const inDir = statSync(view.at(dir), { throwIfNoEntry: false })?.isDirectory()
-    ? readdirSync(view.at(dir)).sort()
-    : [];
-  return ["/etc/crio/crio.conf", ...inDir.map((name) => join(dir, basename(name)))].flatMap(
-    (file) => {
-      const network = below(readToml(view, file), "crio", "network");
-      if (!isObject(network)) return [];
-      return [
-        {
-          file,
-          confDir: textOf(network["network_dir"])?.replace(/\/+$/, ""),
-          binDirs: texts(network["plugin_dirs"]),
-          confsMax: undefined,
-          network: textOf(network["cni_default_network"]),
-          isDisabled: false,
-        },
-      ];
-    },
-  );
 }

@@ -27,6 +27,7 @@ import { before, callsGenie, ownListText } from "./own_list.ts";
 import { digest, digestOf, keepAs, makeFolder, readIfThere } from "./place.ts";
 import { parseDuration } from "./quantity.ts";
 import { readConfs, whyNotReady } from "./readiness.ts";
+import { cniFolders } from "./runtime_settings.ts";
 import { type Flags, text, UsageError } from "./usage.ts";
 
 /** How long the default network is waited for, unless told otherwise. */
@@ -37,7 +38,8 @@ const pollMs = 500;
 interface Options {
   root: string;
   confDir: string;
-  binDir: string;
+  /** Where genie goes, and then where else plugins are. */
+  binDirs: [string, ...string[]];
   table: string | undefined;
   kubeconfig: string | undefined;
   waitMs: number;
@@ -52,8 +54,8 @@ interface Options {
  *   that do not serve, 50 when the default network is not ready in time
  */
 export async function runInstall(host: Host, flags: Flags, program: string): Promise<number> {
-  const options = readOptions(flags);
-  const site = openSite(options.root);
+  const site = openSite(folder(flags, "host-root") ?? "/");
+  const options = readOptions(flags, site);
   const steps: Step[] = [];
   const tell = (step: Step) => {
     steps.push(step);
@@ -91,19 +93,23 @@ export function formatStep({ did, path, detail }: Step): string {
   return `${did.padEnd(9)}  ${path}${detail === "" ? "" : `: ${detail}`}\n`;
 }
 
-function readOptions(flags: Flags): Options {
-  const folder = (name: string, initial: string): string => {
-    const path = text(flags, name) ?? initial;
-    if (isAbsolute(path)) return path;
-    throw new UsageError(`--${name} needs an absolute path, not "${path}"`);
-  };
+function folder(flags: Flags, name: string): string | undefined {
+  const path = text(flags, name);
+  if (path === undefined || isAbsolute(path)) return path;
+  throw new UsageError(`--${name} needs an absolute path, not "${path}"`);
+}
+
+function readOptions(flags: Flags, site: Site): Options {
+  const usual = cniFolders(site);
+  const binDir = folder(flags, "bin-dir");
+  const [first = paths.binDir, ...others] = binDir === undefined ? usual.binDirs : [binDir];
   const wait = text(flags, "wait") ?? waitDefault;
   const waitMs = flags["no-wait"] ? -1 : parseDuration(wait);
   if (waitMs === undefined) throw new UsageError(`--wait needs a duration such as 90s: "${wait}"`);
   return {
-    root: folder("host-root", "/"),
-    confDir: folder("conf-dir", paths.confDir),
-    binDir: folder("bin-dir", paths.binDir),
+    root: site.root,
+    confDir: folder(flags, "conf-dir") ?? usual.confDir,
+    binDirs: [first, ...others],
     table: text(flags, "table"),
     kubeconfig: text(flags, "kubeconfig"),
     waitMs,
@@ -112,11 +118,12 @@ function readOptions(flags: Flags): Options {
 }
 
 /** The table to install, checked: the one named, or the commented default for these folders. */
-function readTable({ table, confDir, binDir }: Options): string {
+function readTable({ table, confDir, binDirs }: Options): string {
   if (table === undefined) {
+    const dirs = binDirs.map((dir) => JSON.stringify(dir)).join(", ");
     return defaultTable
       .replace(/^conf_dir( *)= "[^"]*"/m, `conf_dir$1= ${JSON.stringify(confDir)}`)
-      .replace(/^bin_dirs( *)= \[[^\]]*\]/m, `bin_dirs$1= [${JSON.stringify(binDir)}]`);
+      .replace(/^bin_dirs( *)= \[[^\]]*\]/m, `bin_dirs$1= [${dirs}]`);
   }
   const content = readIfThere(table);
   if (content === undefined) {
@@ -139,9 +146,9 @@ function checkOrder({ root }: Site, { confDir }: Options): void {
 }
 
 /** Refuses to put an older genie over a newer one, whose record it may not understand. */
-async function checkVersion(site: Site, { binDir, mayDowngrade }: Options): Promise<void> {
+async function checkVersion(site: Site, { binDirs, mayDowngrade }: Options): Promise<void> {
   if (mayDowngrade) return;
-  const there = await installedVersion(site, join(binDir, "genie"));
+  const there = await installedVersion(site, join(binDirs[0], "genie"));
   if (there === undefined || compareReleases(there, manifest.version) <= 0) return;
   throw new CniError(
     code.invalidConfig,
@@ -178,7 +185,7 @@ export function compareReleases(a: string, b: string): number {
 }
 
 /** Our binary; the one of ours that it replaces stays beside it for a way back. */
-function putBinary(site: Site, { binDir }: Options, program: string): Step[] {
+function putBinary(site: Site, { binDirs: [binDir] }: Options, program: string): Step[] {
   const path = join(binDir, "genie");
   makeFolder(hostPath(site.root, binDir), 0o755);
   const target = hostFile(site.root, path);

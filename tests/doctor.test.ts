@@ -227,6 +227,11 @@ describe("genie doctor", () => {
       /^warning runtime: containerd 1\.4\.13 hands over no annotations/,
     ],
     [
+      "an old containerd of a distribution",
+      (root) => put(root, "usr/bin/containerd", script("containerd x 1.4.13~ds1 1.4-2"), 0o755),
+      /^warning runtime: containerd 1\.4\.13 hands over no annotations/,
+    ],
+    [
       "CRI-O with another network",
       (root) =>
         put(root, "etc/crio/crio.conf.d/10.conf", '[crio.network]\ncni_default_network = "blue"\n'),

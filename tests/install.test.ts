@@ -1,7 +1,8 @@
 /**
  * `genie install` and `genie uninstall`, by the compiled program in throw-away roots of a node:
  * lib/install.ts, lib/uninstall.ts, lib/installation.ts, lib/place.ts, lib/host_root.ts,
- * lib/own_list.ts, lib/readiness.ts, lib/kube_access.ts, lib/agent_token.ts.
+ * lib/own_list.ts, lib/readiness.ts, lib/runtime_settings.ts, lib/kube_access.ts,
+ * lib/agent_token.ts.
  */
 import { describe, expect, test } from "bun:test";
 import {
@@ -16,6 +17,7 @@ import {
 } from "node:fs";
 import { dirname, join } from "node:path";
 import { keepsToken, runToken } from "../lib/agent_token.ts";
+import { parseConfig } from "../lib/config.ts";
 import { hostFile, hostPath } from "../lib/host_root.ts";
 import { openSite } from "../lib/installation.ts";
 import { connect } from "../lib/kube.ts";
@@ -143,6 +145,58 @@ describe("genie install", () => {
     expect(root.read(table)).toMatch(/^bin_dirs +\S* *= \["\/usr\/lib\/cni"\]/m);
     expect(root.has("etc/net/00-genie.conflist")).toBe(true);
     expect(root.has(binary)).toBe(true);
+  });
+
+  const cri = (lines: string) => `[plugins."io.containerd.grpc.v1.cri".cni]\n${lines}\n`;
+  const cri2 = (lines: string) => `[plugins."io.containerd.cri.v1.runtime".cni]\n${lines}\n`;
+  const containerd = "etc/containerd/config.toml";
+  test.each([
+    ["Debian's containerd", containerd, cri('bin_dir = "/b"\nconf_dir = "/c"'), [], "/c", ["/b"]],
+    ["a conf dir alone", containerd, cri('conf_dir = "/c/"'), [], "/c", ["/opt/cni/bin"]],
+    ["containerd 2", containerd, cri2('bin_dirs = ["/b", "/x"]'), [], "", ["/b", "/x"]],
+    ["an empty name", containerd, cri('bin_dir = ""\nconf_dir = ""'), [], "", ["/opt/cni/bin"]],
+    ["CRI-O", "etc/crio/crio.conf", '[crio.network]\nplugin_dirs = ["/b/"]', [], "", ["/b"]],
+    ["what we are told", containerd, cri('bin_dir = "/b"'), ["--bin-dir=/x"], "", ["/x"]],
+    [
+      "no CRI",
+      containerd,
+      `disabled_plugins = ["cri"]\n${cri('bin_dir = "/b"')}`,
+      [],
+      "",
+      ["/opt/cni/bin"],
+    ],
+    ["no TOML", containerd, "bin_dir =", [], "", ["/opt/cni/bin"]],
+  ])("goes where the runtime looks: %s", async (_, file, text, args, confDir, binDirs) => {
+    using root = makeRoot();
+    const conf = confDir || "/etc/cni/net.d";
+    root.write(file, text);
+    root.write(`${conf}/10-blue.conflist`, list("blue"));
+    for (const dir of binDirs) {
+      mkdirSync(join(root.path, dir), { recursive: true });
+      // The last one has the plugin.
+      if (dir === binDirs.at(-1)) fakePlugin(join(root.path, dir), "bridge");
+    }
+    if (!binDirs.includes("/opt/cni/bin")) rmSync(join(root.path, "opt/cni/bin/bridge"));
+    const run = await root.genie("install", ...args);
+    expect([run.stderr, run.status]).toEqual(["", 0]);
+    expect(root.has(join(binDirs[0] ?? "", "genie"))).toBe(true);
+    expect(root.has(join(conf, "00-genie.conflist"))).toBe(true);
+    const { confDir: there, binDirs: dirs } = parseConfig(root.read(table), table);
+    expect([there, dirs]).toEqual([conf, binDirs]);
+    await root.genie("uninstall", "--purge");
+    expect(Object.keys(root.files()).filter((name) => name.includes("genie"))).toEqual([]);
+  });
+
+  test("an upgrade goes where the version before was put", async () => {
+    using root = makeRoot();
+    root.write("c/10-blue.conflist", list("blue"));
+    fakePlugin(join(root.path, "opt/cni/bin"), "bridge");
+    mkdirSync(join(root.path, "b"));
+    fakePlugin(join(root.path, "b"), "bridge");
+    await root.genie("install", "--conf-dir=/c", "--bin-dir=/b");
+    const again = await root.genie("install", "--json");
+    expect(JSON.parse(again.stdout)).toMatchObject({ changed: false });
+    expect([root.has(binary), root.has(conflist)]).toEqual([false, false]);
   });
 
   const other = list("other");

@@ -53,7 +53,7 @@ const layers: string[][] = [
     ...["installation", "own_list"],
     ...["policy_rules", "report_choice", "report_file", "result", "state", "toml"],
   ],
-  ["config_schema", "policy_between"],
+  ["config_schema", "policy_between", "runtime_settings"],
   [
     ...[
       "admission",
