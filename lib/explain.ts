@@ -13,6 +13,7 @@ import { annotationsCapability } from "./pod.ts";
 import { judgeQuota, readHeld } from "./quota.ts";
 import { readRecord } from "./report_file.ts";
 import { readPath } from "./request.ts";
+import { askedPath } from "./runtime_settings.ts";
 import { loadConfig } from "./settings.ts";
 import type { Attachment } from "./state.ts";
 import { formatTable } from "./table.ts";
@@ -26,8 +27,9 @@ import { type Flags, text, UsageError } from "./usage.ts";
  */
 export async function runPlan(host: Host, flags: Flags, width: number): Promise<number> {
   const stdin = readOwnConfig(text(flags, "cni-config"));
-  const request = dryRequest(host, stdin, flags);
+  const asked = dryRequest(host, stdin, flags);
   const config = await loadConfig(stdin);
+  const request = { ...asked, path: [...asked.path, ...askedPath(config)] };
   const verdicts: Verdict[] = [];
   const plan = await makePlan(host, config, request, {
     failed: new Map(),

@@ -218,18 +218,20 @@ function putTable(site: Site, options: Options, content: string): Step {
   return put(site, { kind: "table", ...table, others });
 }
 
-/** The table as it now is on the node. */
-function nodeConfig({ root }: Site): Config {
-  return parseConfig(readIfThere(hostFile(root, paths.table)) ?? "", paths.table);
+/** The table as it now is on the node; plugins are found as in a call of the runtime. */
+function nodeConfig({ root }: Site, { binDirs }: Options): Config {
+  const config = parseConfig(readIfThere(hostFile(root, paths.table)) ?? "", paths.table);
+  return { ...config, binDirs: [...new Set([...binDirs, ...config.binDirs])] };
 }
 
 /** @throws CniError 50 when the default network is not ready in time */
-async function waitUntilReady(host: Host, site: Site, { waitMs, confDir }: Options): Promise<void> {
+async function waitUntilReady(host: Host, site: Site, options: Options): Promise<void> {
+  const { waitMs, confDir } = options;
   if (waitMs < 0) return;
   const deadlineMs = host.now() + waitMs;
   let said = "";
   for (;;) {
-    const reason = await whyNotReady(host, site.root, nodeConfig(site));
+    const reason = await whyNotReady(host, site.root, nodeConfig(site, options));
     if (reason === undefined) return;
     if (host.now() >= deadlineMs) {
       throw new CniError(

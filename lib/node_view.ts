@@ -10,6 +10,7 @@ import { listNetworks, type Network } from "./networks.ts";
 import { type ConfFile, callsGenie, pluginsOf } from "./own_list.ts";
 import { readIfThere } from "./place.ts";
 import { readConfs } from "./readiness.ts";
+import { runtimePath } from "./runtime_settings.ts";
 import { loadConfig } from "./settings.ts";
 
 /** The node. */
@@ -18,6 +19,7 @@ export interface NodeView {
   root: string;
   /** Where a path of the node is for us. */
   at: (path: string) => string;
+  /** Its table; plugins are found as in a call of the runtime. */
   config: Config;
   /** Why the table cannot be used; the defaults stand for it then. */
   configError: CniError | undefined;
@@ -40,7 +42,8 @@ export async function viewNode(host: Host, root: string, confDir: string): Promi
   let config = defaultConfig();
   let configError: CniError | undefined;
   try {
-    config = await readConfig(root, own);
+    const table = await readConfig(root, own);
+    config = { ...table, binDirs: [...new Set([...runtimePath(root), ...table.binDirs])] };
   } catch (error) {
     configError = toCniError(error);
   }

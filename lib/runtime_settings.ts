@@ -6,6 +6,7 @@
 import { readdirSync, statSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { parse } from "smol-toml";
+import type { Config } from "./config_schema.ts";
 import { hostPath } from "./host_root.ts";
 import { noted, paths, type Site } from "./installation.ts";
 import { isObject } from "./json.ts";
@@ -33,6 +34,20 @@ export interface CniFolders {
   confDir: string;
   /** Where plugins are; genie's own place is the first. */
   binDirs: string[];
+}
+
+/** What the runtimes put into CNI_PATH, as far as their settings say. @throws CniError 5 */
+export function runtimePath(root: string): string[] {
+  const runtimes = readRuntimes(root).filter(({ isDisabled }) => !isDisabled);
+  return [...new Set(runtimes.flatMap(({ binDirs }) => binDirs))];
+}
+
+/**
+ * CNI_PATH of a call that an operator only asks about: where the table does not say where plugins
+ * are, the runtimes of this node do.
+ */
+export function askedPath({ binDirs }: Pick<Config, "binDirs">): string[] {
+  return binDirs.join() === paths.binDir ? runtimePath("/") : [];
 }
 
 /** As the runtime's settings say; else where genie was put before; else where most look. */

@@ -13,6 +13,7 @@ import {
 } from "./networks.ts";
 import { readOwnConfig } from "./own_config.ts";
 import { readPath } from "./request.ts";
+import { askedPath } from "./runtime_settings.ts";
 import { loadConfig } from "./settings.ts";
 import { formatTable } from "./table.ts";
 import { type Flags, text } from "./usage.ts";
@@ -52,7 +53,10 @@ export async function runValidate(host: Host, flags: Flags, width: number): Prom
 
 /** Checks every network and every name the table refers to. */
 function validate(host: Host, config: Config, stdin: StdinConfig): Finding[] {
-  const search = pluginSearch(config, { path: readPath(host.env), config: stdin });
+  const search = pluginSearch(config, {
+    path: [...readPath(host.env), ...askedPath(config)],
+    config: stdin,
+  });
   const { networks, problems } = listNetworks(config);
   const own = (network: Network) =>
     network.list.plugins.some(({ type }) => type === "genie") && !network.entry;

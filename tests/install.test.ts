@@ -187,6 +187,19 @@ describe("genie install", () => {
     expect(Object.keys(root.files()).filter((name) => name.includes("genie"))).toEqual([]);
   });
 
+  test("plugins beside genie are found whatever the table says", async () => {
+    using root = makeRoot();
+    root.write(containerd, cri('bin_dir = "/b"'));
+    mkdirSync(join(root.path, "b"));
+    fakePlugin(join(root.path, "b"), "bridge");
+    rmSync(join(root.path, "opt/cni/bin/bridge"));
+    root.write("table.toml", '[default]\nnetworks = ["blue"]\n');
+    const run = await root.genie("install", `--table=${join(root.path, "table.toml")}`);
+    expect([run.stderr, run.status]).toEqual(["", 0]);
+    const doctor = await root.genie("doctor");
+    expect(doctor.stdout).not.toContain("is in none of");
+  });
+
   test("an upgrade goes where the version before was put", async () => {
     using root = makeRoot();
     root.write("c/10-blue.conflist", list("blue"));
