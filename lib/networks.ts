@@ -187,7 +187,9 @@ function fileNames(path: string): string[] {
 /** Looks at no entry's list: that an entry has none may be the very error. */
 function unknownNetwork(config: Config, name: string): CniError {
   const files = listFiles(config.confDir).map(readListFile);
-  const listed = files.flatMap(({ list }) => (list instanceof CniError ? [] : [list.name]));
+  const lists = files.flatMap(({ list }) => (list instanceof CniError ? [] : [list]));
+  const others = lists.filter(({ plugins }) => !plugins.some(({ type }) => type === "genie"));
+  const listed = others.map((list) => list.name);
   const names = new Set([...config.plugins.keys(), ...listed]);
   names.delete(name);
   const broken = files.flatMap(({ list }) => (list instanceof CniError ? [list.message] : []));

@@ -1,6 +1,6 @@
 /** From a name to a config list: the table, the conf dir, its folders; and where plugins are. */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { chmodSync, mkdirSync, symlinkSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { CniError } from "../lib/cni.ts";
 import { parseConfig } from "../lib/config.ts";
@@ -315,6 +315,19 @@ describe("resolveNetwork() refuses", () => {
     expect(failure(() => resolveNetwork(config, "a"))).toEqual(
       says(5, "Cannot read folder NET/90-file"),
     );
+  });
+
+  test("our own list is no network that could be asked for", () => {
+    writeConf("00-genie.conflist", {
+      cniVersion: "1.0.0",
+      name: "own",
+      plugins: [{ type: "genie" }],
+    });
+    try {
+      expect(failure(() => resolveNetwork(table(""), "red")).msg).not.toMatch(/known are.*own/);
+    } finally {
+      rmSync(join(confDir, "00-genie.conflist"));
+    }
   });
 
   test("an unknown name with the known ones beside it, and details of the broken", () => {
