@@ -3,11 +3,12 @@
  * token or client certificate, and faults on demand. `node:https` rather than `Bun.serve`, because
  * that shows the client certificate and lets a test break a connection.
  *
- * As a process: `bun tests/apiserver.ts --dir DIR [--delay MS]` prints `{url, kubeconfig, dir}` and
- * serves until it is killed. It starts with what `DIR/objects.json` holds (path to object); later
- * `POST /-/objects` with the same shape adds more (null removes), `POST /-/serve` names collections
- * that are known though empty, `GET /-/requests` tells what was asked. Known collections are listed
- * by pages and can be watched, see tests/apiwatch.ts.
+ * As a process: `bun tests/apiserver.ts --dir DIR [--delay MS] [--serve PATH ...]` prints
+ * `{url, kubeconfig, dir}` and serves until it is killed. It starts with what `DIR/objects.json`
+ * holds (path to object); later `POST /-/objects` with the same shape adds more (null removes).
+ * `--serve` and `POST /-/serve` name collections that are known though empty,
+ * `GET /-/requests` tells what was asked. Known collections are listed by pages and can be watched,
+ * see tests/apiwatch.ts.
  */
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import type { IncomingMessage, ServerResponse } from "node:http";
@@ -460,10 +461,15 @@ users:
 
 if (import.meta.main) {
   const { values } = parseArgs({
-    options: { dir: { type: "string" }, delay: { type: "string", default: "0" } },
+    options: {
+      dir: { type: "string" },
+      delay: { type: "string", default: "0" },
+      serve: { type: "string", multiple: true, default: [] },
+    },
   });
   const dir = resolve(values.dir ?? ".");
   const server = await startApiServer(dir, { delayMs: Number(values.delay) });
+  server.serve(...values.serve);
   const file = join(dir, "objects.json");
   const objects: Record<string, Json> = existsSync(file) ? await Bun.file(file).json() : {};
   for (const [path, object] of Object.entries(objects)) server.put(path, object);

@@ -1,0 +1,238 @@
+/**
+ * genie on a node as Debian's packages make one: containerd with its CRI, and podman with CNI, from
+ * `genie install` to `genie uninstall`, with real pods all the while.
+ */
+import { describe, expect, test } from "bun:test";
+import { allowFrom, collections, podObject, policyPath } from "./policed.ts";
+import { imageName } from "./runtimes/image.ts";
+import { bootMachine, preparePodman, repoDir, skipReason, startApi } from "./runtimes/machine.ts";
+import {
+  anotherGenie,
+  blue,
+  green,
+  nodeFiles,
+  noTraces,
+  openNode,
+  type Pod,
+  readAddresses,
+  red,
+  rowsOn,
+  traces,
+  writeNetworks,
+} from "./runtimes/node.ts";
+
+if (skipReason) test.skip(`runtimes: ${skipReason}`, () => undefined);
+
+/** A table whose networks stand in it, so that the runtime has none without genie. */
+const table = `[default]
+networks = ["blue"]
+${[blue, green]
+  .map(
+    ({ name, cniVersion, plugins }) => `[plugins.${name}.config]
+cniVersion = "${cniVersion}"
+plugins = ${toml(plugins)}
+`,
+  )
+  .join("")}`;
+
+/** Addresses of the networks. */
+const on = { blue: /^10\.91\.\d+\.\d+$/, green: /^10\.92\.\d+\.\d+$/, red: /^10\.93\.\d+\.\d+$/ };
+
+/** A value as inline TOML. */
+function toml(value: unknown): string {
+  if (Array.isArray(value)) return `[${value.map(toml).join(", ")}]`;
+  if (typeof value !== "object" || value === null) return JSON.stringify(value);
+  const pairs = Object.entries(value).map(([key, one]) => `${key} = ${toml(one)}`);
+  return `{ ${pairs.join(", ")} }`;
+}
+
+describe.skipIf(skipReason !== undefined)("containerd:", () => {
+  test("from a bare node to pods and back", async () => {
+    await using node = await openNode();
+    const { machine, cri } = node;
+    const untouched = nodeFiles(machine);
+    expect(await cri.networkIssue()).toContain("cni plugin not initialized");
+    const early = await node.genie("install", "--wait=10ms");
+    expect(early).toMatchObject({ status: 1, stderr: expect.stringContaining("(code 50)") });
+    expect(await cri.networkIssue()).toContain("cni plugin not initialized");
+
+    machine.write("/run/plugins.toml", table);
+    await node.install("--table=/run/plugins.toml");
+    await node.loaded("genie");
+    expect(await cri.networkIssue()).toBeUndefined();
+    const doctor = await node.genie("doctor");
+    expect([doctor.status, doctor.stdout]).toEqual([
+      0,
+      expect.stringContaining("\n0 problems, 0 warnings"),
+    ]);
+    expect(await node.genie("validate")).toMatchObject({ status: 0 });
+    const annotated = ["--namespace=a", "--pod=b", "--annotation=cni=blue,green"];
+    expect(await node.genie("plan", ...annotated)).toMatchObject({ status: 0 });
+
+    const web = await node.start({ cni: "blue,green@eth5" }, { ports: { 80: 8080 } });
+    const plain = await node.start();
+    expect(await web.addresses()).toEqual({ eth0: web.ip, eth5: expect.stringMatching(on.green) });
+    expect(await plain.addresses()).toEqual({ eth0: plain.ip });
+    expect([web.ip, plain.ip]).toEqual([on.blue, on.blue].map((net) => expect.stringMatching(net)));
+    expect(await plain.call("ping", "-c1", "-W5", web.ip)).toMatchObject({ status: 0 });
+    expect(await machine.run("iptables-save", "-t", "nat")).toContain(`${web.ip}:80`);
+
+    await expect(node.start({ cni: "purple" })).rejects.toThrow(
+      'Unknown network "purple": neither the plugin table nor /etc/cni/net.d has it, known are ' +
+        "blue, green",
+    );
+    expect(await traces(machine)).toMatchObject({
+      attachments: 3,
+      netns: Array.from({ length: 2 }, () => expect.any(String)),
+    });
+    await web.end();
+    await plain.end();
+    expect(await cri.list()).toEqual([]);
+    expect(await traces(machine)).toEqual(noTraces);
+    expect(await node.genie("uninstall", "--purge")).toMatchObject({ status: 0 });
+    expect(nodeFiles(machine)).toEqual(untouched);
+    await node.loaded(undefined);
+    expect(await cri.networkIssue()).toContain("cni plugin not initialized");
+  });
+
+  test("an upgrade, and a restart of containerd, among starting and ending pods", async () => {
+    await using node = await openNode();
+    await node.networks(blue, green);
+    await node.install();
+    await node.loaded("genie");
+    const lasting = await node.start({ cni: "blue,green" });
+    const newer = await anotherGenie(node.machine);
+    let started = 0;
+    let isUpgraded = false;
+    const halfway = Promise.withResolvers<void>();
+    const upgrade = halfway.promise.then(async () => {
+      const { stdout } = await node.machine.call(newer, "install");
+      isUpgraded = true;
+      return stdout;
+    });
+    const worker = async () => {
+      const ips: string[] = [];
+      for (let i = 0; i < 4 || !isUpgraded; i++) {
+        const pod = await node.start({ cni: "blue,green@eth5" });
+        if (++started === 6) halfway.resolve();
+        const { eth0 = "", eth5 = "" } = await pod.addresses();
+        ips.push(pod.ip, eth5);
+        expect([pod.ip, on.green.test(eth5)]).toEqual([eth0, true]);
+        await pod.end();
+      }
+      return ips;
+    };
+    const ips = (await Promise.all([worker(), worker(), worker(), worker(), worker()])).flat();
+    expect(await upgrade).toMatch(/^kept .*genie\.previous.*\nreplaced .*genie\n/);
+    // Nobody got an address that another one held.
+    expect(new Set(ips).size).toBe(ips.length);
+    await node.restartContainerd();
+    await node.loaded("genie");
+    expect(await node.cri.list()).toEqual([lasting.id]);
+    await lasting.end();
+    expect(await traces(node.machine)).toEqual(noTraces);
+  });
+
+  test("uninstall refuses while pods live; with --force their DEL still works", async () => {
+    await using node = await openNode();
+    const { machine } = node;
+    await node.networks(blue, green);
+    const untouched = nodeFiles(machine);
+    await node.install();
+    await node.loaded("genie");
+    const [first, second] = [await node.start({ cni: "green,blue" }), await node.start()];
+    expect(await node.genie("uninstall")).toMatchObject({
+      status: 1,
+      stderr: expect.stringContaining("2 pods are attached through genie"),
+    });
+    await first.end();
+    expect(await node.genie("uninstall", "--force")).toMatchObject({ status: 1 });
+    await node.loaded("blue");
+    const third = await node.start({ cni: "green" });
+    expect(await third.addresses()).toEqual({ eth0: expect.stringMatching(on.blue) });
+    await second.end();
+    expect(await node.genie("uninstall", "--purge")).toMatchObject({ status: 0 });
+    expect(nodeFiles(machine)).toEqual(untouched);
+    await third.end();
+    // libcni keeps a result under the name of the config at ADD, and looks under that at DEL.
+    const files = [`/var/lib/cni/results/genie-${second.id}-eth0`];
+    expect(await traces(machine)).toEqual({ ...noTraces, files });
+  });
+
+  test("objects of the API as networks, and policies in force when the pod starts", async () => {
+    await using node = await openNode();
+    const { machine, cri } = node;
+    const policyTable = '[default]\nnetworks = ["blue"]\n[plugins.blue]\nenforce_policy = true\n';
+    const api = await startApi(machine, apiObjects(), collections);
+    await node.networks(blue);
+    machine.write("/run/plugins.toml", policyTable);
+    await node.install("--table=/run/plugins.toml", `--kubeconfig=${api}`);
+    await node.loaded("genie");
+    await machine.start("genie agent runs", "/usr/lib/cni/genie", "agent");
+    while ((await rowsOn(machine, "policy_watches")).length < 3) await Bun.sleep(10);
+
+    const networks = { "k8s.v1.cni.cncf.io/networks": "red@eth7" };
+    const web = await node.start(networks, { name: "web", uid: "uid-web" });
+    const other = await node.start({}, { name: "other", uid: "uid-other" });
+    expect(await web.addresses()).toEqual({ eth0: web.ip, eth7: expect.stringMatching(on.red) });
+    const ping = async (from: Pod, to: Pod, waitS: number) =>
+      (await from.call("ping", "-c1", `-W${waitS}`, to.ip)).status === 0;
+    expect(await ping(web, other, 10)).toBe(true);
+    expect(await ping(other, web, 1)).toBe(false);
+    for (const pod of [web, other]) await pod.end();
+    expect(await cri.list()).toEqual([]);
+    expect(await traces(machine)).toEqual(noTraces);
+  });
+});
+
+/** A cluster of two pods, web and other; nobody may reach web. */
+function apiObjects(): Record<string, object> {
+  const pods = ["web", "other"].map((name) => [
+    `/api/v1/namespaces/default/pods/${name}`,
+    podObject(name, `uid-${name}`),
+  ]);
+  const { name, ...config } = red;
+  return {
+    ...Object.fromEntries(pods),
+    "/api/v1/namespaces/default": { metadata: {} },
+    [policyPath("closed")]: allowFrom(),
+    [`/apis/k8s.cni.cncf.io/v1/namespaces/default/network-attachment-definitions/${name}`]: {
+      spec: { config: JSON.stringify(config) },
+    },
+  };
+}
+
+describe.skipIf(skipReason !== undefined)("podman:", () => {
+  test("containers on genie's networks and on podman's own", async () => {
+    await using machine = await bootMachine();
+    await preparePodman(machine);
+    await writeNetworks(machine, [blue, green, red]);
+    machine.write("/run/plugins.toml", '[default]\nnetworks = ["blue", "green@eth5"]\n');
+    const program = `${repoDir}/dist/genie`;
+    const podman = (...words: string[]) => machine.run("podman", ...words);
+    await machine.run(program, "install", "--table=/run/plugins.toml");
+    expect((await podman("network", "ls", "--format={{.Name}}")).split("\n")).toContain("genie");
+
+    const run = ["run", "--detach", `--cgroup-parent=${machine.cgroup}`, "--network=genie"];
+    const addresses = async (name: string) => {
+      const pid = (await podman("inspect", name, "--format={{.State.Pid}}")).trim();
+      const enter = ["nsenter", `--target=${pid}`, "--net", "--"];
+      return readAddresses(await machine.run(...enter, "ip", "-json", "-4", "addr"));
+    };
+    await podman(...run, "--name=one", "--publish=8080:80", imageName);
+    await podman(...run, "--name=two", "--network=red", imageName);
+    const [one, two] = [await addresses("one"), await addresses("two")];
+    const both = { eth0: expect.stringMatching(on.blue), eth5: expect.stringMatching(on.green) };
+    expect(one).toEqual(both);
+    expect(two).toEqual({ ...both, eth1: expect.stringMatching(on.red) });
+    expect(await machine.run("iptables-save", "-t", "nat")).toContain(`${one["eth0"]}:80`);
+    expect(await machine.call(program, "uninstall")).toMatchObject({ status: 1 });
+
+    await podman("network", "disconnect", "genie", "two");
+    expect(await addresses("two")).toEqual({ eth1: two["eth1"] ?? "" });
+    await podman("network", "connect", "genie", "two");
+    await podman("rm", "--force", "--time=0", "one", "two");
+    expect(await traces(machine)).toEqual(noTraces);
+    expect(await machine.call(program, "uninstall")).toMatchObject({ status: 0 });
+  });
+});
