@@ -232,6 +232,27 @@ goes, unless --interface gives it the same name: then a failure brings the old o
       return runSwitch(host, flags, terminalWidth());
     },
   },
+  gc: {
+    usage: "[--dry-run] [--network NAME] [--cni-config FILE] [--json]",
+    summary: "collect what pods that are gone left: attachments, addresses, locks",
+    help: `  --dry-run            show what there is, change nothing
+  --network NAME       of one network
+${cniConfigHelp}
+
+Attachments whose DEL was given up, or whose pod is gone; addresses that host-local keeps for
+nobody, of networks in the plugin table and on record; locks of dead processes. A pod that lives is
+left alone: run it as root on the node, where pods can be seen. Status 1 when something remains.`,
+    options: {
+      "dry-run": { type: "boolean" },
+      network: { type: "string" },
+      "cni-config": { type: "string" },
+      json: { type: "boolean" },
+    },
+    run: async (host, flags) => {
+      const { runGc } = await import("./gc_command.ts");
+      return runGc(host, flags, terminalWidth());
+    },
+  },
   webhook: {
     usage: "--cert FILE --key FILE [--listen ADDRESS:PORT] [--kubeconfig FILE]",
     summary: "answer the API server whether a Logicalnetwork may be; see genie manifest --webhook",

@@ -2,11 +2,11 @@
  * GC, from the runtime's list and the record. Source: CNI SPEC 1.1 §2 GC; pitfalls 19-21.
  */
 import { CniError, code, type Host, log, type Request, toCniError } from "./cni.ts";
-import { closeState, openState, type State, write } from "./database.ts";
+import { collectAttachment, listsOf, releaseStray } from "./collect.ts";
+import { closeState, openState, type State } from "./database.ts";
 import { type ChainOptions, gcChain, type ValidAttachment } from "./delegate.ts";
 import { isObject } from "./json.ts";
 import {
-  noteInterrupted,
   openJournal,
   pruneLedger,
   withAudit,
@@ -15,19 +15,11 @@ import {
   writeJournal,
 } from "./ledger.ts";
 import { everyContainer, newOperation, release, takeLock } from "./lock.ts";
+import type { NetworkConfigList } from "./netconf.ts";
 import { delegatesToOurself, findPlugin, listNetworks, pluginSearch } from "./networks.ts";
-import { loadConfig, loadNodeSettings, type NodeSettings } from "./settings.ts";
-import {
-  attachments,
-  forget,
-  hasRuleset,
-  type Recorded,
-  recorded,
-  type StoredAttachment,
-  setFailing,
-} from "./state.ts";
-import { forgetTraffic } from "./traffic.ts";
-import { delegateTimeoutMs, fateOf, undo } from "./undo.ts";
+import { loadConfig, loadNodeSettings } from "./settings.ts";
+import { attachments, type Recorded, recorded, type StoredAttachment } from "./state.ts";
+import { delegateTimeoutMs } from "./undo.ts";
 
 /** Limit for a whole GC, in ms. */
 const gcTimeoutMs = 120_000;
@@ -64,12 +56,21 @@ export async function gc(host: Host, request: Request): Promise<undefined> {
     const errors: CniError[] = [];
     try {
       for (const row of staleRows(request, found.readable, valid).reverse()) {
-        errors.push(...(await collect(host, state, request, row, chain, settings)));
+        const windowMs = settings.delRetryWindowMs;
+        const options = { path: request.path, chain, windowMs };
+        errors.push(...(await collectAttachment(host, state, row, options)).errors);
       }
       if (isComplete(host, found, valid)) {
         const ours = new Set(found.readable.map(({ list }) => list.name));
         errors.push(...(await collectNetworks(host, state, request, ours, chain)));
       }
+    } catch (error) {
+      errors.push(toCniError(error));
+    }
+    try {
+      const lists = await ownLists(host, found.readable, request.config);
+      const known = new Set([...valid].map((call) => call.replace(/ .*/, "")));
+      errors.push(...(await releaseStray(host, state, lists, known, chain.deadlineMs)));
     } catch (error) {
       errors.push(toCniError(error));
     }
@@ -95,6 +96,20 @@ export async function gc(host: Host, request: Request): Promise<undefined> {
     return undefined;
   } finally {
     closeState(state);
+  }
+}
+
+/** Lists of our networks: those on record alone where the plugin table cannot be used. */
+async function ownLists(
+  host: Host,
+  rows: readonly StoredAttachment[],
+  config: Request["config"],
+): Promise<NetworkConfigList[]> {
+  try {
+    return listsOf(rows, await loadConfig(config));
+  } catch (error) {
+    log(host, "debug", toCniError(error).message);
+    return listsOf(rows, undefined);
   }
 }
 
@@ -141,37 +156,6 @@ function staleRows(
       row.requestNetwork === request.config.name &&
       !valid.has(callKey(row.containerId, row.requestIfName)),
   );
-}
-
-async function collect(
-  host: Host,
-  state: State,
-  request: Request,
-  row: StoredAttachment,
-  chain: ChainOptions,
-  { delRetryWindowMs }: NodeSettings,
-): Promise<CniError[]> {
-  noteInterrupted(chain.journal, row);
-  const errors = await undo(host, row, request.path, { ...chain, netns: row.netns });
-  const nowMs = host.now();
-  const fate = fateOf(row, errors, delRetryWindowMs, nowMs);
-  try {
-    write(state, () => {
-      if (fate === "gone") {
-        forget(state, row);
-        return writeAside(host, state, "traffic", () => forgetTraffic(state, row.containerId));
-      }
-      const error = errors.map(({ message }) => message).join("; ");
-      return setFailing(state, row, { state: fate, error, nowMs });
-    });
-    if (fate === "gone" && hasRuleset(state, row.netnsId)) {
-      const { liftRuleset } = await import("./netns_policy.ts");
-      await liftRuleset(host, state, row, row);
-    }
-  } catch (error) {
-    errors.push(toCniError(error));
-  }
-  return errors;
 }
 
 /**

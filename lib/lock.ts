@@ -203,6 +203,18 @@ export async function takeLock<T>(
   }
 }
 
+/** Operations whose process is dead, and whose lock nobody has taken over yet. */
+export function abandonedOperations({ database }: State, nowMs: number): Operation[] {
+  const rows = database.query("SELECT * FROM operations").all() as OperationRow[];
+  return rows.map(fromOperationRow).filter((operation) => !isRunning(operation, nowMs));
+}
+
+/** Ends what a dead operation left running, then gives its lock back. */
+export async function endAbandoned(state: State, { token }: Operation): Promise<void> {
+  await endOrphans(token);
+  write(state, () => state.database.query("DELETE FROM operations WHERE token = ?").run(token));
+}
+
 /** Environment variable that carries an operation's token to its delegates and their children. */
 export const tokenVariable = "GENIE_OPERATION";
 /**

@@ -83,7 +83,8 @@ const layers: string[][] = [
   ["delegate", "device_assign", "replan", "report", "report_charts", "report_text"],
   ["choose", "owner", "report_sections", "undo", "warm"],
   ["cluster_report", "report_nodes"],
-  ["agent_record", "agent_problems", "netns_policy", "reattach"],
+  ["agent_record", "agent_problems", "alive", "netns_policy", "reattach", "reservations"],
+  ["collect"],
   ["agent_local", "agent_part", "agent_tally"],
   [
     "agent_metrics",
@@ -101,7 +102,8 @@ const layers: string[][] = [
   ["status_running"],
   ["switching"],
   // What genie is asked to do, one module each.
-  ["attach", "check", "detach", "explain", "gc", "ready", "repair", "report_command", "switch"],
+  ["attach", "check", "detach", "explain", "gc", "gc_command", "ready", "repair"],
+  ["report_command", "switch"],
   ["agent_collect", "validate"],
   ["agent_upkeep"],
   ["agent"],
