@@ -124,7 +124,8 @@ export async function watchKind(
       await follow(state);
     } catch (error) {
       if (signal.aborted) return;
-      if (error instanceof MustList || isGone(error)) state.version = "";
+      // Without a list nobody would find out that a kind was taken away, or is served otherwise.
+      if (error instanceof MustList || isGone(error) || isNotFound(error)) state.version = "";
       await recover(state, error);
     }
   }

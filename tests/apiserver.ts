@@ -86,6 +86,8 @@ export interface ApiServer {
   remove(path: string): void;
   /** Makes collections known: they can be empty, have pages, and be watched. */
   serve(...collections: string[]): void;
+  /** Takes a collection away with its objects, as with its custom resource definition. */
+  unserve(collection: string): void;
   watches: Watches;
   /** Writes a kubeconfig file into `dir` and returns its path. */
   kubeconfig(kind: Kind): string;
@@ -155,6 +157,11 @@ export async function startApiServer(
     },
     serve: (...collections) => {
       for (const one of collections) served.add(one);
+    },
+    unserve: (collection) => {
+      served.delete(collection);
+      for (const key of objects.keys()) if (isInside(key, collection)) objects.delete(key);
+      cache.cut();
     },
     watches: cache,
     kubeconfig: (kind) => writeKubeconfig(api, kind),

@@ -274,6 +274,19 @@ test("an unknown kind is empty where it may be absent, and found once it is ther
   });
 });
 
+test("a kind that is taken away while it is watched is empty, and known", async () => {
+  const { watched, path, collection } = makeKind();
+  server.serve(collection);
+  server.put(path("t"), thing("t"));
+  await watching({ ...watched, mayBeAbsent: true }, async ({ sink }) => {
+    await until(() => sink.objects.has("t") && server.watches.count(collection) === 1);
+    server.unserve(collection);
+    await until(() => !sink.objects.has("t"));
+    const before = sink.alives;
+    await until(() => sink.alives > before);
+  });
+});
+
 test("an unknown kind is a failure where it must be there", async () => {
   const { watched } = makeKind();
   await watching(watched, async ({ sink, counts }) => {
