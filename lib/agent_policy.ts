@@ -23,7 +23,6 @@ import {
   differenceOf,
   findHostEnds,
   installRuleset,
-  isConcerned,
   isEnforced,
   lockNetns,
   policyAttachments,
@@ -234,10 +233,7 @@ function compile(
   const target = known?.pods.get(`${pod.namespace}/${pod.name}`);
   if (!known || !target) return undefined;
   if (pod.uid !== "" && target.uid !== pod.uid) return undefined;
-  const { enforce, where } = config.policy;
-  if (!made.some(({ attachment }) => isConcerned(attachment, enforce))) {
-    return { ruleset: "", hostRuleset: "", problems: [] };
-  }
+  const { where } = config.policy;
   const attachments = policyAttachments(made, target.hostIps);
   return compileRules(known.world, target, attachments, { where, containerId, ends });
 }
@@ -348,12 +344,17 @@ function noteProblems(work: Work): void {
   const { host, state, known, local } = work;
   work.problemsDueMs = 0;
   if (!known) return;
+  if (work.posting) {
+    // What is put on record now would never be told.
+    work.problemsDueMs = performance.now() + problemsMs;
+    return;
+  }
   const all = [
     ...policyProblems(known.world),
     ...[...local.values()].flatMap((one) => one.problems),
   ];
   const fresh = write(state, () => putProblems(state, all, host.now()));
-  if (fresh.length === 0 || work.posting) return;
+  if (fresh.length === 0) return;
   work.posting = true;
   const uidOf = ({ kind, namespace, name }: PolicyProblem) =>
     known.world.policies.get(namespace)?.find((one) => one.kind === kind && one.name === name)?.uid;

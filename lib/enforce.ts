@@ -73,14 +73,11 @@ export async function enforceAdd(
   done: readonly Attached[],
   chain: ChainOptions,
 ): Promise<Enforced | undefined> {
-  const { host, config, state } = call;
-  const { enforce } = config.policy;
+  const { host, state } = call;
   const id = netnsId(chain.netns);
   const [first] = done;
   if (!first || id === "") return undefined;
-  const concernsAny = (made: readonly Attached[]) =>
-    made.some(({ attachment }) => isConcerned(attachment, enforce));
-  if (!concernsAny(done) && !storedRuleset(state, id)) return undefined;
+  if (!concernsAny(call, plan, done) && !storedRuleset(state, id)) return undefined;
   const lock = await lockNetns(host, state, id, chain.deadlineMs);
   const before = storedRuleset(state, id);
   const place = { netnsId: id, netns: chain.netns };
@@ -89,7 +86,7 @@ export async function enforceAdd(
     const all = [...attachedIn(host, state, id, first.attachment), ...done];
     const startedNs = Bun.nanoseconds();
     // One table has the rules of all: what an earlier call attached keeps its own.
-    const concerned = concernsAny(all);
+    const concerned = concernsAny(call, plan, all);
     const known = concerned ? checkFresh(call, plan) : "nothing";
     // Of several containers in one namespace the first names the tables on the node.
     const containerId = before?.containerId ?? first.attachment.containerId;
@@ -105,6 +102,28 @@ export async function enforceAdd(
   } catch (error) {
     await undo();
     lock.release();
+    throw error;
+  }
+}
+
+/**
+ * May a policy be about one of these networks? Of a default network only one that names it: else
+ * no pod could start on a node without an agent.
+ */
+function concernsAny(
+  { config: { policy }, state }: EnforcedCall,
+  { pod }: PolicyPlan,
+  made: readonly Attached[],
+): boolean {
+  if (made.some(({ attachment }) => isConcerned(attachment, policy.enforce))) return true;
+  if (!policy.enforce) return false;
+  try {
+    const policies = readInputs(state, "multi-networkpolicies", [pod.namespace]);
+    const named = new Set(policies.flatMap(({ networks }) => networks ?? []));
+    return made.some(({ attachment }) => named.has(attachment.network));
+  } catch (error) {
+    // A damaged row: whoever compiles it says so.
+    if (error instanceof SyntaxError) return true;
     throw error;
   }
 }
@@ -205,7 +224,12 @@ async function compileFrom(
   if (policies.length === 0) return noRules;
   const target = await findPod(host, config, state, pod, objects);
   const attachments = policyAttachments(all, target.hostIps);
-  const networks = enforce ? readInputs(state, "logicalnetworks") : [];
+  const networks = policies.some(({ between }) => between)
+    ? [
+        ...readInputs(state, "logicalnetworks"),
+        ...readInputs(state, "network-attachment-definitions"),
+      ]
+    : [];
   const empty = { policies, pods: [], namespaces: [], networks };
   // Most pods are selected by none of their namespace's policies: then no peer needs to be read.
   if (compilePolicies(policyWorld(empty), target, attachments).ruleset === "") {

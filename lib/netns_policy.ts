@@ -40,7 +40,7 @@ export function isConcerned(
   { primary, network, enforcesPlain }: Attachment,
   enforce: boolean,
 ): boolean {
-  // MultiNetworkPolicy is never about the default network; CNI-Genie's is about logical networks.
+  // MultiNetworkPolicy is hardly ever about the default network; CNI-Genie's is about logical ones.
   return enforcesPlain === true || (enforce && (!primary || network.includes("/")));
 }
 

@@ -217,17 +217,22 @@ function scopeOf(policy: Policy, attachment: PolicyAttachment): Scope | undefine
     if (!attachment.enforcesPlain) return undefined;
     return { networks: attachment.isDefault ? [] : [attachment.network], podIps: true };
   }
-  if (attachment.isDefault) return undefined;
-  if (policy.networks === null) return { networks: [], podIps: false };
+  if (policy.networks === null) {
+    return attachment.isDefault ? undefined : { networks: [], podIps: false };
+  }
+  // Also where a pod asked to have it as its first: that is no way around.
   if (!policy.networks?.includes(attachment.network)) return undefined;
   return { networks: policy.networks, podIps: false };
 }
 
-/** CNI-Genie's policies that select this network; a network always talks within itself. */
+/**
+ * CNI-Genie's policies that select this network; a network always talks within itself. One whose
+ * object is gone, or not known yet, may be a logical network: it does not open.
+ */
 function betweenNetworks(world: PolicyWorld, network: string): Grant[] {
   const [namespace = "", name = ""] = network.split("/");
-  const isLogical = world.networks.get(network)?.kind === "Logicalnetwork";
-  if (!isLogical) return [];
+  const kind = world.networks.get(network)?.kind ?? "Logicalnetwork";
+  if (name === "" || kind !== "Logicalnetwork") return [];
   return (world.policies.get(namespace) ?? []).flatMap((policy): Grant[] => {
     const rules = policy.between?.filter((one) => one.network === name || one.network === "*");
     if (rules === undefined || rules.length === 0) return [];

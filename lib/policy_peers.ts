@@ -55,7 +55,7 @@ export function policyWorld(inputs: PolicyInputs): PolicyWorld {
     policies: new Map(),
     pods: new Map(),
     namespaces: new Map(inputs.namespaces.map((one) => [one.name, one])),
-    networks: new Map(inputs.networks.map((one) => [`${one.namespace}/${one.name}`, one])),
+    networks: byName(inputs.networks),
     members: new Map(),
     labelled: new Map(),
     kept: { pods: new Map(), rules: new Map(), addresses: new Map(), sets: new Map() },
@@ -73,6 +73,16 @@ export function policyWorld(inputs: PolicyInputs): PolicyWorld {
     for (const { network } of pod.attachments) append(world.members, network, pod);
   }
   return world;
+}
+
+/** Of two with one name it is the logical network: policies may be about that one. */
+function byName(networks: PolicyNetwork[]): Map<string, PolicyNetwork> {
+  const all = new Map<string, PolicyNetwork>();
+  for (const one of networks) {
+    const key = `${one.namespace}/${one.name}`;
+    if (one.kind === "Logicalnetwork" || !all.has(key)) all.set(key, one);
+  }
+  return all;
 }
 
 function append<T>(map: Map<string, T[]>, key: string, value: T): void {

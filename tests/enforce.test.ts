@@ -125,6 +125,24 @@ describe.skipIf(skipReason !== undefined)("policy at ADD", () => {
     });
   });
 
+  const multi = (networks: string) => ({
+    ...allowFrom(),
+    kind: "MultiNetworkPolicy",
+    metadata: { annotations: { "k8s.v1.cni.cncf.io/policy-for": networks } },
+  });
+  test.each([
+    ["names it", "red", true],
+    ["names another", "green", false],
+  ])("a MultiNetworkPolicy that %s, and a network that a pod has first", async (_, name, is) => {
+    await withNode(async (node) => {
+      const state = makeNetworks(node, "policy.enforce = true");
+      const pod = node.pod();
+      know(state, { policies: { web: multi(name) }, pods: seen(pod, "web") });
+      await pod.add({ cni: "red", args: args(pod) });
+      expect(rulesIn(pod).includes('iifname "eth0"')).toBe(is);
+    });
+  });
+
   const old = 400_000;
   const stale: [
     why: string,

@@ -15,8 +15,10 @@ import {
   type PolicyAttachment,
   type PolicyWorld,
   policyProblems,
+  policyWorld,
   reachesOut,
 } from "../lib/policy.ts";
+import type { PolicyNetwork } from "../lib/policy_objects.ts";
 import { multi, type PodShort, plain, pod, policy, world } from "./fixtures/policy/world.ts";
 
 const folder = join(import.meta.dir, "fixtures", "policy");
@@ -225,12 +227,54 @@ describe("compilePolicies()", () => {
       [blue],
     ],
     ["a policy for other pods", [multi("p", { ...ingress(), ...app("db") })], [blue]],
-    ["a MultiNetworkPolicy and the default network", [closed], [{ ...blue, isDefault: true }]],
+    [
+      "a MultiNetworkPolicy and a default network that it does not name",
+      [closed],
+      [{ ...blue, network: "calico", isDefault: true }],
+    ],
+    [
+      "a MultiNetworkPolicy whose networks cannot be read, and the default network",
+      [multi("p", ingress(), "?")],
+      [{ ...blue, isDefault: true }],
+    ],
     ["a policy that names no network", [multi("p", ingress(), "")], [blue]],
     ["plain policy where the plugin enforces it", [plain("p", ingress())], [blue]],
     ["no interface", [closed], []],
   ])("nothing for %s", (_name, policies, attachments) => {
     expect(compile(policies, attachments).ruleset).toBe("");
+  });
+
+  test("a policy for a network holds for a pod that has it first", () => {
+    const first = { ...blue, ifName: "eth0", isDefault: true as const };
+    expect(compile([closed], [first]).ruleset).toContain('iifname "eth0" goto ingress_0');
+  });
+
+  const selects = { genieNetworkpolicy: '[{"networkSelector":"blue"}]' };
+  const metadata = { namespace: "a", name: "p" };
+  const between = policy({
+    kind: "NetworkPolicy",
+    metadata: { ...metadata, annotations: selects },
+  });
+  const logical = { kind: "Logicalnetwork" as const, namespace: "a", name: "blue", subnet: "" };
+  const definition = { ...logical, kind: "NetworkAttachmentDefinition" as const };
+  test.each<[string, PolicyNetwork[], boolean]>([
+    ["is there", [logical], true],
+    ["is gone, or not known yet", [], true],
+    ["has the name of a definition", [logical, definition], true],
+    ["has the name of a definition, whatever came first", [definition, logical], true],
+    ["is none, but a definition", [definition], false],
+  ])("a logical network that is selected and %s is closed", (_name, networks, isClosed) => {
+    const inputs = { policies: [between], pods: [pod(web)], namespaces: [], networks };
+    const { ruleset } = compilePolicies(policyWorld(inputs), pod(web), [blue]);
+    expect(ruleset !== "").toBe(isClosed);
+  });
+
+  test("policies between networks are not about names of the plugin table", () => {
+    const every = { genieNetworkpolicy: "unreadable" };
+    const one = policy({ kind: "NetworkPolicy", metadata: { ...metadata, annotations: every } });
+    const inputs = { policies: [one], pods: [pod(web)], namespaces: [], networks: [] };
+    const named = { ...blue, network: "a" };
+    expect(compilePolicies(policyWorld(inputs), pod(web), [named]).ruleset).toBe("");
   });
 
   test.each([
