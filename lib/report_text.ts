@@ -76,7 +76,7 @@ function missingTable(nodes: readonly NodeReport[], width: number): string {
   const missing = nodes.filter(({ error }) => error !== "");
   if (missing.length === 0) return "";
   const table = formatTable(
-    ["NODE", "WHY"].map(shrinking),
+    [shrinking("NODE"), wrapping("WHY")],
     missing.slice(0, nodesMax).map(({ node, error }) => [node, error]),
     width,
   );
@@ -89,6 +89,7 @@ function nodeTable(nodes: readonly NodeReport[], width: number): string {
     .filter(({ error }) => error === "")
     .sort((a, b) => trouble(b) - trouble(a) || b.totals.failures - a.totals.failures);
   if (known.length === 0) return "";
+  const shorten = shortener(known.map(({ node }) => node));
   const table = formatTable(
     [
       shrinking("NODE"),
@@ -97,7 +98,7 @@ function nodeTable(nodes: readonly NodeReport[], width: number): string {
     known
       .slice(0, nodesMax)
       .map((one) => [
-        one.node,
+        shorten(one.node),
         formatCount(one.totals.requests),
         formatCount(one.totals.failures),
         shownDuration(one.totals.add.p50Us),
@@ -114,12 +115,15 @@ function nodeTable(nodes: readonly NodeReport[], width: number): string {
 
 const right = (title: string): Column => ({ title, align: "right" });
 const shrinking = (title: string): Column => ({ title, shrinks: true });
+const name = (title: string): Column => ({ title, shrinks: true, cut: "middle" });
+/** What went wrong: never cut. */
+const wrapping = (title: string): Column => ({ title, wraps: true });
 
 function networkTable(networks: NetworkReport[], width: number): string {
   if (networks.length === 0) return "No network has requests or attachments.\n";
   const table = formatTable(
     [
-      shrinking("NETWORK"),
+      name("NETWORK"),
       ...["REQUESTS", "FAILED", "P50", "P95", "P99", "USED", "TRAFFIC", "LIVE"].map(right),
     ],
     networks.map((one) => [
@@ -138,12 +142,22 @@ function networkTable(networks: NetworkReport[], width: number): string {
   return `${table}P50 to P99: successful ADDs; USED: addresses; LIVE: attachments now\n`;
 }
 
+/** Leaves out the domain that all of these names end in. */
+function shortener(names: readonly string[]): (name: string) => string {
+  const domain = (name: string) => /^[^.]*[a-z][^.]*(\..+)$/i.exec(name)?.[1] ?? "";
+  const [first = ""] = names;
+  const shared = domain(first);
+  const isShared = shared !== "" && names.every((one) => domain(one) === shared);
+  return (one) => (isShared ? one.slice(0, -shared.length) : one);
+}
+
 /** One column more where the rows are of many nodes. */
 function nodeColumn(rows: readonly { node?: string }[]) {
   const isThere = rows.some(({ node }) => node !== undefined);
+  const shorten = shortener(rows.map(({ node = "" }) => node));
   return {
     columns: isThere ? [shrinking("NODE")] : [],
-    cells: ({ node = "" }: { node?: string }) => (isThere ? [node] : []),
+    cells: ({ node = "" }: { node?: string }) => (isThere ? [shorten(node)] : []),
   };
 }
 
@@ -158,10 +172,10 @@ function stuckTable(stuck: AttachmentReport[], all: number, width: number): stri
         { title: "STATE" },
         { title: "SINCE (UTC)" },
         ...ofNode.columns,
-        shrinking("NETWORK"),
-        shrinking("POD"),
+        name("NETWORK"),
+        name("POD"),
         { title: "INTERFACE" },
-        shrinking("ERROR"),
+        wrapping("ERROR"),
       ],
       stuck.map((one) => [
         one.state,
@@ -181,12 +195,10 @@ function policyText(policy: PolicyReport | undefined, width: number): string {
   if (!policy) return "";
   const known = policy.knownAt === null ? "never" : `${shownTime(policy.knownAt)} UTC`;
   const pods = formatCount(policy.enforced);
-  const line = `Network policy: pods with rules ${pods}, policies known as of ${known}\n`;
+  const line = `Policies: pods with rules ${pods}, known as of ${known}\n`;
   if (policy.problems.length === 0) return line;
   const table = formatTable(
-    ["SINCE (UTC)", "KIND"]
-      .map((title): Column => ({ title }))
-      .concat(["POLICY", "PROBLEM"].map(shrinking)),
+    [{ title: "SINCE (UTC)" }, { title: "KIND" }, name("POLICY"), wrapping("PROBLEM")],
     policy.problems.map((one) => [
       shownTime(one.at),
       one.kind,
@@ -213,10 +225,10 @@ function requestTable(
         { title: "TIME (UTC)" },
         { title: "COMMAND" },
         ...ofNode.columns,
-        shrinking("POD"),
-        shrinking("NETWORK"),
+        name("POD"),
+        name("NETWORK"),
         right("TOOK"),
-        shrinking("OUTCOME"),
+        wrapping("OUTCOME"),
       ],
       requests.map((one) => [
         shownTime(one.at),
@@ -257,12 +269,12 @@ export function formatPodReport(report: PodReport, width: number): string {
 function attachmentTable(attachments: AttachmentReport[], width: number): string {
   return formatTable(
     [
-      shrinking("NETWORK"),
+      name("NETWORK"),
       { title: "INTERFACE" },
       shrinking("ADDRESSES"),
       { title: "STATE" },
       { title: "SINCE (UTC)" },
-      shrinking("WHY"),
+      wrapping("WHY"),
     ],
     attachments.map((one) => [
       one.network,
@@ -286,11 +298,11 @@ function podRequestTable(requests: RequestReport[], width: number): string {
     [
       { title: "TIME (UTC)" },
       { title: "COMMAND" },
-      shrinking("NETWORK"),
+      name("NETWORK"),
       { title: "INTERFACE" },
       right("TOOK"),
       { title: "WHY" },
-      shrinking("OUTCOME"),
+      wrapping("OUTCOME"),
     ],
     requests.map((one) => [
       shownTime(one.at),

@@ -5,13 +5,19 @@ export interface Column {
   title: string;
   /** Numbers stand right. */
   align?: "left" | "right";
-  /** Gives way first when the terminal is narrow; at least one column should. */
+  /** Gives way when the terminal is narrow; at least one column should. */
   shrinks?: boolean;
+  /** Gives way before all others: what does not fit stands whole below its row. */
+  wraps?: boolean;
+  /** Where a text is cut that does not fit: of a name with a random end both ends matter. */
+  cut?: "end" | "middle";
 }
 
 /** Narrowest a shrinking column becomes. */
 const columnWidthMin = 8;
 const gap = "  ";
+/** Lines below one row, at most. */
+const belowMax = 12;
 
 /**
  * Formats rows under their titles.
@@ -26,30 +32,74 @@ export function formatTable(columns: Column[], rows: string[][], width: number):
   shrink(widths, columns, width);
   const line = (cells: string[]): string =>
     columns
-      .map((column, i) => fit(cells[i] ?? "", widths[i] ?? 0, column.align ?? "left"))
+      .map((column, i) => fit(cells[i] ?? "", widths[i] ?? 0, column))
       .join(gap)
       .trimEnd();
-  return `${[columns.map(({ title }) => title), ...clean].map(line).join("\n")}\n`;
+  const isLong = (cell: string, i: number) =>
+    columns[i]?.wraps === true && displayWidth(cell) > (widths[i] ?? 0);
+  const lines = (cells: string[]): string[] => [
+    line(cells.map((cell, i) => (isLong(cell, i) ? "" : cell))),
+    ...cells.filter(isLong).flatMap((cell) => below(cell, width)),
+  ];
+  return `${[line(columns.map(({ title }) => title)), ...clean.flatMap(lines)].join("\n")}\n`;
 }
 
-/** Takes from the widest shrinking column until the line fits. */
+/** Takes from what wraps, then from the widest shrinking columns alike, until the line fits. */
 function shrink(widths: number[], columns: Column[], width: number): void {
-  for (;;) {
-    const total = widths.reduce((sum, one) => sum + one, gap.length * (widths.length - 1));
-    if (total <= width) return;
-    let widest = -1;
-    columns.forEach(({ shrinks }, i) => {
-      if (shrinks && (widths[i] ?? 0) > (widths[widest] ?? columnWidthMin)) widest = i;
-    });
-    if (widest < 0) return;
-    widths[widest] = Math.max(columnWidthMin, (widths[widest] ?? 0) - (total - width));
+  const total = widths.reduce((sum, one) => sum + one, gap.length * (widths.length - 1));
+  const rest = takeFrom(widths, columns, total - width, ({ wraps = false }) => wraps);
+  takeFrom(widths, columns, rest, ({ shrinks = false, wraps = false }) => shrinks && !wraps);
+}
+
+/** @returns what is still too much */
+function takeFrom(
+  widths: number[],
+  columns: Column[],
+  excess: number,
+  isMeant: (column: Column) => boolean,
+): number {
+  const meant = widths.map((_, i) => i).filter((i) => isMeant(columns[i] as Column));
+  for (let rest = excess; ; ) {
+    if (rest <= 0) return 0;
+    const [widest, second] = meant.toSorted((a, b) => (widths[b] ?? 0) - (widths[a] ?? 0) || b - a);
+    const found = widths[widest ?? -1] ?? 0;
+    if (widest === undefined || found <= columnWidthMin) return rest;
+    const next = Math.max(columnWidthMin, widths[second ?? -1] ?? 0);
+    const step = Math.max(1, Math.min(rest, found - next));
+    widths[widest] = found - step;
+    rest -= step;
   }
 }
 
-function fit(text: string, width: number, align: "left" | "right"): string {
-  const cut = displayWidth(text) > width ? `${cutTo(text, width - 1)}…` : text;
-  const pad = " ".repeat(Math.max(0, width - displayWidth(cut)));
-  return align === "right" ? pad + cut : cut + pad;
+function fit(text: string, width: number, { align = "left", cut = "end" }: Column): string {
+  const shown = displayWidth(text) > width ? cuts[cut](text, width) : text;
+  const pad = " ".repeat(Math.max(0, width - displayWidth(shown)));
+  return align === "right" ? pad + shown : shown + pad;
+}
+
+const cuts = {
+  end: (text: string, width: number) => `${cutTo(text, width - 1)}…`,
+  middle: (text: string, width: number) => {
+    const tail = Math.floor((width - 1) / 2);
+    const end = [...text].reverse().join("");
+    return `${cutTo(text, width - 1 - tail)}…${[...cutTo(end, tail)].reverse().join("")}`;
+  },
+};
+
+/** A text in lines as wide as the terminal, set in. */
+function below(text: string, width: number): string[] {
+  const room = Math.max(columnWidthMin, width - gap.length);
+  const lines: string[] = [];
+  let rest = text.trim();
+  while (rest !== "" && lines.length < belowMax) {
+    const most = cutTo(rest, room);
+    const space = most.length < rest.length ? `${most}${rest[most.length]}`.lastIndexOf(" ") : -1;
+    const part = space > 0 ? rest.slice(0, space) : most || [...rest][0] || "";
+    rest = rest.slice(part.length).trimStart();
+    const isCut = rest !== "" && lines.length === belowMax - 1;
+    lines.push(gap + (isCut ? `${cutTo(part, room - 1)}…` : part));
+  }
+  return lines;
 }
 
 function cutTo(text: string, width: number): string {

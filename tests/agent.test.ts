@@ -295,9 +295,7 @@ describe.skipIf(skipReason !== undefined)("genie agent, policy", () => {
         problems: [{ name: "ghost" }, { name: "ghost" }],
       });
       const text = (await report()).stdout;
-      expect(text).toMatch(
-        /^Network policy: pods with rules 1, policies known as of 20\S+ \S+ UTC$/m,
-      );
+      expect(text).toMatch(/^Policies: pods with rules 1, known as of 20\S+ \S+ UTC$/m);
       expect(text).toContain("spec.podSelector: it selects no pod of namespace default");
       const ofPod = (await report("pod", `default/p-${web.containerId}`)).stdout;
       expect(ofPod).toMatch(/Network policy in force since .* UTC\nadd table inet genie\n/);

@@ -430,10 +430,26 @@ describe("genie report --cluster", () => {
       expect(text).toStartWith("Nodes: 3, answered 2\nRequests: 40,");
       expect(text.indexOf("Nodes that are not")).toBeLessThan(text.indexOf("NETWORK "));
       expect(text).toContain("Newest failures, ");
+      expect(text.replace(/\n {2}/g, " ")).toContain("failed 103: plugin bridge timed out");
       expect(text.split("\n").filter((line) => Bun.stringWidth(line) > width)).toEqual([]);
       // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what must not be there
       expect(text).not.toMatch(/[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u202e]/);
     }
+  });
+
+  test("leaves out the domain that all nodes are in", async () => {
+    const report = parsed(reportOf(manyRows(40, 10)));
+    const { formatReport } = await import("../lib/report_text.ts");
+    const nodesOf = (...names: string[]) => {
+      const text = formatReport(
+        merge(Object.fromEntries(names.map((name) => [name, report]))),
+        Number.POSITIVE_INFINITY,
+      );
+      return names.map((name) => text.includes(`\n${name} `));
+    };
+    expect(nodesOf("a.example.org", "b.example.org")).toEqual([false, false]);
+    expect(nodesOf("a.example.org", "b.example.com")).toEqual([true, true]);
+    expect(nodesOf("10.0.0.1:9477", "11.0.0.1:9477")).toEqual([true, true]);
   });
 
   test("has a line for each node in --csv, and a page in --html", async () => {

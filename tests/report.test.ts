@@ -328,6 +328,22 @@ storage      –          –         –         –         –        –    
     const wide = text.split("\n").filter((line) => Bun.stringWidth(line) > 80);
     expect(wide).toEqual([]);
   });
+
+  test("says in 80 columns all of why something failed, below its row", () => {
+    const record = node();
+    const long = { podName: "ledger-api-6c9f7d8b5f-x2x7q", podNamespace: "production-payments" };
+    const error = "Plugin macvlan of network storage took longer than 5000 ms and was ended";
+    withLedger(record.stateDir, (state) => {
+      insertLedger(state, [ledgerRow({ ...long, ...failure, error })]);
+    });
+    const source = { stateDir: record.stateDir, totals: new Map(), notices: [] };
+    const text = formatReport(makeReport(makeHost(), source, { filter: {}, limit: 20 }), 80);
+    expect(text).toContain(
+      "2026-09-01 00:00:00  ADD      production-…d8b5f-x2x7q  blue     12.0ms\n" +
+        "  failed 103: Plugin macvlan of network storage took longer than 5000 ms and was\n" +
+        "  ended\n",
+    );
+  });
 });
 
 /** Rows of a CSV text, by the grammar of RFC 4180. */

@@ -66,6 +66,29 @@ describe("formatTable()", () => {
     expect(formatTable(two, [row], 19)).toBe("A          B\n01234567…  0123456…\n");
   });
 
+  test("what wraps gives way before all others, and stands whole below its row", () => {
+    const wrapping: Column[] = [
+      { title: "POD", shrinks: true, cut: "middle" },
+      { title: "WHY", wraps: true },
+    ];
+    const rows = [
+      ["team/web-7f-x2x7q", "it was refused by 日本 as it is"],
+      ["a", "ok"],
+    ];
+    expect(formatTable(wrapping, rows, wide)).toBe(
+      `POD                WHY\n${rows[0]?.join("  ")}\na                  ok\n`,
+    );
+    expect(formatTable(wrapping, rows, 27)).toBe(
+      "POD                WHY\nteam/web-7f-x2x7q\n  it was refused by 日本 as\n  it is\n" +
+        "a                  ok\n",
+    );
+    expect(formatTable(wrapping, rows, 20)).toBe(
+      "POD         WHY\nteam/…2x7q\n  it was refused by\n  日本 as it is\na           ok\n",
+    );
+    const long = formatTable(wrapping, [["a", `${"日".repeat(3000)} end`]], 20).split("\n");
+    expect([long.length, long.at(-2)]).toEqual([15, `  ${"日".repeat(8)}…`]);
+  });
+
   test("never wider than the terminal, whatever it holds", () => {
     for (let width = 20; width < 60; width++) {
       const rows = [
