@@ -200,8 +200,10 @@ function readLive(record: RecordReader, filter: LedgerFilter): Live {
   for (const one of liveAttachments(record, filter)) {
     addLoad(loads, one);
     totals.attachments++;
-    if (one.state !== "failing" && one.state !== "leaked") continue;
-    totals[one.state]++;
+    // Planned, with an error: a running pod lost it, and genie repair did not bring it back.
+    const isBroken = one.state === "planned" && one.error !== "";
+    if (one.state === "failing" || one.state === "leaked") totals[one.state]++;
+    else if (!isBroken) continue;
     if (stuck.length < stuckMax) stuck.push(attachmentReport(one));
   }
   return { totals, loads, stuck };

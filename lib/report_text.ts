@@ -165,8 +165,10 @@ function stuckTable(stuck: AttachmentReport[], all: number, width: number): stri
   if (stuck.length === 0) return "";
   const more = all > stuck.length ? `, ${formatCount(stuck.length)} of ${formatCount(all)}` : "";
   const ofNode = nodeColumn(stuck);
+  const isBroken = stuck.some(({ state }) => state === "planned");
+  const broken = isBroken ? ", planned (genie repair makes it)" : "";
   return (
-    `Leaked (genie gc retries) and failing (the runtime retries)${more}\n` +
+    `Leaked (genie gc retries) and failing (the runtime retries)${broken}${more}\n` +
     formatTable(
       [
         { title: "STATE" },

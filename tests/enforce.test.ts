@@ -19,6 +19,7 @@ import {
 import { canNetns, fakePlugin, makeHost, tempDir, withNetns } from "./fakes.ts";
 import {
   addressOf,
+  command,
   hostLocal,
   type Node,
   type Pod,
@@ -106,6 +107,31 @@ describe.skipIf(skipReason !== undefined)("policy at ADD", () => {
       const noted = { plugin: "nft", decided_by: "network policy", outcome: "ok" };
       expect(rowsOf(state, ledger)).toEqual([noted]);
       expect(await pod.call("CHECK")).toMatchObject({ status: 0, stdout: "", stderr: "" });
+      await pod.del();
+      expect({ rules: rulesIn(pod), rows: rulesets(state) }).toEqual({ rules: "", rows: [] });
+    });
+  });
+
+  test("is in force again after genie repair, or nothing is touched", async () => {
+    await withNode(async (node) => {
+      const state = makeNetworks(node);
+      const pod = node.pod();
+      know(state, { policies: { web: allowFrom() }, pods: seen(pod, "web") });
+      await pod.add({ cni: "red,blue", args: args(pod) });
+      const label = `default/p-${pod.containerId}`;
+      pod.run("ip", "link", "del", "eth1");
+      pod.run("nft", "flush", "ruleset");
+      expect(command(node, "repair", label)).toMatchObject({ status: 0, stderr: "" });
+      expect(rulesIn(pod)).toContain('iifname "eth1"');
+      expect(await pod.call("CHECK")).toMatchObject({ status: 0, stdout: "", stderr: "" });
+      // What is known of policies became too old.
+      know(state, { alive: 1000 });
+      const before = [addressOf(pod, "eth1"), pod.run("ip", "link")];
+      const refused = command(node, "repair", label, "--network", "blue");
+      expect(refused).toMatchObject({ status: 1, stdout: "" });
+      expect(refused.stderr).toContain("genie agent runs on this node");
+      expect([addressOf(pod, "eth1"), pod.run("ip", "link")]).toEqual(before);
+      expect(await pod.call("CHECK")).toMatchObject({ status: 0, stdout: "" });
       await pod.del();
       expect({ rules: rulesIn(pod), rows: rulesets(state) }).toEqual({ rules: "", rows: [] });
     });

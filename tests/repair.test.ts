@@ -3,7 +3,7 @@
  * routes and its place on record. lib/repair.ts, lib/reattach.ts, lib/replan.ts.
  */
 import { describe, expect, test } from "bun:test";
-import { existsSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { closeState, openState, write } from "../lib/database.ts";
 import { askingFor, doneOf } from "../lib/reattach.ts";
@@ -14,6 +14,7 @@ import { fakePlugin, makeHost, tempDir } from "./fakes.ts";
 import {
   addressOf,
   command,
+  commandLine,
   expectKernel,
   hostLocal,
   kernelNetwork,
@@ -167,6 +168,7 @@ describe.skipIf(skipReason !== undefined)("genie repair", () => {
         "eth0 attached",
         expect.stringMatching(/^net7 planned Cannot attach network "red"/),
       ]);
+      expect(command(node, "report").stdout).toContain("planned (genie repair makes it)\n");
       expect(Object.keys(kernelNetwork(pod).macs)).toEqual(["eth0"]);
       expect((await pod.call("CHECK")).json).toMatchObject({ code: 11 });
       expect(node.traces().files.filter((file) => file.startsWith("red/"))).toEqual([]);
@@ -232,6 +234,80 @@ describe.skipIf(skipReason !== undefined)("genie repair", () => {
       expect(command(node, "repair", label(pod), "--network", "red").status).toBe(0);
       await pod.del();
       expect(node.traces()).toEqual(noTraces);
+    });
+  });
+
+  /** red: a macvlan whose ADD, while `broken` is there, says so in `begun` and hangs. */
+  function hangingNetwork(node: Node): { begun: string } {
+    threeNetworks(node);
+    const begun = join(node.dir, "begun");
+    const hangs = `[ "$CNI_COMMAND" = ADD ] && [ -e "${node.dir}/broken" ]`;
+    const script = `if ${hangs}; then echo $PPID > "${begun}.new"; mv "${begun}.new" "${begun}"\n`;
+    const real = join(pluginDir, "macvlan");
+    fakePlugin(node.bin, "macvlan", `#!/bin/sh\n${script}exec sleep 60; fi\nexec ${real}\n`);
+    return { begun };
+  }
+
+  async function begins(file: string): Promise<number> {
+    while (!existsSync(file)) await Bun.sleep(5);
+    return Number(await Bun.file(file).text());
+  }
+
+  test.each([
+    ["killed in the middle", "SIGKILL"],
+    ["asked to end by the DEL that comes", ""],
+  ])("%s: the pod's DEL leaves nothing", async (_name, signal) => {
+    await withNode(async (node) => {
+      const { begun } = hangingNetwork(node);
+      const pod = node.pod();
+      await pod.add("blue,red@net7");
+      writeFileSync(join(node.dir, "broken"), "");
+      const words = ["repair", label(pod), "--network", "red"];
+      const child = Bun.spawn(commandLine(node, ...words), { stdout: "pipe", stderr: "pipe" });
+      try {
+        const pid = await begins(begun);
+        if (signal !== "") process.kill(pid, "SIGKILL");
+        await pod.del();
+        expect(node.traces()).toEqual(noTraces);
+        expect(Object.keys(kernelNetwork(pod).macs)).toEqual([]);
+      } finally {
+        child.kill("SIGKILL");
+        await child.exited;
+      }
+    });
+  });
+
+  test("leaves the pod's new status for the agent", async () => {
+    await withNode(async (node) => {
+      threeNetworks(node);
+      const table = join(node.dir, "plugins.toml");
+      const kubeconfig = join(node.dir, "kubeconfig");
+      writeFileSync(kubeconfig, "{}");
+      writeFileSync(
+        table,
+        `${readFileSync(table, "utf8")}kubernetes.kubeconfig = "${kubeconfig}"\n`,
+      );
+      const pod = node.pod();
+      await pod.add("green,red@net7");
+      const read = () => {
+        const state = openState(makeHost(), join(node.dir, "state"));
+        try {
+          return waitingAnnotations(state, { containerId: pod.containerId, requestIfName: "eth0" });
+        } finally {
+          closeState(state);
+        }
+      };
+      const before = read();
+      const key = "k8s.v1.cni.cncf.io/network-status";
+      expect(JSON.parse(before[key] ?? "[]")).toHaveLength(2);
+      pod.run("ip", "link", "del", "net7");
+      expect(command(node, "repair", label(pod), "--network", "red").status).toBe(0);
+      const { macs } = kernelNetwork(pod);
+      const after: { interface: string; mac: string }[] = JSON.parse(read()[key] ?? "[]");
+      expect(after.map(({ mac }) => mac)).toEqual([macs["eth0"] ?? "", macs["net7"] ?? ""]);
+      expect(Object.keys(read())).toEqual(Object.keys(before));
+      await pod.del();
+      expect(read()).toEqual({});
     });
   });
 
