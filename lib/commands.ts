@@ -67,7 +67,7 @@ Folders for plugin binaries: CNI_PATH, then bin_dirs of the plugin table.`,
   --kubeconfig FILE    credentials to copy, for networks that are objects of the API; default:
                        the service account of the pod it runs in
   --conf-dir DIR       where the runtime looks for CNI configs; default: as its settings say
-                       (/etc/containerd, /etc/crio), else /etc/cni/net.d
+                       (containerd, CRI-O, podman with CNI), else /etc/cni/net.d
   --bin-dir DIR        where the runtime looks for plugins; default: as its settings say, else
                        /opt/cni/bin
   --wait DURATION      how long the default network is waited for, default 2m

@@ -1,7 +1,7 @@
 /**
  * Where the container runtimes of a node look for CNI configs and plugins, as their own files say;
  * Debian's containerd looks for plugins elsewhere than others. Sources: containerd's docs/cri
- * config.md, crio.conf(5).
+ * config.md, crio.conf(5), containers.conf(5).
  */
 import { readdirSync, statSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
@@ -26,7 +26,7 @@ export interface RuntimeSettings {
 
 /** Settings of the runtimes on the node; a file that is no TOML is left out. @throws CniError 5 */
 export function readRuntimes(root: string): RuntimeSettings[] {
-  return [containerd(root), ...crio(root)].filter((one) => one !== undefined);
+  return [containerd(root), ...crio(root), podman(root)].filter((one) => one !== undefined);
 }
 
 /** Folders of CNI on the node. */
@@ -132,4 +132,28 @@ function crio(root: string): RuntimeSettings[] {
       ];
     },
   );
+}
+
+/** Where podman looks unless its settings say otherwise. */
+const podmanDirs = [
+  ...["/usr/local/libexec/cni", "/usr/libexec/cni", "/usr/local/lib/cni", "/usr/lib/cni"],
+  "/opt/cni/bin",
+];
+
+/** podman, where it has been told to use CNI. */
+function podman(root: string): RuntimeSettings | undefined {
+  const file = "/etc/containers/containers.conf";
+  const network = below(readToml(root, file), "network");
+  if (!isObject(network) || network["network_backend"] !== "cni") return undefined;
+  const named = folders(network["cni_plugin_dirs"]);
+  const isThere = (dir: string) =>
+    statSync(hostPath(root, dir), { throwIfNoEntry: false })?.isDirectory();
+  return {
+    file,
+    confDir: folder(network["network_config_dir"]),
+    binDirs: (named.length > 0 ? named : podmanDirs).filter(isThere),
+    confsMax: undefined,
+    network: undefined,
+    isDisabled: false,
+  };
 }

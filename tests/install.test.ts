@@ -165,6 +165,30 @@ describe("genie install", () => {
       "",
       ["/opt/cni/bin"],
     ],
+    [
+      "podman with CNI",
+      "etc/containers/containers.conf",
+      '[network]\nnetwork_backend = "cni"\n',
+      [],
+      "",
+      ["/usr/lib/cni", "/opt/cni/bin"],
+    ],
+    [
+      "podman with folders of its own",
+      "etc/containers/containers.conf",
+      '[network]\nnetwork_backend = "cni"\ncni_plugin_dirs = ["/none", "/b"]\n',
+      [],
+      "",
+      ["/b"],
+    ],
+    [
+      "podman with netavark",
+      "etc/containers/containers.conf",
+      '[network]\nnetwork_backend = "netavark"\ncni_plugin_dirs = ["/b"]\n',
+      [],
+      "",
+      ["/opt/cni/bin"],
+    ],
     ["no TOML", containerd, "bin_dir =", [], "", ["/opt/cni/bin"]],
   ])("goes where the runtime looks: %s", async (_, file, text, args, confDir, binDirs) => {
     using root = makeRoot();
