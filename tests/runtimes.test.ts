@@ -205,6 +205,7 @@ function apiObjects(): Record<string, object> {
 describe.skipIf(skipReason !== undefined)("podman:", () => {
   test("containers on genie's networks and on podman's own", async () => {
     await using machine = await bootMachine();
+    await machine.run("rm", "-r", "/etc/containerd");
     await preparePodman(machine);
     await writeNetworks(machine, [blue, green, red]);
     machine.write("/run/plugins.toml", '[default]\nnetworks = ["blue", "green@eth5"]\n');
@@ -213,14 +214,19 @@ describe.skipIf(skipReason !== undefined)("podman:", () => {
     await machine.run(program, "install", "--table=/run/plugins.toml");
     expect((await podman("network", "ls", "--format={{.Name}}")).split("\n")).toContain("genie");
 
-    const run = ["run", "--detach", `--cgroup-parent=${machine.cgroup}`, "--network=genie"];
+    const run = ["run", "--detach", `--cgroup-parent=${machine.cgroup}`];
+    // Left to itself, podman names the interfaces of two networks in any order.
+    const [genie, own] = [
+      "--network=genie:interface_name=eth0",
+      "--network=red:interface_name=eth1",
+    ];
     const addresses = async (name: string) => {
       const pid = (await podman("inspect", name, "--format={{.State.Pid}}")).trim();
       const enter = ["nsenter", `--target=${pid}`, "--net", "--"];
       return readAddresses(await machine.run(...enter, "ip", "-json", "-4", "addr"));
     };
-    await podman(...run, "--name=one", "--publish=8080:80", imageName);
-    await podman(...run, "--name=two", "--network=red", imageName);
+    await podman(...run, genie, "--name=one", "--publish=8080:80", imageName);
+    await podman(...run, genie, own, "--name=two", imageName);
     const [one, two] = [await addresses("one"), await addresses("two")];
     const both = { eth0: expect.stringMatching(on.blue), eth5: expect.stringMatching(on.green) };
     expect(one).toEqual(both);
