@@ -5,7 +5,8 @@
  * An alarm that is false fails a healthy pod, so what plugins do with their own is no reason for
  * one: a route may stand in any table (sbr moves them), with any metric, an address with any prefix
  * length, and a network whose interface is not the kernel's (user space, a passed device) is not
- * looked at.
+ * looked at. Gateways and hardware addresses are compared where the reference plugins report them:
+ * of others some name a gateway that is the cloud's, not the kernel's.
  */
 import { canonicalIP, formatSubnet, parseSubnet } from "./ip.ts";
 import type { NetworkConfigList } from "./netconf.ts";
@@ -22,6 +23,8 @@ export interface Looked {
 
 /** Plugins that only give addresses: a network of one alone has no interface. */
 const ipamTypes = new Set(["host-local", "static", "dhcp", "whereabouts"]);
+/** Reference plugins that make interfaces: their results say what the kernel has. */
+const exactTypes = new Set(["bridge", "ptp", "macvlan", "ipvlan", "vlan", "host-device", "dummy"]);
 /** Keys by which a config passes a device, which may belong to a driver in user space. */
 const deviceKeys = ["deviceID", "pciBusID", "vhostConf", "host", "container"];
 
@@ -37,12 +40,13 @@ export function findGone(looked: Looked, result: Result, kernel: KernelNetwork):
   if (said?.socketPath !== undefined) return [];
   const link = kernel.links.find(({ name }) => name === ifName);
   if (!link) return mayBeElsewhere(looked) ? [] : [`interface "${ifName}"`];
-  const { mac } = said ?? {};
-  const isOther = mac !== undefined && mac !== "" && mac.toLowerCase() !== link.mac;
+  const isExact = exactTypes.has(first.type);
+  const mac = isExact ? (said?.mac ?? "") : "";
+  const isOther = mac !== "" && mac.toLowerCase() !== link.mac;
   return [
     ...(isOther ? [`interface "${ifName}" of address ${mac}, another one has its name`] : []),
     ...goneAddresses(ifName, result, kernel).map((address) => `address ${address}`),
-    ...goneRoutes(result, kernel).map((route) => `route ${route}`),
+    ...goneRoutes(result, kernel, isExact).map((route) => `route ${route}`),
   ];
 }
 
@@ -70,12 +74,12 @@ function goneAddresses(ifName: string, result: Result, kernel: KernelNetwork): s
 }
 
 /** Routes of the result that no table has. */
-function goneRoutes(result: Result, kernel: KernelNetwork): string[] {
+function goneRoutes(result: Result, kernel: KernelNetwork, isExact: boolean): string[] {
   return result.routes.flatMap(({ dst, gw }) => {
     const subnet = parseSubnet(dst);
     if (!subnet) return [];
     const wanted = formatSubnet(subnet);
-    const gateway = gw === undefined ? undefined : canonicalIP(gw);
+    const gateway = gw === undefined || !isExact ? undefined : canonicalIP(gw);
     const isThere = kernel.routes.some(
       (route) =>
         route.dst === wanted && (gateway === undefined || route.gateways.includes(gateway)),

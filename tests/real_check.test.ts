@@ -344,6 +344,36 @@ describe("findGone()", () => {
       [],
     ],
     [
+      "compares no gateway and no mac that another plugin reports",
+      { list: list({ type: "azure-vnet" }) },
+      {
+        interfaces: [{ name: "eth0", mac: "1", sandbox: "/a" }],
+        routes: [{ dst: "10.9.0.0/16", gw: "10.1.0.9" }],
+      },
+      whole,
+      [],
+    ],
+    [
+      "but addresses and routes that it reports",
+      { list: list({ type: "azure-vnet" }) },
+      { routes: [{ dst: "0.0.0.0/0", gw: "10.1.0.1" }] },
+      { ...whole, addresses: [] },
+      ["address 10.1.0.5/16", "route 0.0.0.0/0 via 10.1.0.1"],
+    ],
+    [
+      "compares the mac and the gateway of a reference plugin",
+      {},
+      {
+        interfaces: [{ name: "eth0", mac: "02:00:00:00:00:09", sandbox: "/a" }],
+        routes: [{ dst: "10.9.0.0/16", gw: "10.1.0.9" }],
+      },
+      whole,
+      [
+        'interface "eth0" of address 02:00:00:00:00:09, another one has its name',
+        "route 10.9.0.0/16 via 10.1.0.9",
+      ],
+    ],
+    [
       "does not take an address of another interface",
       {},
       {},
