@@ -23,7 +23,8 @@ const reportBytesMax = 8 * 1024 * 1024;
 /** The program that runs; after an upgrade it is not the file of its name any more. */
 const ownProgram = "/proc/self/exe";
 
-type Made = { status: number; body: string };
+/** A report, or why there is none. */
+type Made = { status: 200; body: string } | { status: number; message: string };
 
 /** Answers requests for the report. */
 export type Reports = (url: URL) => Promise<Response>;
@@ -36,7 +37,7 @@ export function openReports(
   let running: { key: string; made: Promise<Made> } | undefined;
   const make = async (key: string, words: string[]): Promise<Made> => {
     if (running?.key === key) return running.made;
-    if (running) return { status: 503, body: "another report is being made\n" };
+    if (running) return { status: 503, message: "another report is being made" };
     const own = cniConfig === undefined ? [] : [`--cni-config=${cniConfig}`];
     const made = makeReport(host, program, ["report", "--json", ...words, ...own]);
     running = { key, made };
@@ -48,20 +49,21 @@ export function openReports(
   };
   return async (url) => {
     if (!config.agent.report) {
-      return answer({ status: 403, body: "agent.report of the plugin table is off\n" });
+      return answer({ status: 404, message: "agent.report of the plugin table is off" });
     }
     const words = readWords(url.searchParams);
-    if (typeof words === "string") return answer({ status: 400, body: `${words}\n` });
+    if (typeof words === "string") return answer({ status: 400, message: words });
     return answer(await make(JSON.stringify(words), words));
   };
 }
 
-function answer({ status, body }: Made): Response {
-  const type = status === 200 ? "application/json" : "text/plain; charset=utf-8";
-  return new Response(body, {
+/** What went wrong is told as the API server tells it, so that it is passed on. */
+function answer(made: Made): Response {
+  const { status } = made;
+  return new Response("body" in made ? made.body : JSON.stringify({ message: made.message }), {
     status,
     headers: {
-      "Content-Type": type,
+      "Content-Type": "application/json",
       "Cache-Control": "no-store",
       "X-Content-Type-Options": "nosniff",
       ...(status === 503 && { "Retry-After": "1" }),
@@ -88,5 +90,5 @@ async function makeReport(host: Host, program: string, args: string[]): Promise<
   if (ran.kind === "exit" && ran.status === 0) return { status: 200, body: ran.stdout };
   const said = /^genie: error: (.*)/m.exec(ran.stderr)?.[1] ?? `no report, ${ran.kind}`;
   const isAsked = ran.kind === "exit" && ran.status === 2;
-  return { status: isAsked ? 400 : 500, body: `${oneLine(said, 500)}\n` };
+  return { status: isAsked ? 400 : 500, message: oneLine(said, 500) };
 }

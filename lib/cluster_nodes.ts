@@ -188,13 +188,20 @@ async function askEndpoint(host: Host, base: URL, query: Query, timeoutMs: numbe
     throw refuse(`the connection failed (${reason})`);
   }
   if (body === undefined) throw refuse(`the answer is larger than ${reportBytesMax} bytes`);
-  if (status !== 200) throw refuse(`status ${status}`, body);
+  const answer = readJson(body);
+  if (status !== 200) {
+    const message = isObject(answer) ? answer["message"] : body;
+    throw refuse(`status ${status}`, typeof message === "string" ? message : "");
+  }
+  if (answer === undefined) throw refuse("the answer is not JSON");
+  return answer;
+}
+
+function readJson(text: string): unknown {
   try {
-    return JSON.parse(body) as unknown;
+    return JSON.parse(text);
   } catch (error) {
-    if (error instanceof SyntaxError || error instanceof RangeError) {
-      throw refuse("the answer is not JSON");
-    }
+    if (error instanceof SyntaxError || error instanceof RangeError) return undefined;
     throw error;
   }
 }

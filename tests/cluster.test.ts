@@ -7,9 +7,11 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { openReports } from "../lib/agent_report.ts";
 import { runCommand } from "../lib/cli.ts";
 import { startMerge } from "../lib/cluster_merge.ts";
 import { type ParsedReport, parseReport } from "../lib/cluster_parse.ts";
+import { parseConfig } from "../lib/config.ts";
 import type { State } from "../lib/database.ts";
 import { insertLedger, type LedgerRow } from "../lib/ledger.ts";
 import { makeReport } from "../lib/report.ts";
@@ -240,6 +242,49 @@ describe("parseReport()", () => {
   });
 });
 
+describe("openReports()", () => {
+  /** Reports of a program, by their query. */
+  const reportsOf = (script: string) => {
+    const program = join(dir.path, `program-${folders++}`);
+    writeFileSync(program, `#!/bin/sh\n${script}\n`, { mode: 0o755 });
+    const config = parseConfig("agent.report = true", "table");
+    const reports = openReports({ host: makeHost(), config, cniConfig: "/own" }, program);
+    return (query = "") => reports(new URL(`http://node/report${query}`));
+  };
+
+  test("runs one program at a time, for all who ask the same", async () => {
+    const gate = join(dir.path, "gate");
+    const ask = reportsOf(
+      `while [ ! -e ${gate} ]; do sleep 0.01; done; echo "$*"; echo x >>${gate}`,
+    );
+    const same = [ask("?since=2h&failed=true"), ask("?failed=true&since=2h")];
+    const other = await ask("?since=3h");
+    expect([other.status, other.headers.get("Retry-After")]).toEqual([503, "1"]);
+    writeFileSync(gate, "");
+    const texts = await Promise.all(same.map(async (one) => (await one).text()));
+    expect(new Set(texts)).toEqual(
+      new Set(["report --json --failed --since=2h --cni-config=/own\n"]),
+    );
+    expect(readFileSync(gate, "utf8")).toBe("x\n");
+    expect((await ask("?since=3h")).status).toBe(200);
+  });
+
+  test.each([
+    [
+      "a record that is damaged",
+      "echo 'genie: error: it is damaged' >&2; exit 1",
+      500,
+      "it is damaged",
+    ],
+    ["words that make no sense", "echo 'genie: error: no such' >&2; exit 2", 400, "no such"],
+    ["a program that is killed", "kill -9 $$", 500, "no report, signal"],
+    ["too much", "exec head -c 9000000 /dev/zero", 500, "no report, overflow"],
+  ])("says so of %s", async (_name, script, status, message) => {
+    const answer = await reportsOf(script)();
+    expect([answer.status, await answer.json()]).toEqual([status, { message }]);
+  });
+});
+
 /** Runs `genie report --cluster` in this process. */
 async function cluster(...args: string[]) {
   const host = makeHost({ now: nowMs });
@@ -325,7 +370,7 @@ describe("genie report --cluster", () => {
             ["later", expect.stringContaining("of version 2"), ""],
             ["old", "", "0.0.1"],
             ["one", "", manifest.version],
-            ["shut", expect.stringContaining("403"), ""],
+            ["shut", "404, it does not exist: agent.report of the plugin table is off", ""],
             ["two", "", manifest.version],
           ]);
           expect(report.totals).toMatchObject({ requests: 60, attachments: 2 });
@@ -335,10 +380,12 @@ describe("genie report --cluster", () => {
           expect(filter.network).toBe("green");
           expect(networks.length).toBeGreaterThan(0);
           const wrong = await fetch(`${urls["one"]}/report?since=soon`);
-          expect([wrong.status, await wrong.text()]).toEqual([
+          expect([wrong.status, await wrong.json()]).toEqual([
             400,
-            expect.stringContaining('Invalid --since "soon"'),
+            { message: expect.stringContaining('Invalid --since "soon"') },
           ]);
+          const direct = await cluster(`--endpoints=${urls["shut"]}`, "--timeout=5m");
+          expect(direct.stdout).toContain("status 404: agent.report of the plugin table is off");
           for (const query of ["limit=1001", "html=/tmp/x", "pod=%00", "failed=maybe"]) {
             expect((await fetch(`${urls["two"]}/report?${query}`)).status).toBe(400);
           }
