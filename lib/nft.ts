@@ -34,7 +34,7 @@ export function rulesetHash(text: string): string {
  *   waits until nobody looks at it any more, which is 10 ms of an ADD; one that is there after all
  *   is replaced
  * @throws CniError 5 when nft is missing, the namespace cannot be entered or the kernel refuses;
- *   11 when it takes too long
+ *   11 when it takes too long, or is ended
  */
 export async function applyRuleset(
   host: Host,
@@ -44,18 +44,18 @@ export async function applyRuleset(
 ): Promise<void> {
   if (text === "") return removeRuleset(host, netns);
   const what = "put a network policy in force";
-  const [number = 0] = crypto.getRandomValues(new Uint32Array(1));
-  const stdin = withSeal(text, `0x${(number || 1).toString(16)}`);
+  const stdin = withSeal(text, newMarks());
   if (isFirst) {
     const comment = `{ comment "genie:${rulesetHash(text)}" ; }`;
     const fresh = stdin.replaceAll(replaceLines, `create table $1 ${comment}\n`);
     const made = await nft(host, netns, ["-f", "-"], fresh, what).catch(toCniError);
     if (typeof made === "string") return;
+    if (isPassing(made)) throw made;
   }
   try {
     await nft(host, netns, ["-f", "-"], stdin, what);
   } catch (error) {
-    if (!hasSeal(text)) throw error;
+    if (!hasSeal(text) || isPassing(error)) throw error;
     await nft(host, netns, ["-f", "-"], withoutSeal(stdin), what);
     const reason = toCniError(error).message;
     const cost = "a pod with CAP_NET_RAW can send past its policies, take that from it";
@@ -66,11 +66,36 @@ export async function applyRuleset(
 /** What makes room for a table, whether there is one or not. */
 const replaceLines = /^add table (.*)\ndelete table \1\n/gm;
 
-/** The text as it goes to the kernel: its mark is a number, its tables are known by their text. */
-function withSeal(text: string, mark: string): string {
+/** The secrets of one ruleset; their names in it are those of policy_table.ts. */
+type Marks = Record<"seal" | "seal_of_many" | "seal_of_all", string>;
+
+/** Marks that nobody guesses, none of them 0: that is a packet without one. */
+function newMarks(): Marks {
+  const [a = 0, b = 0, c = 0] = crypto.getRandomValues(new Uint32Array(3));
+  if (a === 0 || b === 0 || c === 0 || new Set([a, b, c]).size < 3) return newMarks();
+  const [seal, many, all] = [a, b, c].map((one) => `0x${one.toString(16).padStart(8, "0")}`);
+  return { seal: seal ?? "", seal_of_many: many ?? "", seal_of_all: all ?? "" };
+}
+
+/** The marks of a table in the kernel, as {@link listTable} shows it; others where it has none. */
+function marksOf(listing: string): Marks {
+  const of = (type: string) =>
+    new RegExp(`meta mark (0x\\w+) fib daddr type ${type} meta mark set (0x\\w+)`).exec(listing);
+  const [, seal = "0x1", many = "0x2"] = of("multicast") ?? [];
+  return { seal, seal_of_many: many, seal_of_all: of("broadcast")?.[2] ?? "0x3" };
+}
+
+/** What a second try in another way would not change: it took too long, or was ended. */
+function isPassing(error: unknown): boolean {
+  return toCniError(error).code === code.tryAgainLater;
+}
+
+/** The text as it goes to the kernel: its marks are numbers, its tables are known by their text. */
+function withSeal(text: string, marks: Marks): string {
   const comment = `\tcomment "genie:${rulesetHash(text)}"`;
   const known = text.replaceAll(tableLine, (line) => `${line}\n${comment}`);
-  return `define seal = ${mark}\n${known}`;
+  const defined = Object.entries(marks).map(([name, mark]) => `define ${name} = ${mark}\n`);
+  return `${defined.join("")}${known}`;
 }
 
 function hasSeal(text: string): boolean {
@@ -100,7 +125,7 @@ export async function removeRuleset(
   try {
     await nft(host, netns, ["-f", "-"], stdin, what);
   } catch (error) {
-    if (!hasSeal(stdin)) throw error;
+    if (!hasSeal(stdin) || isPassing(error)) throw error;
     await nft(host, netns, ["-f", "-"], withoutSeal(stdin), what);
   }
 }
@@ -147,9 +172,9 @@ export async function verifyRuleset(
   }
   const found = new Map<string, string | undefined>();
   for (const table of tables) found.set(table, await listTable(host, netns, table));
-  // As loaded: the same mark, and on an interface that every namespace has.
-  const mark = /meta mark set (0x[0-9a-f]{8})/.exec(found.get(podTable) ?? "")?.[1] ?? "0x1";
-  const same = withSeal(text, mark).replaceAll(device, 'device "lo"');
+  // As loaded: the same marks, and on an interface that every namespace has.
+  const marks = marksOf(found.get(podTable) ?? "");
+  const same = withSeal(text, marks).replaceAll(device, 'device "lo"');
   const what = "check a network policy";
   const loaded = await nft(host, scratch.path, ["-f", "-"], same, what, /./);
   if (loaded === undefined) await nft(host, scratch.path, ["-f", "-"], withoutSeal(same), what);
@@ -268,7 +293,7 @@ function failed(ending: Ending & Output, what: string, netns: string | undefined
       : ending.kind === "signal"
         ? `nft was killed by ${ending.signal}`
         : reasons[ending.kind];
-  const isLater = ending.kind === "timeout" || ending.kind === "aborted";
+  const isLater = ["timeout", "aborted", "signal"].includes(ending.kind);
   return new CniError(
     isLater ? code.tryAgainLater : code.ioFailure,
     `Cannot ${what}${where}: ${reason}`,

@@ -58,9 +58,19 @@ export interface Dialect {
 
 /**
  * The mark of packets that rules let out; nft.ts puts a secret in its place. A packet socket sends
- * past all rules of IP, and what it sends has no such mark: {@link sealTable} drops it.
+ * past all rules of IP, and what it sends has no such mark: {@link sealTable} drops it. What is
+ * sent to many comes back to the pod's own sockets, and they can read its mark: it has another one,
+ * with which nothing is sent to a single host.
  */
 export const seal = "$seal";
+const sealOfMany = "$seal_of_many";
+const sealOfAll = "$seal_of_all";
+
+const looped = [
+  "type filter hook postrouting priority 151; policy accept;",
+  `meta mark ${seal} fib daddr type multicast meta mark set ${sealOfMany}`,
+  `meta mark ${seal} fib daddr type broadcast meta mark set ${sealOfAll}`,
+];
 
 /** An interface, the name it has where the table stands, and what isolates it. */
 export interface Guarded {
@@ -101,6 +111,7 @@ export function writeTable(
     const hook = `type filter hook ${dialect.hook[direction]}; policy accept;`;
     return block(`chain ${direction}`, [hook, ...hooks[direction]]);
   });
+  if (dialect.sealed && hooks.egress.length > 0) base.push(...block("chain looped", looped));
   const sets = [...table.sets.values()].flatMap((set, index) => block(`set peers_${index}`, set));
   const body = [...sets, ...base, ...chains].map((line) => `\t${line}\n`).join("");
   return { text: `table ${dialect.table} {\n${body}}\n`, problems: table.problems };
@@ -120,6 +131,10 @@ export function sealTable(table: string, guarded: Guarded[]): string {
     block(`chain egress_${index}`, [
       `type filter hook egress device "${name}" priority 0; policy accept;`,
       `meta mark ${seal} meta mark set 0 accept`,
+      // By the bytes on the wire, an address of many: 224.0.0.0/4, ff00::/8.
+      `meta mark ${sealOfMany} ether type ip @ll,240,8 & 0xf0 == 0xe0 meta mark set 0 accept`,
+      `meta mark ${sealOfMany} ether type ip6 @ll,304,8 == 0xff meta mark set 0 accept`,
+      `meta mark ${sealOfAll} ether daddr ff:ff:ff:ff:ff:ff meta mark set 0 accept`,
       "ether type ip udp sport 68 udp dport 67 accept",
       "ether type ip6 udp sport 546 udp dport 547 accept",
       // By the bytes on the wire: of a frame whose header cannot be found none of these is true.

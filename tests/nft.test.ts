@@ -13,7 +13,7 @@ import {
   verifyRuleset,
 } from "../lib/nft.ts";
 import { tableName } from "../lib/policy.ts";
-import { makeHost, type Netns, withNetns } from "./fakes.ts";
+import { fakePlugin, makeHost, type Netns, tempDir, withNetns } from "./fakes.ts";
 
 const golden = (name: string): string =>
   readFileSync(join(import.meta.dir, "fixtures", "policy", `${name}.nft`), "utf8");
@@ -109,6 +109,49 @@ describe("a ruleset", () => {
     const error = await errorOf(applyRuleset(host, path, golden("deny-both")));
     expect(error.message).toContain(`${path} is no network namespace of a pod`);
     expect(await readRuleset(host, undefined)).toBeUndefined();
+  });
+});
+
+describe("the mark of what is let out", () => {
+  // Whatever a pod's own sockets receive, they can read the mark of.
+  test.each([
+    ["ip", "224.0.0.1"],
+    ["ip", "10.9.0.255"],
+    ["ip6", "ff02::1"],
+  ])("does not come back to the pod: %s %s", async (family, target) => {
+    await withPod(async (netns) => {
+      netns.ip("addr", "add", "10.9.0.1/24", "broadcast", "10.9.0.255", "dev", "net1");
+      for (const link of ["lo", "eth0", "net1"]) netns.ip("link", "set", link, "up");
+      nft(netns, "add table inet witness { set came { type mark; flags dynamic; }; }");
+      nft(netns, "add chain inet witness in { type filter hook prerouting priority -300; }");
+      const back = "iifname net1 meta mark != 0 add @came { meta mark }";
+      nft(netns, `add rule inet witness in ${back}`);
+      nft(netns, `add rule inet witness in iifname eth0 ${family} daddr ${target} counter`);
+      await applyRuleset(host, netns.path, golden("allow-all-egress"));
+      const words = ["ping", "-b", "-c1", "-W1", "-I", "net1", target];
+      const left = () =>
+        /daddr \S+ counter packets [1-9]/.test(nft(netns, "list table inet witness"));
+      while (!left()) Bun.spawnSync(["ip", "netns", "exec", netns.name, ...words]);
+      const came = nft(netns, "list set inet witness came");
+      expect(came).toMatch(/elements = \{ 0x\w+/);
+      const listed = nft(netns, "list table netdev genie");
+      const [, seal = ""] = /meta mark (0x\w+) meta mark set 0x0+ accept/.exec(listed) ?? [];
+      expect(seal).toStartWith("0x");
+      expect(came).not.toContain(seal);
+      expect(await verifyRuleset(host, netns.path, golden("allow-all-egress"))).toBeUndefined();
+    });
+  });
+});
+
+test("a run of nft that is ended is not repeated without the packet sockets' table", async () => {
+  await withPod(async (netns) => {
+    using dir = tempDir();
+    fakePlugin(dir.path, "nft", "#!/bin/sh\nkill -9 $$\n");
+    const ended = makeHost({ env: { PATH: dir.path } });
+    const error = await errorOf(applyRuleset(ended, netns.path, golden("deny-both")));
+    expect(error.code).toBe(code.tryAgainLater);
+    expect(error.message).toContain("nft was killed by SIGKILL");
+    expect(ended.written.stderr).toBe("");
   });
 });
 

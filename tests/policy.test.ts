@@ -179,8 +179,10 @@ describe("compilePolicies()", () => {
 
   const check = (text: string): string => {
     const args = ["unshare", "--net", "nft", "--check", "--file", "-"];
-    // A number for the mark, and an interface that is there.
-    const loaded = `define seal = 1\n${text.replaceAll(/device "\w+"/g, 'device "lo"')}`;
+    // Numbers for the marks, and an interface that is there.
+    const names = ["seal", "seal_of_many", "seal_of_all"];
+    const seals = names.map((name, i) => `define ${name} = ${i + 1}\n`).join("");
+    const loaded = `${seals}${text.replaceAll(/device "\w+"/g, 'device "lo"')}`;
     return Bun.spawnSync(args, { stdin: Buffer.from(loaded) }).stderr.toString();
   };
   test("nft takes every ruleset", () => {
