@@ -18,6 +18,7 @@ import {
   latencySection,
   networksSection,
   occupancySection,
+  policySection,
   requestsSection,
   stuckSection,
   timeSection,
@@ -68,6 +69,7 @@ ${decisionsSection(report, charts)}
 </div>
 </div>
 ${stuckSection(report)}
+${policySection(report)}
 ${requestsSection(report)}
 </main>
 <footer>

@@ -331,6 +331,32 @@ export function stuckSection({ stuck, totals }: Report): Markup {
   );
 }
 
+/** Network policy: whose rules are in force, and what is wrong with policies. */
+export function policySection({ policy }: Report): Markup {
+  if (!policy) return html``;
+  const known = policy.knownAt === null ? "never" : `as of ${shownTime(policy.knownAt)} UTC`;
+  return section(
+    "Network policy",
+    `Pods with rules: ${formatCount(policy.enforced)}. Policies known ${known}.`,
+    policy.problems.length === 0
+      ? empty("Nothing is wrong with any policy.")
+      : table(
+          "Problems in policies; the rest of each is in force",
+          [
+            { title: "Since (UTC)", kind: "time" },
+            ...["Kind", "Policy", "Problem"].map((title) => ({ title })),
+          ],
+          policy.problems.map((one) => [
+            shownTime(one.at),
+            one.kind,
+            shownPod(one.namespace, one.name),
+            `${one.path}: ${one.problem}`,
+          ]),
+          { cards: true },
+        ),
+  );
+}
+
 /** The newest requests, one by one. */
 export function requestsSection({ requests, totals }: Report): Markup {
   if (requests.length === 0) return section("Newest requests", "", empty(noRequests));

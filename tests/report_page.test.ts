@@ -6,8 +6,11 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { runCommand } from "../lib/cli.ts";
+import { startMerge } from "../lib/cluster_merge.ts";
+import { parseReport } from "../lib/cluster_parse.ts";
 import type { State } from "../lib/database.ts";
 import { insertLedger } from "../lib/ledger.ts";
+import { putAlive, putProblems } from "../lib/policy_store.ts";
 import { makeReport } from "../lib/report.ts";
 import { chartsOf } from "../lib/report_charts.ts";
 import { formatPage } from "../lib/report_html.ts";
@@ -31,6 +34,13 @@ const weekMs = 7 * 86_400_000;
 const totals = new Map([["calico", { ipv4: 4000 }]]);
 const evil = `</script><script>alert("x")</script><img src=x onerror=alert(1)>'\u2028\u0000`;
 
+/** Knowledge of policies, and one that something is wrong with. */
+function addPolicy(state: State, text: string): void {
+  putAlive(state, new Map([["pods", startMs]]));
+  const one = { kind: "NetworkPolicy", namespace: "team-a", name: text, path: "spec", text };
+  putProblems(state, [one], startMs);
+}
+
 /** A node with so many requests in a week, 480 attachments and two that are stuck. */
 function addNode(state: State, count: number): void {
   addBusyWeek(state, count);
@@ -52,7 +62,10 @@ function addNode(state: State, count: number): void {
 const fills: Record<string, (state: State) => void> = {
   none: () => undefined,
   one: (state) => insertLedger(state, [ledgerRow()]),
-  some: (state) => addNode(state, 3000),
+  some: (state) => {
+    addNode(state, 3000);
+    addPolicy(state, 'operator "Inn" is not known: the element selects nothing');
+  },
   many: (state) => addNode(state, 100_000),
   hostile: (state) => {
     const all = { network: evil, podName: evil, podNamespace: evil, decidedBy: evil, ifName: evil };
@@ -62,6 +75,7 @@ const fills: Record<string, (state: State) => void> = {
       ledgerRow({ ...all, outcome: "denied", code: 100, error: evil, rule: evil }),
       ledgerRow({ ...all, outcome: "failed", code: 31_337, error: evil, command: evil }),
     ]);
+    addPolicy(state, evil);
     addAttachment(state, {
       ...{ network: evil, pod: evil, namespace: evil },
       stuck: { state: "leaked", error: evil, atMs: startMs },
@@ -85,7 +99,19 @@ beforeAll(() => {
     reports.set(name, report);
     writeFileSync(fileOf(name), formatPage(report));
   }
+  const merge = startMerge({
+    ...{ genie: "0.1.0", generatedAt: "2026-09-08T00:00:00.000Z", record: evil },
+    ...{ notices: [evil], filter: none, limit: 20 },
+  });
+  for (const name of ["some", "hostile"]) {
+    const read = parseReport(JSON.parse(JSON.stringify(reports.get(name))));
+    if (typeof read === "string") throw new Error(read);
+    merge.add(`${name} ${evil}`, read);
+  }
+  for (let i = 0; i < 400; i++) merge.addMissing(`node-${i}`, evil);
+  writeFileSync(fileOf("cluster"), formatPage(merge.result()));
 });
+const none = { since: null, network: null, namespace: null, pod: null, command: null, only: null };
 
 const page = (name: string) => readFileSync(fileOf(name), "utf8");
 
@@ -113,6 +139,12 @@ describe("the page", () => {
           "base-uri &#39;none&#39;; form-action &#39;none&#39;$",
       ),
     );
+  });
+
+  test("tells of policies where there are some", () => {
+    expect(page("some")).toContain("Policies known as of 2026-09-01 00:00:00 UTC.");
+    expect(page("some")).toContain("spec: operator &quot;Inn&quot; is not known");
+    expect(page("one")).not.toContain("Network policy");
   });
 
   test("draws at most twelve bars and eight networks, whatever there is", () => {
@@ -192,7 +224,13 @@ describe.skipIf(chromium === null)(`the page in Chromium${chromium ? "" : `: ${w
     ["one", 3],
     ["many", 5],
     ["hostile", 5],
+    ["cluster", 5],
   ];
+  /** Sections that not every page has. */
+  const further: Record<string, string[]> = {
+    hostile: ["Network policy"],
+    cluster: ["Nodes", "Network policy"],
+  };
   const looks: [name: string, look: Look][] = [
     ["a desk", desk],
     ["a phone", phone],
@@ -207,8 +245,11 @@ describe.skipIf(chromium === null)(`the page in Chromium${chromium ? "" : `: ${w
       expect(await page.evaluate<number>(drawn)).toBe(charts);
       expect(await page.evaluate<number>(wider)).toBe(0);
       expect(await page.evaluate<string[]>(headings)).toEqual([
-        ...["Requests over time", "Networks", "How long an ADD takes", "Failures by cause"],
+        ...["Requests over time", "Networks"],
+        ...(further[name] ?? []).filter((one) => one === "Nodes"),
+        ...["How long an ADD takes", "Failures by cause"],
         ...["Addresses in use", "Choices made", "Leaked and failing attachments"],
+        ...(further[name] ?? []).filter((one) => one !== "Nodes"),
         "Newest requests",
       ]);
       expect({ problems: page.problems, requests: page.requests }).toEqual({
