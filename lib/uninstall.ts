@@ -28,6 +28,8 @@ import { readRecord } from "./report_file.ts";
 import { liveAttachments } from "./report_live.ts";
 import { type Flags, text, UsageError } from "./usage.ts";
 
+/** Where libcni keeps the results of its calls, on the node. */
+const cacheDir = "/var/lib/cni/results";
 /** Pods named in the message; there may be hundreds. */
 const namedMax = 3;
 
@@ -132,9 +134,30 @@ function finish(site: Site, stateDir: string, isPurge: boolean): Step[] {
     const detail = isPurge ? "" : "the record of what happened, --purge removes it";
     steps.push({ did: isPurge ? "removed" : "left", path: stateDir, detail });
   }
+  const cached = removeCached(site.root);
+  if (cached > 0) {
+    const detail = `${cached} that runtimes kept of pods whose DEL went by another config`;
+    steps.push({ did: "removed", path: cacheDir, detail });
+  }
   if (site.note.files.length === 0) removeFile(hostFile(site.root, paths.note));
   for (const dir of [join(ownDir, "replaced"), ownDir]) removeEmpty(hostPath(site.root, dir));
   return steps;
+}
+
+/**
+ * Removes the results that libcni keeps under our name. It looks for them by the name of the config
+ * of now, so that those of pods that lived while our config was retired are never found again.
+ * @returns how many there were
+ */
+function removeCached(root: string): number {
+  const dir = hostPath(root, cacheDir);
+  if (!statSync(dir, { throwIfNoEntry: false })?.isDirectory()) return 0;
+  const files = readdirSync(dir)
+    .filter((name) => name.startsWith("genie-"))
+    .map((name) => join(dir, name))
+    .filter((file) => /"networkName":"genie"/.test(readIfThere(file) ?? ""));
+  for (const file of files) rmSync(file, { force: true });
+  return files.length;
 }
 
 /** Removes what genie's calls keep in their folder, and nothing else that is in it. */

@@ -257,6 +257,22 @@ describe("genie install", () => {
     expect([root.has(conflist), root.has(binary)]).toEqual([refused === "", refused === ""]);
   });
 
+  test("uninstall takes along what libcni keeps under its name, and nothing else", async () => {
+    using root = makeRoot();
+    const dir = "var/lib/cni/results";
+    const kept = (networkName: string) => ({ kind: "cniCacheV1", networkName });
+    root.write(`${dir}/genie-c1-eth0`, kept("genie"));
+    root.write(`${dir}/genie-blue-c1-eth0`, kept("genie-blue"));
+    root.write(`${dir}/blue-c1-eth0`, kept("blue"));
+    await root.genie("install");
+    const { stdout } = await root.genie("uninstall");
+    expect(stdout).toContain("removed    /var/lib/cni/results: 1 that runtimes kept");
+    expect(readdirSync(join(root.path, dir)).sort()).toEqual([
+      "blue-c1-eth0",
+      "genie-blue-c1-eth0",
+    ]);
+  });
+
   test("a CNI-Genie config goes on to call genie, and its binary comes back", async () => {
     using root = makeRoot();
     root.write("etc/cni/net.d/00-genie.conf", {
