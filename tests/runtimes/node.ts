@@ -19,6 +19,8 @@ import {
 /** A pod that runs. */
 export interface Pod {
   id: string;
+  /** Its process, on the machine. */
+  pid: number;
   /** Its address, as the runtime says. */
   ip: string;
   /** Addresses of IPv4 by interface, as they are in the pod. */
@@ -42,7 +44,8 @@ export interface Node extends AsyncDisposable {
   start: (annotations?: Record<string, string>, more?: Partial<SandboxConfig>) => Promise<Pod>;
   /** Waits until the runtime has loaded a config of this name; undefined: none at all. */
   loaded: (name: string | undefined) => Promise<void>;
-  restartContainerd: () => Promise<void>;
+  /** Restarts containerd. @param meanwhile what happens while there is none */
+  restart: (meanwhile?: () => Promise<unknown>) => Promise<void>;
 }
 
 /** A bridge with a way out and host ports. */
@@ -98,8 +101,9 @@ export async function openNode(): Promise<Node> {
       loaded: async (name) => {
         while ((await cri.network()) !== name) await Bun.sleep(5);
       },
-      restartContainerd: async () => {
+      restart: async (meanwhile = async () => undefined) => {
         await service.stop();
+        await meanwhile();
         service = await machine.start("containerd successfully booted", "containerd");
         await answers(cri);
       },
@@ -150,6 +154,7 @@ async function startPod(
     machine.call("nsenter", `--target=${pid}`, "--net", "--", ...words);
   return {
     id,
+    pid,
     ip: ips.join(" "),
     call,
     addresses: async () => readAddresses((await call("ip", "-json", "-4", "addr")).stdout),
