@@ -7,14 +7,12 @@
  * be gone for certain, at two looks; and where there is a container runtime, that must not know the
  * container any more: of those it knows it will ask the DEL itself.
  */
-import { existsSync } from "node:fs";
-import { dirname } from "node:path";
 import type { Agent } from "./agent_part.ts";
 import { type Host, log, type StdinConfig, toCniError } from "./cni.ts";
+import { netnsFate } from "./collect.ts";
 import { criSocket, listSandboxes } from "./cri.ts";
 import { write } from "./database.ts";
 import { del } from "./detach.ts";
-import { bootId, isForeignNetns, netnsId } from "./netns.ts";
 import { attachments, type StoredAttachment } from "./state.ts";
 
 /** How long an attachment must seem left before it is, in ms. */
@@ -76,21 +74,6 @@ function whyLeft(rows: Call): "leaked" | "rebooted" | "gone" | undefined {
   const fates = new Set(rows.map(netnsFate));
   if (fates.has("unknown")) return undefined;
   return fates.has("gone") ? "gone" : "rebooted";
-}
-
-/** What became of the network namespace of an attachment, as far as that is certain. */
-export function netnsFate({
-  netns,
-  netnsId: id,
-}: Pick<StoredAttachment, "netns" | "netnsId">): "gone" | "rebooted" | "unknown" {
-  if (netns === "" || id === "") return "unknown";
-  if (!id.startsWith(`${bootId()}:`)) return "rebooted";
-  const found = netnsId(netns);
-  if (found === id) return "unknown";
-  // Where its folder is not there either, we do not see what the runtime sees.
-  if (found === "") return existsSync(dirname(netns)) ? "gone" : "unknown";
-  // A plain file: a mount that we do not see.
-  return isForeignNetns(netns) ? "gone" : "unknown";
 }
 
 /** What the runtime knows; undefined where it does not say. */

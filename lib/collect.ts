@@ -4,6 +4,8 @@
  * `genie gc`, which has what is alive on the node. A pod that lives is never touched: an attachment
  * `planned` or `attached` whose network namespace is there stays, whatever else is seen.
  */
+import { existsSync } from "node:fs";
+import { dirname } from "node:path";
 import { type Alive, lookAround } from "./alive.ts";
 import { CniError, code, type Host, log, toCniError } from "./cni.ts";
 import type { Config } from "./config_schema.ts";
@@ -19,7 +21,7 @@ import {
   takeLock,
 } from "./lock.ts";
 import type { NetworkConfigList } from "./netconf.ts";
-import { netnsId } from "./netns.ts";
+import { bootId, isForeignNetns, netnsId } from "./netns.ts";
 import { listNetworks } from "./networks.ts";
 import { isStray, type Reservation, readReservations, releaseReservation } from "./reservations.ts";
 import {
@@ -89,10 +91,24 @@ export function whyStale(
   if (row.state === "failing" && row.failedAtMs > 0 && nowMs - row.failedAtMs >= windowMs) {
     return `its DEL fails since ${new Date(row.failedAtMs).toISOString()}: ${row.error}`;
   }
-  const isThere = row.netnsId !== "" && netnsId(row.netns) === row.netnsId;
-  if (isThere || !alive || alive.netns.has(row.netnsId)) return undefined;
+  if (netnsFate(row) === "unknown" || !alive || alive.netns.has(row.netnsId)) return undefined;
   if (alive.hasContainer(row.containerId)) return undefined;
   return "its network namespace is gone, and no process is of its container";
+}
+
+/** What became of the network namespace of an attachment, as far as that is certain. */
+export function netnsFate({
+  netns,
+  netnsId: id,
+}: Pick<StoredAttachment, "netns" | "netnsId">): "gone" | "rebooted" | "unknown" {
+  if (netns === "" || id === "") return "unknown";
+  if (!id.startsWith(`${bootId()}:`)) return "rebooted";
+  const found = netnsId(netns);
+  if (found === id) return "unknown";
+  // Where its folder is not there either, we do not see what the runtime sees.
+  if (found === "") return existsSync(dirname(netns)) ? "gone" : "unknown";
+  // A plain file: a mount that we do not see.
+  return isForeignNetns(netns) ? "gone" : "unknown";
 }
 
 /** Containers of which anything is on record. */

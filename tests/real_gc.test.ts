@@ -10,7 +10,7 @@ import { lookAround } from "../lib/alive.ts";
 import { whyStale } from "../lib/collect.ts";
 import { closeState, openState, write } from "../lib/database.ts";
 import { type Collected, formatAll } from "../lib/gc_command.ts";
-import { netnsId } from "../lib/netns.ts";
+import { bootId, netnsId } from "../lib/netns.ts";
 import { isStray, readReservations, releaseReservation, storesOf } from "../lib/reservations.ts";
 import type { StoredAttachment } from "../lib/state.ts";
 import { fakePlugin, makeHost, runGenie, tempDir } from "./fakes.ts";
@@ -241,6 +241,8 @@ describe("whyStale()", () => {
       ...{ failedAtMs: 0, error: "busy", ...more },
     }) as StoredAttachment;
   const here = { netns: "/proc/self/ns/net", netnsId: netnsId("/proc/self/ns/net") };
+  const file = join(import.meta.dir, "real_gc.test.ts");
+  const hidden = { netnsId: `${bootId()}:1:2`, netns: "/no-such-folder/netns" };
   const seen = (more: object = {}) => ({
     ...{ netns: new Set<string>(), addresses: new Set<string>(), hasContainer: () => false },
     ...more,
@@ -252,6 +254,9 @@ describe("whyStale()", () => {
     ["one whose namespace is gone", row({}), seen(), goneText],
     ["a planned one that is gone", row({ state: "planned" }), seen(), goneText],
     ["another namespace at its path", row({ netns: here.netns }), seen(), goneText],
+    ["a folder that is not there: it may be hidden", row(hidden), seen(), undefined],
+    ["a plain file: a mount may be hidden", row({ ...hidden, netns: file }), seen(), undefined],
+    ["a namespace that is gone since", row({ ...hidden, netns: "/run/none" }), seen(), goneText],
     [
       "a namespace that a process is in",
       row({}),
