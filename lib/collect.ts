@@ -11,6 +11,7 @@ import { CniError, code, type Host, log, toCniError } from "./cni.ts";
 import type { Config } from "./config_schema.ts";
 import { type State, write } from "./database.ts";
 import type { ChainOptions } from "./delegate.ts";
+import { canonicalIP } from "./ip.ts";
 import { type Journal, noteInterrupted, writeAside } from "./ledger.ts";
 import {
   abandonedOperations,
@@ -34,7 +35,7 @@ import {
   setFailing,
 } from "./state.ts";
 import { forgetTraffic } from "./traffic.ts";
-import { type Fate, fateOf, undo } from "./undo.ts";
+import { type Fate, fateOf, storedResult, undo } from "./undo.ts";
 
 /** One thing that nobody needs, and why that is so. */
 export type Garbage =
@@ -91,9 +92,20 @@ export function whyStale(
   if (row.state === "failing" && row.failedAtMs > 0 && nowMs - row.failedAtMs >= windowMs) {
     return `its DEL fails since ${new Date(row.failedAtMs).toISOString()}: ${row.error}`;
   }
-  if (netnsFate(row) === "unknown" || !alive || alive.netns.has(row.netnsId)) return undefined;
+  if (netnsFate(row) === "unknown" || !alive || isHidden(row, alive)) return undefined;
   if (alive.hasContainer(row.containerId)) return undefined;
   return "its network namespace is gone, and no process is of its container";
+}
+
+/**
+ * Is its namespace there, though not at its path? The kernel gives the number of one that is gone
+ * to the next one that is made: then nobody has its addresses.
+ */
+function isHidden(row: StoredAttachment, { netns, addresses }: Alive): boolean {
+  const ips = storedResult(row)?.ips ?? [];
+  const has = ({ address }: { address: string }) =>
+    addresses.has(canonicalIP(address.replace(/\/.*/, "")) ?? address);
+  return netns.has(row.netnsId) && (ips.length === 0 || ips.some(has));
 }
 
 /** What became of the network namespace of an attachment, as far as that is certain. */

@@ -241,6 +241,7 @@ describe("whyStale()", () => {
       ...{ failedAtMs: 0, error: "busy", ...more },
     }) as StoredAttachment;
   const here = { netns: "/proc/self/ns/net", netnsId: netnsId("/proc/self/ns/net") };
+  const made = { cniVersion: "1.0.0", ips: [{ address: "10.1.0.5/16" }] };
   const file = join(import.meta.dir, "real_gc.test.ts");
   const hidden = { netnsId: `${bootId()}:1:2`, netns: "/no-such-folder/netns" };
   const seen = (more: object = {}) => ({
@@ -261,6 +262,18 @@ describe("whyStale()", () => {
       "a namespace that a process is in",
       row({}),
       seen({ netns: new Set(["boot:1:2"]) }),
+      undefined,
+    ],
+    [
+      "a namespace whose number another one has by now",
+      row({ result: made, list: { cniVersion: "1.0.0" } }),
+      seen({ netns: new Set(["boot:1:2"]) }),
+      goneText,
+    ],
+    [
+      "a namespace that a process is in, and its address",
+      row({ result: made, list: { cniVersion: "1.0.0" } }),
+      seen({ netns: new Set(["boot:1:2"]), addresses: new Set(["10.1.0.5"]) }),
       undefined,
     ],
     ["a container with a process", row({}), seen({ hasContainer: () => true }), undefined],
