@@ -8,11 +8,13 @@
  * container any more: of those it knows it will ask the DEL itself.
  */
 import type { Agent } from "./agent_part.ts";
+import { lookAround } from "./alive.ts";
 import { type Host, log, type StdinConfig, toCniError } from "./cni.ts";
-import { netnsFate } from "./collect.ts";
+import { collectOne, findGarbage, listsOf, netnsFate } from "./collect.ts";
 import { criSocket, listSandboxes } from "./cri.ts";
 import { write } from "./database.ts";
 import { del } from "./detach.ts";
+import { beginJournal } from "./ledger.ts";
 import { attachments, type StoredAttachment } from "./state.ts";
 
 /** How long an attachment must seem left before it is, in ms. */
@@ -51,10 +53,15 @@ export function newCollector(own: StdinConfig, nowMs = () => performance.now()):
     if (due.length === 0) return;
     const known = await knownSandboxes(agent);
     if (!known) return;
+    // Whoever has moved its namespace elsewhere is alive all the same.
+    const alive = due.some(([, rows]) => whyLeft(rows) === "gone") ? lookAround() : undefined;
     for (const [key, rows] of due.slice(0, batchMax)) {
       if (host.signal.aborted || nowMs() - startedMs > batchMs) return;
       const [{ containerId = "" } = {}] = rows;
-      if (whyLeft(rows) !== "leaked" && known.has(containerId)) continue;
+      const why = whyLeft(rows);
+      if (why !== "leaked" && known.has(containerId)) continue;
+      const isSeen = rows.some((row) => alive?.netns.has(row.netnsId));
+      if (why === "gone" && (isSeen || alive?.hasContainer(containerId))) continue;
       const isDone = await collect(agent, own, rows);
       const entry = seen.get(key);
       if (isDone || !entry) continue;
@@ -85,6 +92,42 @@ async function knownSandboxes({ host, config }: Agent): Promise<Set<string> | un
   } catch (error) {
     log(host, "warn", `${toCniError(error).message}: nothing is collected`);
     return undefined;
+  }
+}
+
+/**
+ * Releases addresses that host-local keeps for nobody, and locks of dead processes, as `genie gc`
+ * does. A look at all processes of the node is dear: not to be done often.
+ * @throws CniError of the record
+ */
+export async function collectStray(agent: Agent): Promise<void> {
+  const { host, config, record } = agent;
+  const alive = lookAround();
+  if (!alive) return;
+  const { delRetryWindowMs: windowMs } = config;
+  const garbage = record.use((state) => {
+    const lists = listsOf(attachments(host, state), config);
+    return findGarbage(host, state, { lists, alive, windowMs, nowMs: host.now() });
+  });
+  // Attachments have their own way, with more patience.
+  const stray = garbage.filter(({ kind }) => kind !== "attachment");
+  const known = stray.length > 0 ? await knownSandboxes(agent) : undefined;
+  if (!known) return;
+  const state = record.state();
+  const situation = { lists: [], alive, windowMs, nowMs: host.now() };
+  const nobody = { namespace: "", name: "", uid: "" };
+  const call = { command: "GC", containerId: "", network: "", ifName: "", pod: nobody };
+  const journal = beginJournal(host, { ...call, decidedBy: "agent" });
+  const work = { host, state, situation, journal, path: config.binDirs };
+  for (const one of stray) {
+    if (host.signal.aborted) return;
+    const reservation = one.kind === "reservation" ? one.reservation : undefined;
+    if (reservation && known.has(reservation.containerId)) continue;
+    const error = await collectOne(work, one);
+    const { network, address, containerId: container } = reservation ?? {};
+    const fields = { network, address, container, error: error?.message };
+    const what = one.kind === "lock" ? "A lock of a dead process" : "An address of nobody";
+    log(host, error ? "debug" : "info", `${what} ${error ? "stays" : "is released"}`, fields);
   }
 }
 

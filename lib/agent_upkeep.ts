@@ -2,7 +2,7 @@
  * The agent's part that keeps the node in order, as a table of jobs that are done one after the
  * other, each in its own time. A job that fails is told once, and tried again when it is due.
  */
-import { newCollector } from "./agent_collect.ts";
+import { collectStray, newCollector } from "./agent_collect.ts";
 import type { Agent } from "./agent_part.ts";
 import { log, toCniError } from "./cni.ts";
 import { write } from "./database.ts";
@@ -23,6 +23,7 @@ const makeJobs = ({ own }: Agent): readonly Job[] => [
   { name: "traffic", everyMs: 15_000, run: sampleAll },
   { name: "ledger", everyMs: 30_000, run: pruneAll },
   { name: "leftovers", everyMs: 20_000, run: newCollector(own) },
+  { name: "strays", everyMs: 10 * 60_000, run: collectStray },
 ];
 
 const tickMs = 1_000;

@@ -168,12 +168,16 @@ Changes nothing. Status 1 when there is a problem; warnings alone are 0.`,
   },
   agent: {
     usage: "[--cni-config FILE]",
-    summary: "run beside the kubelet: keep network policies in force on this node",
+    summary: "run beside the kubelet: policies, statuses, leftovers, metrics of this node",
     help: `  --cni-config FILE    the CNI config through which the runtime calls genie;
                        default: the first one with type genie in /etc/cni/net.d
 
+Keeps network policies in force, publishes what ADD could not, collects what was left behind, keeps
+the CNI config and its token in place, and answers /metrics and /healthz, see [policy] and [agent]
+in plugins.toml. Pods start and stop without it.
+
 One process per node; a second one waits for the first to end. Ends with SIGTERM or SIGINT.
-Writes one line per event to stderr. Pods start and stop without it, see [policy] in plugins.toml.`,
+Writes one line per event to stderr.`,
     options: { "cni-config": { type: "string" } },
     run: async (host, flags) => {
       const { runAgent } = await import("./agent.ts");

@@ -163,7 +163,8 @@ function removeCached(root: string): number {
 /** Removes what genie's calls keep in their folder, and nothing else that is in it. */
 function purge(dir: string): void {
   for (const name of readdirSync(dir)) {
-    if (/^(genie\.db|table\.json)/.test(name)) rmSync(join(dir, name), { force: true });
+    if (/^(genie\.db|table\.json|agent\.(json|lock))/.test(name))
+      rmSync(join(dir, name), { force: true });
   }
   removeEmpty(dir);
 }

@@ -3,13 +3,22 @@
  * it keeps (lib/agent_conflist.ts): with fake plugins, and a container runtime's own protocol.
  */
 import { describe, expect, test } from "bun:test";
-import { mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  appendFileSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  rmSync,
+  utimesSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { Server, ServerCredentials, type ServerUnaryCall, type sendUnaryData } from "@grpc/grpc-js";
 import { newCollector } from "../lib/agent_collect.ts";
 import { runConflist } from "../lib/agent_conflist.ts";
 import { openHealth } from "../lib/agent_health.ts";
 import { openRecord } from "../lib/agent_record.ts";
+import { lookAround } from "../lib/alive.ts";
 import { netnsFate } from "../lib/collect.ts";
 import { defaultConfig } from "../lib/config.ts";
 import { criSocket, listSandboxes } from "../lib/cri.ts";
@@ -188,6 +197,33 @@ describe("genie agent collects", () => {
     );
   });
 
+  test.skipIf(!lookAround())("an address that host-local keeps for nobody", async () => {
+    await withLeft(async ({ dir, table }) => {
+      const store = join(dir, "addresses", "blue");
+      const ipam = { type: "host-local", dataDir: join(dir, "addresses"), subnet: "10.253.0.0/24" };
+      const list = { cniVersion: "1.0.0", plugins: [{ type: "bridge", ipam }] };
+      writeFileSync(join(dir, "blue.json"), JSON.stringify({ ...list, name: "blue" }));
+      appendFileSync(table, `[plugins.blue]\nconf = "${dir}/blue.json"\n`);
+      mkdirSync(store, { recursive: true });
+      const [old, young] = ["10.253.0.7", "10.253.0.8"].map((one) => join(store, one));
+      for (const file of [old, young]) {
+        writeFileSync(`${file}`, `nobody-${crypto.randomUUID()}\r\neth0`);
+      }
+      utimesSync(`${old}`, 1, 1);
+      const agent = startAgent(dir, table);
+      try {
+        await until(() => !existsSync(`${old}`));
+        expect(existsSync(`${young}`)).toBe(true);
+        await agent.said("An address of nobody is released network=blue address=10.253.0.7");
+      } finally {
+        await agent.end("SIGKILL");
+      }
+    });
+  });
+
+  /** A container that no process of this machine belongs to. */
+  const nobody = `nobody-${crypto.randomUUID()}`;
+
   /** One collector in this process, with a clock of its own. */
   async function looks(
     { state, table }: Left,
@@ -218,26 +254,43 @@ describe("genie agent collects", () => {
   }
 
   test.each([
-    ["at the first look", [0], ["c"]],
-    ["too soon", [0, 14_000], ["c"]],
+    ["at the first look", [0], [nobody]],
+    ["too soon", [0, 14_000], [nobody]],
     ["at the second look", [0, 16_000], []],
   ])("a namespace that is gone, %s", async (_when, atMs, expected) => {
     await withLeft(async (node) => {
-      node.leave("c", { id: `${bootId()}:1:2` });
+      node.leave(nobody, { id: `${bootId()}:1:2` });
       await looks(node, undefined, atMs);
       expect(node.containers()).toEqual(expected);
     });
   });
 
+  test.skipIf(!lookAround())("not while a process seems to be of the container", async () => {
+    await withLeft(async (node) => {
+      const id = crypto.randomUUID();
+      node.leave(id, { id: `${bootId()}:1:2` });
+      const child = Bun.spawn(["sleep", "600", "0.0"], { argv0: `pause-${id}` });
+      try {
+        await looks(node, undefined, [0, 16_000]);
+        expect(node.containers()).toEqual([id]);
+      } finally {
+        child.kill("SIGKILL");
+        await child.exited;
+      }
+      await looks(node, undefined, [0, 16_000]);
+      expect(node.containers()).toEqual([]);
+    });
+  });
+
   test("not one that was back in between", async () => {
     await withLeft(async (node) => {
-      node.leave("c", { id: `${bootId()}:1:2` });
+      node.leave(nobody, { id: `${bootId()}:1:2` });
       const here = { netns: "/proc/self/ns/net", id: netnsId("/proc/self/ns/net") };
       await looks(node, undefined, [0, 16_000], () => {
         withLedger(node.state, (one) => one.database.run("DELETE FROM attachments"));
-        node.leave("c", here);
+        node.leave(nobody, here);
       });
-      expect([node.containers(), callOrder(node.plugins)]).toEqual([["c"], []]);
+      expect([node.containers(), callOrder(node.plugins)]).toEqual([[nobody], []]);
     });
   });
 
@@ -245,9 +298,9 @@ describe("genie agent collects", () => {
     const script = { DEL: { error: { code: 7, msg: "no" } } } as unknown as Script;
     await withLeft(
       async (node) => {
-        node.leave("c", { state: "leaked" });
+        node.leave(nobody, { state: "leaked" });
         await looks(node, undefined, [0, 59_000, 61_000, 150_000, 182_000]);
-        expect(node.containers()).toEqual(["c"]);
+        expect(node.containers()).toEqual([nobody]);
         expect(callOrder(node.plugins)).toHaveLength(3);
         expect(rowsOf(node.state, "SELECT * FROM attachments WHERE state = 'leaked'")).toHaveLength(
           1,
@@ -261,9 +314,9 @@ describe("genie agent collects", () => {
     using sockets = tempDir();
     using runtime = await startRuntime(sockets.path, 14);
     await withLeft(async (node) => {
-      node.leave("c", {});
+      node.leave(nobody, {});
       const said = await looks(node, runtime.socket, [0]);
-      expect(node.containers()).toEqual(["c"]);
+      expect(node.containers()).toEqual([nobody]);
       expect(said).toContain("nothing is collected");
     });
   });
