@@ -25,7 +25,7 @@ export function readPolicy({ database, tables }: RecordReader): PolicyReport | u
   return {
     knownAt: isoTime(knownMs ?? 0),
     enforced: count,
-    rulesets: rulesets(database).map(({ ruleset: _, ...rest }) => rest),
+    rulesets: rulesets(database).map(({ at, namespace, pod }) => ({ at, namespace, pod })),
     problems: problems.map(({ atMs, ...rest }) => ({ at: isoTime(atMs), ...rest })),
   };
 }
@@ -42,14 +42,26 @@ function rulesets(
   database: RecordReader["database"],
   pod?: { namespace: string; name: string },
 ): RulesetReport[] {
+  // Whole rows: an older record lacks the last column.
   const rows = database
     .query(
-      `SELECT pod_namespace AS namespace, pod_name AS pod, at_ms AS atMs, ruleset FROM rulesets
-       WHERE ?1 IS NULL OR (pod_namespace = ?1 AND pod_name = ?2)
+      `SELECT * FROM rulesets WHERE ?1 IS NULL OR (pod_namespace = ?1 AND pod_name = ?2)
        ORDER BY at_ms DESC LIMIT ${listedMax}`,
     )
-    .all(pod?.namespace ?? null, pod?.name ?? null) as (Omit<RulesetReport, "at"> & {
-    atMs: number;
-  })[];
-  return rows.map(({ atMs, ...rest }) => ({ at: isoTime(atMs), ...rest }));
+    .all(pod?.namespace ?? null, pod?.name ?? null) as Row[];
+  return rows.map((row) => ({
+    at: isoTime(row.at_ms),
+    namespace: row.pod_namespace,
+    pod: row.pod_name,
+    ruleset: row.ruleset,
+    hostRuleset: row.host_ruleset ?? "",
+  }));
+}
+
+interface Row {
+  pod_namespace: string;
+  pod_name: string;
+  at_ms: number;
+  ruleset: string;
+  host_ruleset?: string;
 }

@@ -99,8 +99,10 @@ export interface RulesetReport {
   at: string | null;
   namespace: string;
   pod: string;
-  /** Text for `nft -f`. */
+  /** Text for `nft -f` in the namespace itself; "" where there is none. */
   ruleset: string;
+  /** The same in the node's, for the ends of its interfaces there. */
+  hostRuleset: string;
 }
 
 /** Network policy on this node. */
@@ -110,7 +112,7 @@ export interface PolicyReport {
   /** Network namespaces with rules. */
   enforced: number;
   /** The newest first. */
-  rulesets: Omit<RulesetReport, "ruleset">[];
+  rulesets: Omit<RulesetReport, "ruleset" | "hostRuleset">[];
   /** What is wrong with policies, the newest first; the rest of them is in force. */
   problems: {
     at: string | null;

@@ -259,13 +259,18 @@ export function formatPodReport(report: PodReport, width: number): string {
       ? "No requests in this time.\n"
       : `Its newest requests\n${podRequestTable(requests, width)}`,
     ...choices.map((choice) => choiceText(choice, width)),
-    ...(report.rulesets ?? []).map(
-      ({ at, ruleset }) =>
-        `Network policy in force since ${shownTime(at)} UTC\n` +
-        ruleset.replace(/[^\n]+/g, (line) => printable(line.replaceAll("\t", "  "))),
-    ),
+    ...(report.rulesets ?? []).flatMap(({ at, ruleset, hostRuleset }) => [
+      rulesText(at, "", ruleset),
+      rulesText(at, ", at the node's side", hostRuleset),
+    ]),
   ];
   return sections.filter((section) => section !== "").join("\n");
+}
+
+function rulesText(at: string | null, where: string, ruleset: string): string {
+  if (ruleset === "") return "";
+  const lines = ruleset.replace(/[^\n]+/g, (line) => printable(line.replaceAll("\t", "  ")));
+  return `Network policy in force since ${shownTime(at)} UTC${where}\n${lines}`;
 }
 
 function attachmentTable(attachments: AttachmentReport[], width: number): string {

@@ -21,6 +21,7 @@ import { runCommand } from "../lib/cli.ts";
 import { closeState, openState, write } from "../lib/database.ts";
 import { asciiJson, html, scriptJson } from "../lib/html.ts";
 import { insertLedger, type LedgerRow } from "../lib/ledger.ts";
+import { putRuleset } from "../lib/policy_store.ts";
 import {
   formatCount,
   formatDuration,
@@ -327,6 +328,28 @@ storage      –          –         –         –         –        –    
     expect(text).not.toMatch(/[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u202e]/);
     const wide = text.split("\n").filter((line) => Bun.stringWidth(line) > 80);
     expect(wide).toEqual([]);
+  });
+
+  test("shows the rules of a pod, also those at the node's side", async () => {
+    const both = node();
+    const row = { netnsId: "1", containerId: "c1", podNamespace: "a", podName: "b" };
+    const rules = { ruleset: "in the pod\n", hostRuleset: "at the node\n" };
+    withLedger(both.stateDir, (state) => {
+      putRuleset(state, { ...row, ...rules, atMs: startMs });
+      putRuleset(state, { ...row, ...rules, netnsId: "2", ruleset: "", atMs: startMs + 1 });
+    });
+    const since = "Network policy in force since 2026-09-01 00:00:00 UTC";
+    const shown = async () => (await report(both.conf, "pod", "a/b")).stdout;
+    const text = await shown();
+    expect(text.slice(text.indexOf(since))).toBe(
+      `${since}, at the node's side\nat the node\n\n${since}\nin the pod\n\n` +
+        `${since}, at the node's side\nat the node\n`,
+    );
+    const older = new Database(join(both.stateDir, "genie.db"));
+    older.run("ALTER TABLE rulesets DROP COLUMN host_ruleset");
+    older.close();
+    expect((await shown()).split(since)).toHaveLength(2);
+    expect((await json(both.conf)).policy?.enforced).toBe(2);
   });
 
   test("says in 80 columns all of why something failed, below its row", () => {
