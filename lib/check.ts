@@ -1,7 +1,7 @@
 /**
  * CHECK of one container, from the record. Source: CNI SPEC 1.1 §2 "CHECK".
  */
-import { CniError, code, type Host, type Request } from "./cni.ts";
+import { CniError, code, type Host, type Request, toCniError } from "./cni.ts";
 import { closeState, openState } from "./database.ts";
 import { type ChainOptions, checkChain } from "./delegate.ts";
 import { openJournal, writeAlone } from "./ledger.ts";
@@ -52,7 +52,9 @@ export async function check(host: Host, request: Request): Promise<undefined> {
       }
       const result = storedResult(attachment);
       checkPresence(attachment, result, request.netns);
-      await checkChain(host, attachment, result, options);
+      await checkChain(host, attachment, result, options).catch((error: unknown) => {
+        throw withRemedy(toCniError(error), attachment);
+      });
     }
     for (const netnsId of new Set(found.map((one) => one.netnsId))) {
       if (!hasRuleset(state, netnsId)) continue;
@@ -90,6 +92,19 @@ function checkPresence(
     `Failed CHECK of network "${network}" (${ifName})${podOf(attachment)}: gone is ` +
       `${oneLine(gone.join(", "), 600)}${command && `; to put it right: ${command}`}`,
   );
+}
+
+/** Failures that say nothing of the attachment. */
+const others = new Set<number>([
+  ...[code.tryAgainLater, code.delegateNotFound, code.delegateTimeout, code.delegateProtocol],
+]);
+
+/** A plugin that says no names no remedy. */
+function withRemedy(error: CniError, { pod, network }: StoredAttachment): CniError {
+  const command = repairCommand(pod, network);
+  if (command === "" || others.has(error.code)) return error;
+  const details = [error.details, `To put it right: ${command}`].filter((text) => text !== "");
+  return new CniError(error.code, error.message, { details: details.join("\n"), cause: error });
 }
 
 function podOf({ pod: { namespace, name } }: StoredAttachment): string {

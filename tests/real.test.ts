@@ -252,7 +252,8 @@ describe.skipIf(skipReason !== undefined)("one real network:", () => {
         await pod.add("blue");
         node.run("sh", "-c", `rm ${node.data}/blue/10.*`);
         const { json, status } = await pod.call("CHECK");
-        expect(json).toMatchObject({ cniVersion: "1.0.0", msg: expect.stringContaining("blue") });
+        expect([json?.cniVersion, json?.msg]).toEqual(["1.0.0", expect.stringContaining("blue")]);
+        expect(json?.details).toEndWith(`genie repair default/p-${pod.containerId} --network blue`);
         expect(status).toBe(1);
       },
     );
