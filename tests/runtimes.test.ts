@@ -3,6 +3,7 @@
  * `genie install` to `genie uninstall`, with real pods all the while.
  */
 import { describe, expect, test } from "bun:test";
+import { existsSync } from "node:fs";
 import { allowFrom, collections, podObject, policyPath } from "./policed.ts";
 import { imageName } from "./runtimes/image.ts";
 import { bootMachine, preparePodman, repoDir, skipReason, startApi } from "./runtimes/machine.ts";
@@ -147,6 +148,33 @@ describe.skipIf(skipReason !== undefined)("containerd:", () => {
     expect(await traces(machine)).toMatchObject({ netns: [], attachments: 3 });
     for (const pod of pods) await pod.end();
     expect(await node.cri.list()).toEqual([]);
+    expect(await traces(machine)).toEqual(noTraces);
+  });
+
+  test("containerd killed during an ADD: DEL comes while that still runs", async () => {
+    await using node = await openNode();
+    const { machine, cri } = node;
+    await node.networks(green, red);
+    await node.install();
+    await node.loaded("genie");
+    const ptp = "/usr/lib/cni/ptp";
+    const held = "[ $CNI_COMMAND != ADD ] || { echo >/run/began; cat /run/go; }";
+    await machine.run("mkfifo", "/run/go");
+    await machine.run("mv", ptp, `${ptp}.real`);
+    machine.write(ptp, `#!/bin/sh\n${held}\nexec ${ptp}.real\n`);
+    await machine.run("chmod", "755", ptp);
+    const lost = node.start({ cni: "red,green" });
+    lost.catch(() => undefined);
+    while (!existsSync(machine.at("/run/began"))) await Bun.sleep(5);
+    await node.restart(undefined, "SIGKILL");
+    await expect(lost).rejects.toThrow("RunPodSandbox");
+    await node.loaded("genie");
+    const [id = ""] = await cri.list();
+    const stopped = cri.stop(id).catch(() => cri.stop(id));
+    await machine.run("sh", "-c", "echo >/run/go");
+    await stopped;
+    await cri.remove(id);
+    expect(await cri.list()).toEqual([]);
     expect(await traces(machine)).toEqual(noTraces);
   });
 

@@ -56,8 +56,8 @@ export interface Machine extends AsyncDisposable {
 export interface Service {
   /** What it wrote so far. */
   log: () => string;
-  /** Ends it with SIGTERM and waits. */
-  stop: () => Promise<void>;
+  /** Ends it, with SIGTERM unless told otherwise, and waits. */
+  stop: (signal?: NodeJS.Signals) => Promise<void>;
 }
 
 /**
@@ -174,15 +174,15 @@ function makeMachine(pid: string, cgroup: string): Omit<Machine, typeof Symbol.a
       await until(child.stdout, ready, (text) => {
         log = text;
       });
-      return { log: () => log, stop: () => stop(child) };
+      return { log: () => log, stop: (signal = "SIGTERM") => stop(child, signal) };
     },
   };
 }
 
 /** nsenter waits for the program it started, which alone gets the signal. */
-async function stop(child: Bun.Subprocess): Promise<void> {
+async function stop(child: Bun.Subprocess, signal: NodeJS.Signals): Promise<void> {
   const children = readFileSync(`/proc/${child.pid}/task/${child.pid}/children`, "utf8").trim();
-  for (const pid of children.split(" ")) process.kill(Number(pid), "SIGTERM");
+  for (const pid of children.split(" ")) process.kill(Number(pid), signal);
   await child.exited;
 }
 

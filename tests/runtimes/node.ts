@@ -45,7 +45,7 @@ export interface Node extends AsyncDisposable {
   /** Waits until the runtime has loaded a config of this name; undefined: none at all. */
   loaded: (name: string | undefined) => Promise<void>;
   /** Restarts containerd. @param meanwhile what happens while there is none */
-  restart: (meanwhile?: () => Promise<unknown>) => Promise<void>;
+  restart: (meanwhile?: () => Promise<unknown>, signal?: NodeJS.Signals) => Promise<void>;
 }
 
 /** A bridge with a way out and host ports. */
@@ -101,8 +101,8 @@ export async function openNode(): Promise<Node> {
       loaded: async (name) => {
         while ((await cri.network()) !== name) await Bun.sleep(5);
       },
-      restart: async (meanwhile = async () => undefined) => {
-        await service.stop();
+      restart: async (meanwhile = async () => undefined, signal = "SIGTERM") => {
+        await service.stop(signal);
         await meanwhile();
         service = await machine.start("containerd successfully booted", "containerd");
         await answers(cri);
