@@ -38,7 +38,7 @@ const longIdLength = 12;
  * with a pid namespace of its own everybody would seem dead
  */
 export function lookAround(): Alive | undefined {
-  if (readlinkSync("/proc/self/ns/pid") !== nodePidNamespace) return undefined;
+  if (!seesProcesses()) return undefined;
   const processes = namesIn("/proc").filter((name) => /^\d+$/.test(name));
   const paths = [
     ...processes.map((pid) => `/proc/${pid}/ns/net`),
@@ -56,6 +56,11 @@ export function lookAround(): Alive | undefined {
   const hasContainer = (id: string) =>
     id.length >= longIdLength ? said.includes(id) : words.has(id);
   return { netns: new Set(namespaces.keys()), addresses, hasContainer };
+}
+
+/** Are the processes of the node those that we see? */
+export function seesProcesses(): boolean {
+  return readlinkSync("/proc/self/ns/pid") === nodePidNamespace;
 }
 
 /** The addresses in all of them; undefined when one may not be entered. */

@@ -6,7 +6,7 @@
  */
 import { existsSync } from "node:fs";
 import { dirname } from "node:path";
-import { type Alive, lookAround } from "./alive.ts";
+import { type Alive, lookAround, seesProcesses } from "./alive.ts";
 import { CniError, code, type Host, log, toCniError } from "./cni.ts";
 import type { Config } from "./config_schema.ts";
 import { type State, write } from "./database.ts";
@@ -117,8 +117,10 @@ export function netnsFate({
   if (!id.startsWith(`${bootId()}:`)) return "rebooted";
   const found = netnsId(netns);
   if (found === id) return "unknown";
-  // Where its folder is not there either, we do not see what the runtime sees.
-  if (found === "") return existsSync(dirname(netns)) ? "gone" : "unknown";
+  // Where its folder is not there either, we do not see what the runtime sees; that of a process
+  // goes with it.
+  const isSeen = /^\/proc\/\d+\//.test(netns) ? seesProcesses() : existsSync(dirname(netns));
+  if (found === "") return isSeen ? "gone" : "unknown";
   // A plain file: a mount that we do not see.
   return isForeignNetns(netns) ? "gone" : "unknown";
 }

@@ -6,7 +6,7 @@
 import { describe, expect, test } from "bun:test";
 import { mkdirSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { lookAround } from "../lib/alive.ts";
+import { lookAround, seesProcesses } from "../lib/alive.ts";
 import { whyStale } from "../lib/collect.ts";
 import { closeState, openState, write } from "../lib/database.ts";
 import { type Collected, formatAll } from "../lib/gc_command.ts";
@@ -257,6 +257,12 @@ describe("whyStale()", () => {
     ["another namespace at its path", row({ netns: here.netns }), seen(), goneText],
     ["a folder that is not there: it may be hidden", row(hidden), seen(), undefined],
     ["a plain file: a mount may be hidden", row({ ...hidden, netns: file }), seen(), undefined],
+    [
+      "a namespace of a process that ended",
+      row({ ...hidden, netns: "/proc/999999999/ns/net" }),
+      seen(),
+      seesProcesses() ? goneText : undefined,
+    ],
     ["a namespace that is gone since", row({ ...hidden, netns: "/run/none" }), seen(), goneText],
     [
       "a namespace that a process is in",
