@@ -10,7 +10,7 @@
 import type { Agent } from "./agent_part.ts";
 import { lookAround } from "./alive.ts";
 import { type Host, log, type StdinConfig, toCniError } from "./cni.ts";
-import { collectOne, findGarbage, listsOf, netnsFate } from "./collect.ts";
+import { collectOne, findGarbage, listsOf, netnsFate, whyStale } from "./collect.ts";
 import { criSocket, listSandboxes } from "./cri.ts";
 import { write } from "./database.ts";
 import { del } from "./detach.ts";
@@ -53,15 +53,18 @@ export function newCollector(own: StdinConfig, nowMs = () => performance.now()):
     if (due.length === 0) return;
     const known = await knownSandboxes(agent);
     if (!known) return;
-    // Whoever has moved its namespace elsewhere is alive all the same.
+    // Whoever has moved its namespace elsewhere is alive all the same; where nobody can be seen
+    // everybody is.
     const alive = due.some(([, rows]) => whyLeft(rows) === "gone") ? lookAround() : undefined;
     for (const [key, rows] of due.slice(0, batchMax)) {
       if (host.signal.aborted || nowMs() - startedMs > batchMs) return;
       const [{ containerId = "" } = {}] = rows;
       const why = whyLeft(rows);
       if (why !== "leaked" && known.has(containerId)) continue;
-      const isSeen = rows.some((row) => alive?.netns.has(row.netnsId));
-      if (why === "gone" && (isSeen || alive?.hasContainer(containerId))) continue;
+      const { delRetryWindowMs: windowMs } = agent.config;
+      const situation = { alive, windowMs, nowMs: host.now() };
+      const isSeen = rows.some((row) => whyStale(row, situation) === undefined);
+      if (why === "gone" && isSeen) continue;
       const isDone = await collect(agent, own, rows);
       const entry = seen.get(key);
       if (isDone || !entry) continue;

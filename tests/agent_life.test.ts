@@ -13,7 +13,15 @@ import { metrics } from "../lib/monitoring.ts";
 import { putStatus } from "../lib/state.ts";
 import { type ApiServer, startApiServer } from "./apiserver.ts";
 import { tempDir } from "./fakes.ts";
-import { type AgentProcess, rowsOf, startAgent, until } from "./policed.ts";
+import {
+  type AgentProcess,
+  inputsKnown,
+  podObject,
+  rowsOf,
+  startAgent,
+  startCluster,
+  until,
+} from "./policed.ts";
 import { addAttachment, ledgerRow, withLedger } from "./record.ts";
 
 const keys = tempDir();
@@ -25,6 +33,17 @@ afterAll(async () => {
   await api.stop();
   keys[Symbol.dispose]();
 });
+
+/** A small disk of its own, where we may mount one. */
+function mountDisk(path: string): boolean {
+  const args = ["mount", "-t", "tmpfs", "-o", "size=512k", "genie-test", path];
+  return process.getuid?.() === 0 && Bun.spawnSync(args).exitCode === 0;
+}
+
+function canMount(): boolean {
+  using dir = tempDir();
+  return mountDisk(dir.path) && Bun.spawnSync(["umount", dir.path]).exitCode === 0;
+}
 
 /** A node without pods of its own: what it has is on record. */
 interface Quiet {
@@ -316,6 +335,59 @@ describe("trouble", () => {
       await until(() => pending(state) === 0);
       expect(annotationsOf(pod.path)).toEqual(status);
     });
+  });
+
+  test.skipIf(!canMount())("a full disk is counted, and passes", async () => {
+    await withQuiet(async ({ state, agent, record }) => {
+      mkdirSync(state, { mode: 0o700 });
+      if (!mountDisk(state)) throw new Error("Cannot mount");
+      try {
+        const uid = "fedcba9876543210fedcba9876543211";
+        const name = `late-${crypto.randomUUID()}`;
+        const path = `/api/v1/namespaces/team/pods/${name}`;
+        record((one) => wait(one, name, { uid }));
+        const running = agent();
+        await running.said("Cannot publish network status");
+        const fill = `dd if=/dev/zero of=${state}/fill bs=1k 2>/dev/null || true`;
+        Bun.spawnSync(["/bin/sh", "-c", fill]);
+        const mirror = { "kubernetes.io/config.mirror": uid };
+        api.put(path, { metadata: { uid: "m", annotations: mirror } });
+        const errors = "genie_database_errors_total";
+        await until(async () => ((await sample(running, errors)) ?? 0) > 0);
+        const [[key = ""] = []] = Object.entries(status);
+        await until(() => Object.hasOwn(annotationsOf(path) ?? {}, key));
+        expect(await sample(running, "genie_status_pending")).toBe(1);
+        rmSync(join(state, "fill"));
+        await until(() => pending(state) === 0);
+        expect(await running.end("SIGTERM")).toBe(0);
+      } finally {
+        Bun.spawnSync(["umount", "--lazy", state]);
+      }
+    });
+  });
+
+  test("events that make no sense are counted, and those after them count", async () => {
+    await withQuiet(async ({ dir, state, agent }) => {
+      const cluster = await startCluster(join(dir, "cluster"));
+      try {
+        const file = join(dir, "plugins.toml");
+        const text = await Bun.file(file).text();
+        const own = `kubeconfig = "${cluster.kubeconfig("token")}"`;
+        writeFileSync(file, text.replace(/kubeconfig = .*/, own));
+        const running = agent();
+        await inputsKnown(state);
+        await until(() => cluster.watches.count("/api/v1/pods") > 0);
+        cluster.watches.send("/api/v1/pods", '{"type":"ADDED","object":[]}\n');
+        const garbage = "genie_api_garbage_total";
+        await until(async () => ((await sample(running, garbage)) ?? 0) > 0);
+        cluster.put("/api/v1/namespaces/default/pods/web", podObject("web", "u"));
+        const query = "SELECT 1 FROM policy_inputs WHERE name = 'web'";
+        await until(() => rowsOf(state, query).length === 1);
+        expect((await fetch(`${await addressOf(running)}/healthz`)).status).toBe(200);
+      } finally {
+        await cluster.stop();
+      }
+    }, "policy.enforce = true");
   });
 
   test("a record that is set aside is followed", async () => {
