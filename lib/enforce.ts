@@ -90,7 +90,8 @@ export async function enforceAdd(
     const known = concerned ? checkFresh(call, plan) : "nothing";
     // Of several containers in one namespace the first names the tables on the node.
     const containerId = before?.containerId ?? first.attachment.containerId;
-    const unknown = concerned && before ? before : noRules;
+    // What a DEL could not take away was of another pod, in a namespace of the same number.
+    const unknown = concerned && before && all.length > done.length ? before : noRules;
     const rules = known === "nothing" ? unknown : await compileFor(call, plan, all, containerId);
     if (!sameRules(rules, noRules) || before) {
       const { namespace: podNamespace, name: podName } = plan.pod;
