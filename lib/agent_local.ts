@@ -6,13 +6,18 @@ import type { Host } from "./cni.ts";
 import type { Config } from "./config_schema.ts";
 import { type State, write } from "./database.ts";
 import type { HostEnd } from "./host_end.ts";
-import { type Attached, findHostEnds, type Rules, removeFromHost } from "./netns_policy.ts";
+import {
+  type Attached,
+  findHostEnds,
+  guardedOf,
+  type Rules,
+  removeFromHost,
+} from "./netns_policy.ts";
 import { readRuleset, rulesetHash } from "./nft.ts";
 import { hostTables } from "./policy.ts";
 import type { PolicyProblem } from "./policy_objects.ts";
 import { forgetRuleset, leftRulesets, storedRulesets } from "./policy_store.ts";
 import { attachments, type PodIdentity } from "./state.ts";
-import { storedResult } from "./undo.ts";
 
 /** One network namespace of this node with attachments. */
 export interface Local {
@@ -37,21 +42,19 @@ export async function readLocal(
 ): Promise<Map<string, Local>> {
   const rulesets = new Map(storedRulesets(state).map((one) => [one.netnsId, one]));
   const all = new Map<string, Local>();
-  for (const one of attachments(host, state)) {
-    const result = one.state === "attached" ? storedResult(one) : undefined;
-    if (!result || one.netnsId === "" || one.pod.namespace === "") continue;
-    const { netnsId: id, netns, containerId, pod } = one;
+  for (const [id, rows] of Map.groupBy(attachments(host, state), (one) => one.netnsId)) {
+    const made = guardedOf(rows);
+    const first = made.find(({ attachment }) => attachment.pod.namespace !== "");
+    if (!first || id === "") continue;
+    const { netns, containerId, pod } = first.attachment;
     const stored = rulesets.get(id);
     const { ruleset = "", hostRuleset = "" } = stored ?? {};
     const { problems = [] } = before.get(id) ?? {};
-    const made: Attached[] = [];
-    const found = all.get(id) ?? {
+    all.set(id, {
       ...{ netnsId: id, netns, pod, made, problems, ends: new Map() },
       containerId: stored?.containerId ?? containerId,
       rules: { ruleset, hostRuleset },
-    };
-    found.made.push({ attachment: one, result });
-    all.set(id, found);
+    });
   }
   for (const [id, one] of all) {
     const known = before.get(id);

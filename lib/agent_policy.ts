@@ -18,10 +18,10 @@ import { connect } from "./kube.ts";
 import { netnsId } from "./netns.ts";
 import {
   type Attached,
-  attachedIn,
   compileRules,
   differenceOf,
   findHostEnds,
+  guardedOf,
   installRuleset,
   isEnforced,
   lockNetns,
@@ -33,6 +33,7 @@ import { type PolicyWorld, policyProblems, policyWorld } from "./policy.ts";
 import type { Policy, PolicyPod, PolicyProblem } from "./policy_objects.ts";
 import { putProblems, storedRuleset } from "./policy_store.ts";
 import { openPolicyWatch, type PolicyWatch } from "./policy_watch.ts";
+import { attachmentsIn } from "./state.ts";
 import { pause } from "./watch.ts";
 
 /** Longest pause between two decisions while changes keep coming, in ms. */
@@ -269,7 +270,7 @@ async function reconcile(work: Work, id: string, isForced = false): Promise<bool
   try {
     const lock = await lockNetns(host, state, id, host.now() + lockWaitMs);
     try {
-      const made = attachedIn(host, state, id);
+      const made = guardedOf(attachmentsIn(host, state, id));
       // Attached anew meanwhile, it has other ends.
       if (!isSameMade(made, one.made)) {
         one.ends = await findHostEnds(host, work.config.policy.where, made);

@@ -85,12 +85,30 @@ export function attachedIn(
   id: string,
   except?: { containerId: string; requestIfName: string },
 ): Attached[] {
-  return attachmentsIn(host, state, id)
-    .filter((one) => one.state === "attached" && !isOf(one, except))
-    .flatMap((attachment) => {
-      const result = storedResult(attachment);
-      return result ? [{ attachment, result }] : [];
-    });
+  return attachedOf(attachmentsIn(host, state, id).filter((one) => !isOf(one, except)));
+}
+
+function attachedOf(rows: readonly StoredAttachment[]): Attached[] {
+  return rows.flatMap((attachment) => {
+    const result = attachment.state === "attached" ? storedResult(attachment) : undefined;
+    return result ? [{ attachment, result }] : [];
+  });
+}
+
+/**
+ * What of the rows of a namespace has rules: what is attached, and what is being made beside it,
+ * in a pod that runs. Its interface may be there at any moment, and the rules were there before.
+ */
+export function guardedOf(rows: readonly StoredAttachment[]): Attached[] {
+  const attached = attachedOf(rows);
+  if (attached.length === 0) return [];
+  const planned = rows.filter(({ state }) => state === "planned");
+  const noResult: Result = { interfaces: [], ips: [], routes: [], dns: {} };
+  const coming = planned.map((attachment) => ({
+    attachment,
+    result: storedResult(attachment) ?? noResult,
+  }));
+  return [...attached, ...coming];
 }
 
 function isOf(

@@ -7,9 +7,13 @@ import { describe, expect, test } from "bun:test";
 import { appendFileSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { isSameMade } from "../lib/agent_local.ts";
+import { closeState, openState, write } from "../lib/database.ts";
+import { netnsId } from "../lib/netns.ts";
 import type { Attached } from "../lib/netns_policy.ts";
+import { setBroken } from "../lib/replan.ts";
+import { attachmentsIn } from "../lib/state.ts";
 import type { ApiServer } from "./apiserver.ts";
-import { fakePlugin, runGenie } from "./fakes.ts";
+import { fakePlugin, makeHost, runGenie } from "./fakes.ts";
 import {
   addressOf,
   hostLocal,
@@ -201,6 +205,25 @@ describe.skipIf(skipReason !== undefined)("genie agent, policy", () => {
       api.put(path(other), podObject("free", `uid-${other.containerId}`));
       await until(() => rulesIn(other) === "");
       expect(rulesIn(web)).not.toBe("");
+    });
+  });
+
+  test("an interface that is being made anew in a pod that runs keeps its rules", async () => {
+    await withPoliced(async ({ api, agent, state, add, args }) => {
+      agent();
+      await inputsKnown(state, 3);
+      api.put(policyPath("web"), allowFrom());
+      const web = await add("web");
+      await web.add({ cni: "blue@eth1", ifName: "eth1", args: args(web) });
+      await until(() => rulesIn(web).includes('"eth1"'));
+      const record = openState(makeHost(), state);
+      const made = attachmentsIn(makeHost(), record, netnsId(web.netns));
+      const eth1 = made.find(({ ifName }) => ifName === "eth1");
+      write(record, () => eth1 && setBroken(record, eth1, "it is being made anew"));
+      closeState(record);
+      api.put(policyPath("web"), allowFrom("web"));
+      await until(() => rulesIn(web).includes(addressOf(web, "eth0")));
+      expect(rulesIn(web)).toContain('iifname "eth1"');
     });
   });
 
