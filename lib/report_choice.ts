@@ -15,15 +15,18 @@ export interface Candidates {
 const candidatesMax = 64;
 const columnsMax = 12;
 
+/** Title of the column that says why a network was out of the question. */
+export const whyNot = "why not";
+
 /** KPIs of `select.ts` by their key in the ledger. */
 const known = new Map<string, { title: string; show: (value: number) => string }>(
   Object.entries({
-    occupancy: { title: "occupancy", show: (share) => formatShare(share, 1) },
+    occupancy: { title: "used", show: (share) => formatShare(share, 1) },
     responseTimeUs: { title: "response", show: formatDuration },
     failures: { title: "failures", show: (share) => formatShare(share, 1) },
     bandwidth: { title: "traffic", show: formatRate },
     recent: { title: "recent", show: String },
-    reason: { title: "why not", show: String },
+    reason: { title: whyNot, show: String },
   }),
 );
 

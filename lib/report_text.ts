@@ -1,6 +1,6 @@
 /** Reports as tables for a terminal, as wide as it. Pure: a report in, text out. */
 import { formatCount, formatDuration, formatRate, formatShare } from "./quantity.ts";
-import { candidatesOf } from "./report_choice.ts";
+import { candidatesOf, whyNot } from "./report_choice.ts";
 import type {
   AttachmentReport,
   ChoiceReport,
@@ -296,7 +296,7 @@ function attachmentTable(attachments: AttachmentReport[], width: number): string
 }
 
 function podRequestTable(requests: RequestReport[], width: number): string {
-  const plugin = (one: RequestReport) => `  plugin ${one.plugin}`;
+  const plugin = (one: RequestReport) => `  ${one.plugin} (plugin)`;
   const what = (one: RequestReport) => {
     if (one.kind === "plugin") return plugin(one);
     return one.kind === "call" ? "call" : shownNetwork(one.network);
@@ -305,7 +305,7 @@ function podRequestTable(requests: RequestReport[], width: number): string {
     [
       { title: "TIME (UTC)" },
       { title: "COMMAND" },
-      name("NETWORK"),
+      shrinking("NETWORK"),
       { title: "INTERFACE" },
       right("TOOK"),
       { title: "WHY" },
@@ -336,6 +336,7 @@ function choiceText(choice: ChoiceReport, width: number): string {
         title: printable(title.toUpperCase()),
         align: isNumber ? "right" : "left",
         shrinks: !isNumber,
+        wraps: title === whyNot,
       })),
       rows,
       width,

@@ -51,6 +51,11 @@ function shrink(widths: number[], columns: Column[], width: number): void {
   takeFrom(widths, columns, rest, ({ shrinks = false, wraps = false }) => shrinks && !wraps);
 }
 
+/** What wraps loses nothing, so its title alone must stand. */
+function leastOf({ title, wraps = false }: Column): number {
+  return wraps ? displayWidth(title) : columnWidthMin;
+}
+
 /** @returns what is still too much */
 function takeFrom(
   widths: number[],
@@ -63,8 +68,9 @@ function takeFrom(
     if (rest <= 0) return 0;
     const [widest, second] = meant.toSorted((a, b) => (widths[b] ?? 0) - (widths[a] ?? 0) || b - a);
     const found = widths[widest ?? -1] ?? 0;
-    if (widest === undefined || found <= columnWidthMin) return rest;
-    const next = Math.max(columnWidthMin, widths[second ?? -1] ?? 0);
+    const least = widest === undefined ? 0 : leastOf(columns[widest] as Column);
+    if (widest === undefined || found <= least) return rest;
+    const next = Math.max(least, widths[second ?? -1] ?? 0);
     const step = Math.max(1, Math.min(rest, found - next));
     widths[widest] = found - step;
     rest -= step;

@@ -31,12 +31,12 @@ import {
   formatTime,
   isoTime,
 } from "../lib/quantity.ts";
-import { makeReport } from "../lib/report.ts";
+import { makePodReport, makeReport } from "../lib/report.ts";
 import { candidatesOf } from "../lib/report_choice.ts";
 import { readRecord, setAsideRecords } from "../lib/report_file.ts";
 import type { Report } from "../lib/report_shape.ts";
 import { latencyEdgesUs, type TallyRow, tally } from "../lib/report_tally.ts";
-import { formatReport } from "../lib/report_text.ts";
+import { formatPodReport, formatReport } from "../lib/report_text.ts";
 import manifest from "../package.json";
 import { makeHost, tempDir } from "./fakes.ts";
 import {
@@ -278,10 +278,10 @@ TIME (UTC)           COMMAND  NETWORK  INTERFACE    TOOK  WHY         OUTCOME
 2026-09-01 01:00:00  ADD      blue     eth0       30.0ms  annotation  ok
 
 Choice of 2026-09-01 04:00:00 UTC: calico
-NETWORK  SCORE  OCCUPANCY  RESPONSE  FAILURES   TRAFFIC  SUBNETS  RECENT  WHY NOT
-calico    8.91      12.0%    34.0ms      2.0%  1.20MB/s        1       0  –
-flannel    6.4      61.0%    51.0ms        0%         –        1       3  –
-storage      –          –         –         –         –        –       –  ${full}
+NETWORK  SCORE   USED  RESPONSE  FAILURES   TRAFFIC  SUBNETS  RECENT  WHY NOT
+calico    8.91  12.0%    34.0ms      2.0%  1.20MB/s        1       0  –
+flannel    6.4  61.0%    51.0ms        0%         –        1       3  –
+storage      –      –         –         –         –        –       –  ${full}
 `);
     const pod = JSON.parse((await report(small.conf, "pod", "team-a/web", "--json")).stdout);
     expect(pod).toMatchObject({ version: 1, pod: { namespace: "team-a", name: "web" } });
@@ -362,10 +362,29 @@ storage      –          –         –         –         –        –    
     const source = { stateDir: record.stateDir, totals: new Map(), notices: [] };
     const text = formatReport(makeReport(makeHost(), source, { filter: {}, limit: 20 }), 80);
     expect(text).toContain(
-      "2026-09-01 00:00:00  ADD      production-…d8b5f-x2x7q  blue     12.0ms\n" +
+      "2026-09-01 00:00:00  ADD      production-p…d8b5f-x2x7q  blue     12.0ms\n" +
         "  failed 103: Plugin macvlan of network storage took longer than 5000 ms and was\n" +
         "  ended\n",
     );
+  });
+
+  test("tells the story of a pod in 80 columns: plugins by name, reasons whole", () => {
+    const record = node();
+    withLedger(record.stateDir, (state) => {
+      const call = { kind: "call", network: "pods", ...denial } as const;
+      insertLedger(state, [
+        ledgerRow({ kind: "plugin", plugin: "bridge" }),
+        ledgerRow({ ...call, choice: choiceOfTwo }),
+      ]);
+    });
+    const source = { stateDir: record.stateDir, totals: new Map(), notices: [] };
+    const pod = { namespace: "team-a", name: "web" };
+    const made = makePodReport(makeHost(), source, pod, { filter: {}, limit: 20 });
+    const text = formatPodReport(made, 80);
+    expect(text).toMatch(/ADD {8}bridge …/);
+    expect(text.replace(/\n {2}/g, " ")).toContain(denied);
+    expect(text).toContain("\n  it is full (host-local's store)\n");
+    expect(text.split("\n").filter((line) => Bun.stringWidth(line) > 80)).toEqual([]);
   });
 });
 

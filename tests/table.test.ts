@@ -83,7 +83,8 @@ describe("formatTable()", () => {
         "a                  ok\n",
     );
     expect(formatTable(wrapping, rows, 20)).toBe(
-      "POD         WHY\nteam/…2x7q\n  it was refused by\n  日本 as it is\na           ok\n",
+      "POD              WHY\nteam/we…f-x2x7q\n  it was refused by\n  日本 as it is\n" +
+        "a                ok\n",
     );
     const long = formatTable(wrapping, [["a", `${"日".repeat(3000)} end`]], 20).split("\n");
     expect([long.length, long.at(-2)]).toEqual([15, `  ${"日".repeat(8)}…`]);
