@@ -52,6 +52,8 @@ const aliveWriteMs = 10_000;
 const auditMs = 2_000;
 /** Problems are gathered this long after a change, in ms: they hurry nobody. */
 const problemsMs = 2_000;
+/** A change that waits for longer is told as lag before it is in force, in ms. */
+const lagToldMs = 1_000;
 /** Pause after a failure of the record, in ms. */
 const troubleMs = 1_000;
 
@@ -134,8 +136,11 @@ export async function runPolicy({ host, config, health }: Agent): Promise<void> 
 }
 
 /** Goes round often: what it tells now is never old. */
-function tellHealth({ health, watch, told }: Work): void {
+function tellHealth({ health, watch, told, changedMs }: Work): void {
   health.beat("policy");
+  // What is not in force yet lags, too: while the record cannot be written it may be long.
+  const waitedMs = changedMs > 0 && watch.isComplete() ? performance.now() - changedMs : 0;
+  if (waitedMs > lagToldMs) health.figures.set("policyLagMs", waitedMs);
   const all = [...watch.counts.values()];
   const failures = all.reduce((sum, one) => sum + one.failures, 0);
   const garbage = all.reduce((sum, one) => sum + one.garbage, 0);

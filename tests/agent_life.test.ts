@@ -384,6 +384,14 @@ describe("trouble", () => {
         const query = "SELECT 1 FROM policy_inputs WHERE name = 'web'";
         await until(() => rowsOf(state, query).length === 1);
         expect((await fetch(`${await addressOf(running)}/healthz`)).status).toBe(200);
+        // What cannot be put in force lags the longer.
+        using locker = new Database(join(state, "genie.db"));
+        locker.run("BEGIN IMMEDIATE");
+        cluster.put("/api/v1/namespaces/default/pods/db", podObject("db", "v"));
+        const lag = "genie_policy_lag_seconds";
+        await until(async () => ((await sample(running, lag)) ?? 0) > 1);
+        locker.run("ROLLBACK");
+        await until(() => rowsOf(state, query.replace("web", "db")).length === 1);
       } finally {
         await cluster.stop();
       }
