@@ -41,6 +41,11 @@ const parts: readonly Part[] = [
     run: async (agent) => (await import("./agent_status.ts")).runStatus(agent),
   },
   {
+    name: "follow",
+    isWanted: ({ agent }) => agent.followAnnotations,
+    run: async (agent) => (await import("./agent_follow.ts")).runFollow(agent),
+  },
+  {
     name: "listen",
     isWanted: ({ agent }) => agent.listen !== "",
     run: async (agent) => (await import("./agent_listen.ts")).runListen(agent),

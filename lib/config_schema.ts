@@ -233,9 +233,11 @@ const Agent = v.pipe(
     listen: v.optional(listen, "127.0.0.1:9477"),
     report: v.optional(toggle, false),
     cri_socket: v.exactOptional(path),
+    follow_annotations: v.optional(toggle, false),
   }),
-  v.transform(({ cri_socket: criSocket, ...rest }) => ({
+  v.transform(({ cri_socket: criSocket, follow_annotations: followAnnotations, ...rest }) => ({
     ...rest,
+    followAnnotations,
     ...(criSocket && { criSocket }),
   })),
 );

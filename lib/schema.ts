@@ -159,10 +159,25 @@ const hostPolicySchema = `
   ALTER TABLE rulesets ADD COLUMN host_ruleset TEXT NOT NULL DEFAULT '';
 `;
 
+/**
+ * Which selection of a pod the node agent has followed last, as a hash; "" where the operator
+ * changed its networks before the agent ever saw it.
+ */
+const followedSchema = `
+  CREATE TABLE followed (
+    container_id TEXT NOT NULL,
+    request_ifname TEXT NOT NULL,
+    selection TEXT NOT NULL,
+    at_ms INTEGER NOT NULL,
+    PRIMARY KEY (container_id, request_ifname)
+  ) STRICT, WITHOUT ROWID;
+`;
+
 /** Every step, in order. */
 export const migrations: readonly string[] = [
   recordSchema,
   statusSchema + ledgerSchema + choiceSchema,
   policySchema,
   hostPolicySchema,
+  followedSchema,
 ];

@@ -4,14 +4,15 @@
  */
 import { parseElements, requestedNameIssue } from "./annotations.ts";
 import { openObjects } from "./api.ts";
-import { CniError, code, type Host, type Request, type StdinConfig } from "./cni.ts";
+import { CniError, code, type Host, type StdinConfig } from "./cni.ts";
 import { closeState, openState } from "./database.ts";
 import { beginJournal, writeAlone } from "./ledger.ts";
-import { interfacesIn, netnsId } from "./netns.ts";
+import { netnsId } from "./netns.ts";
 import { readOwnConfig } from "./own_config.ts";
 import { planNamed } from "./plan.ts";
 import { podLabel } from "./pod.ts";
 import { judgeQuota, readHeld } from "./quota.ts";
+import { firstOf, nameFor, requestOf } from "./running.ts";
 import { loadConfig } from "./settings.ts";
 import { type Attachment, attachments, type StoredAttachment } from "./state.ts";
 import { type Step, type Switched, type Switching, switchNetwork } from "./switching.ts";
@@ -48,7 +49,7 @@ export async function runSwitch(host: Host, flags: Flags, width: number): Promis
     const rows = rowsOfPod(work, asked);
     const isDry = flags["dry-run"] === true;
     const step = await planStep(work, stdin, asked, rows, isDry);
-    const switched = isDry ? previewOf(step) : await switchNetwork(work, firstOf(rows), step);
+    const switched = isDry ? previewOf(step) : await switchNetwork(work, step);
     const how = isDry ? howOf(step) : "";
     host.stdout(
       flags["json"] ? document(asked, rows, switched, isDry) : tell(switched, how, width),
@@ -134,12 +135,6 @@ function isNamed({ network, ifName }: StoredAttachment, name: string): boolean {
   return name === network || name === `${network}@${ifName}`;
 }
 
-function firstOf(rows: readonly StoredAttachment[]): StoredAttachment {
-  const [first] = rows;
-  if (!first) throw new Error("a pod without attachments was let through");
-  return first;
-}
-
 /** What is to be done. @throws CniError as an ADD's plan; 100 for a quota */
 async function planStep(
   work: Switching,
@@ -150,7 +145,7 @@ async function planStep(
 ): Promise<Step> {
   const { host, config, state, objects } = work;
   const detach = detachedOf(asked, rows);
-  if (!asked.to) return { ...(detach && { detach }) };
+  if (!asked.to) return { planned: rows, ...(detach && { detach }) };
   const first = firstOf(rows);
   const request = requestOf(stdin, rows);
   const ifName = asked.isPrimary ? first.requestIfName : nameFor(asked.to, rows, detach);
@@ -173,7 +168,7 @@ async function planStep(
       const freed = detach ? 1 : 0;
       judgeQuota(config, planned, { pod: on.pod - freed, namespace: on.namespace - freed });
     }
-    return { ...(detach && { detach }), ...(attach && { attach }) };
+    return { planned: rows, ...(detach && { detach }), ...(attach && { attach }) };
   } catch (error) {
     if (!isDry) writeAlone(host, state, journal, error);
     throw error;
@@ -203,60 +198,6 @@ function detachedOf(
     throw new UsageError(`Network "${from}" is not the pod's primary one, ${primary?.network}`);
   }
   return row;
-}
-
-/**
- * The interface of a new attachment: the one asked for; else that of a half that a killed switch
- * left; else the next free name by the rules of an ADD, after the one it takes the place of.
- * @throws UsageError for CNI_IFNAME; CniError 105 for a name that is taken
- */
-export function nameFor(
-  { network, namespace, ifName }: Wanted,
-  rows: readonly StoredAttachment[],
-  detach: StoredAttachment | undefined,
-): string {
-  const { requestIfName, netns } = firstOf(rows);
-  if (ifName === requestIfName) {
-    throw new UsageError(`Interface ${ifName} is the pod's primary one: use --primary`);
-  }
-  if (ifName !== undefined) return ifName;
-  const name = namespace === "" ? network : `${namespace}/${network}`;
-  const half = rows.find((row) => row.state === "planned" && row.network === name);
-  if (half && half !== detach) return half.ifName;
-  const taken = new Set([...rows.map((row) => row.ifName), ...(interfacesIn(netns) ?? [])]);
-  const isEth = detach !== undefined && /^eth\d+$/.test(detach.ifName);
-  for (let i = isEth ? 0 : 1; ; i++) {
-    const free = `${isEth ? "eth" : "net"}${i}`;
-    if (!taken.has(free)) return free;
-  }
-}
-
-/** Wishes for one network, of a pod or a runtime, that mean nothing to another one. */
-const ownWishes = new Set([
-  ...["ips", "mac", "infinibandGUID", "ipam-claim-reference"],
-  ...["deviceID", "CNIDeviceInfoFile"],
-]);
-
-/** The request that the runtime would send for this pod now; the plan is made of it. */
-export function requestOf(stdin: StdinConfig, rows: readonly StoredAttachment[]): Request {
-  const { containerId, netns, requestIfName, requestNetwork, cniArgs, cniPath } = firstOf(rows);
-  const primary = rows.find((row) => row.ifName === requestIfName);
-  const offered = Object.entries(primary?.capabilityArgs ?? {});
-  const { runtimeConfig: _, ...config } = stdin;
-  return {
-    ...{ command: "ADD", containerId, netns, ifName: requestIfName },
-    args: cniArgs
-      .split(";")
-      .filter((pair) => !/^(IP|MAC|GATEWAY)=/.test(pair))
-      .join(";"),
-    path: [...new Set(cniPath.split(":"))],
-    cniVersion: "1.1.0",
-    config: {
-      ...config,
-      name: requestNetwork,
-      runtimeConfig: Object.fromEntries(offered.filter(([key]) => !ownWishes.has(key))),
-    },
-  };
 }
 
 /** What would be done. */

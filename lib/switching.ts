@@ -12,6 +12,7 @@ import { CniError, code, type Host, log, toCniError } from "./cni.ts";
 import type { Config } from "./config_schema.ts";
 import { type State, write } from "./database.ts";
 import { type ChainOptions, undoOptions } from "./delegate.ts";
+import { putUnfollowed } from "./followed.ts";
 import { beginJournal, type Journal, withAudit, writeAside, writeJournal } from "./ledger.ts";
 import { newOperation, type Operation, release, takeLock } from "./lock.ts";
 import { interfacesIn, netnsId } from "./netns.ts";
@@ -56,6 +57,8 @@ export interface Switching {
 
 /** One change. Without `attach` one network goes, without `detach` one comes. */
 export interface Step {
+  /** What the pod had when this was planned, all rows of the call. */
+  planned: readonly StoredAttachment[];
   detach?: StoredAttachment;
   attach?: Attachment;
 }
@@ -84,7 +87,9 @@ interface Run extends Switching {
  *   when the pod is gone, 11 when it changed meanwhile or another operation does not end in time.
  *   Then it has what it had, or the message says what it has not
  */
-export async function switchNetwork(work: Switching, call: CallId, step: Step): Promise<Switched> {
+export async function switchNetwork(work: Switching, step: Step): Promise<Switched> {
+  const [call] = step.planned;
+  if (!call) throw new Error("a pod without attachments was let through");
   const { host, config, state } = work;
   const operation = newOperation(host, call.containerId, work.command);
   const deadlineMs = host.now() + config.timeoutMs;
@@ -95,14 +100,14 @@ export async function switchNetwork(work: Switching, call: CallId, step: Step): 
   if (!first) throw new Error("a call without attachments was let through");
   const journal = beginJournal(host, {
     ...{ command: "ADD", containerId: call.containerId, ifName: call.requestIfName },
-    ...{ network: first.requestNetwork, pod: first.pod, decidedBy: "switch" },
+    ...{ network: first.requestNetwork, pod: first.pod, decidedBy: work.command },
   });
   const chain: ChainOptions = {
     ...{ netns: first.netns, token: operation.token, deadlineMs },
     ...{ signal: host.signal, journal },
   };
   const path = config.binDirs;
-  const reattaching = { host, state, chain, path, why: "switch" };
+  const reattaching = { host, state, chain, path, why: work.command };
   const run: Run = { ...work, journal, chain, reattaching, done: doneOf(rows) };
   let failure: unknown;
   try {
@@ -121,7 +126,7 @@ export async function switchNetwork(work: Switching, call: CallId, step: Step): 
 function presentRows(
   { host, config, state }: Switching,
   call: CallId,
-  { detach, attach }: Step,
+  { planned, detach, attach }: Step,
 ): StoredAttachment[] {
   const rows = rowsOf(host, state, call);
   const [first] = rows;
@@ -133,9 +138,10 @@ function presentRows(
   }
   const going = rows.find((row) => row.state === "failing" || row.state === "leaked");
   if (going) throw refuse(code.tryAgainLater, `its pod is being taken down: ${going.error}`);
-  const same = (row: StoredAttachment) =>
-    row.ifName === detach?.ifName && row.network === detach.network;
-  if (detach && !rows.some(same)) throw refuse(code.tryAgainLater, "it has just been changed");
+  const of = (row: StoredAttachment) => `${row.ifName} ${row.network} ${row.state}`;
+  if (rows.map(of).join() !== planned.map(of).join()) {
+    throw refuse(code.tryAgainLater, "they have just been changed");
+  }
   if (attach && config.access.maxAttachments) {
     const held = readHeld(state, [attach]);
     const freed = detach ? 1 : 0;
@@ -365,6 +371,7 @@ async function settle(
     withAudit(host, (isAudited) =>
       release(state, operation, () => {
         commitDone(state, done);
+        if (run.command === "switch" && before[0]) putUnfollowed(state, before[0], host.now());
         if (status) putStatus(state, status, host.now());
         if (!isAudited) return;
         writeAside(host, state, "traffic", () => {

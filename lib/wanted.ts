@@ -46,6 +46,11 @@ export interface Wanted extends SelectionElement {
   isFurther?: true;
 }
 
+/** The name by which an attachment to it is on record. */
+export function nameOfWanted({ from, namespace, network }: Wanted): string {
+  return from === "node" || from === "multus" ? network : `${namespace}/${network}`;
+}
+
 /** What decided the primary set; `cni` and `logical` lead to CNI-Genie's own status annotation. */
 export type Decision = "default-network" | "cni" | "logical" | "choice" | "default";
 

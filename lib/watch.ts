@@ -37,6 +37,8 @@ export interface Watched {
   paths: readonly (readonly string[])[];
   /** A server without any of them (an absent CRD) counts as one without objects. */
   mayBeAbsent: boolean;
+  /** Narrows it down, e.g. `fieldSelector`. */
+  query?: Readonly<Record<string, string>>;
 }
 
 /** Limits of one watch. */
@@ -194,7 +196,8 @@ async function listPages(state: Watch, path: readonly string[]): Promise<string>
   let next = "";
   let isFirst = true;
   for (;;) {
-    const query = { limit: String(timing.pageItems), ...(next !== "" && { continue: next }) };
+    const more = next !== "" && { continue: next };
+    const query = { ...watched.query, limit: String(timing.pageItems), ...more };
     const page = await kube.list(path, query);
     const metadata = isObject(page["metadata"]) ? page["metadata"] : {};
     const { resourceVersion: version, continue: token = "" } = metadata;
@@ -226,6 +229,7 @@ async function follow(state: Watch): Promise<void> {
   const startedMs = performance.now();
   const seconds = Math.max(1, Math.round(timing.lifeSeconds * (0.75 + Math.random() / 4)));
   const query = {
+    ...watched.query,
     watch: "true",
     allowWatchBookmarks: "true",
     resourceVersion: state.version,

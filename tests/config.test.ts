@@ -53,7 +53,7 @@ const defaults: Config = {
   },
   access: { default: "allow" },
   policy: { enforce: false, maxAgeMs: 300_000, whenStale: "closed", where: "pod" },
-  agent: { listen: "127.0.0.1:9477", report: false },
+  agent: { listen: "127.0.0.1:9477", report: false, followAnnotations: false },
   audit: { keepMs: 2_592_000_000 },
   plugins: new Map(),
 };
@@ -82,7 +82,7 @@ kubernetes.global_namespaces = ["shared"]
 kubernetes.status = "agent"
 access.default = "deny"
 audit.keep = "7d"
-agent = { listen = "[::1]:80", report = true, cri_socket = "/run/cri.sock" }
+agent = { listen = "[::1]:80", report = true, cri_socket = "/c.sock", follow_annotations = true }
 policy = { enforce = true, max_age = "90s", when_stale = "open", where = "host" }
 
 [plugins.calico]
@@ -162,7 +162,12 @@ describe("parseConfig()", () => {
         kubeletDir: "/var/lib/kubelet",
       },
       access: { default: "deny", line: 22 },
-      agent: { listen: "[::1]:80", report: true, criSocket: "/run/cri.sock" },
+      agent: {
+        listen: "[::1]:80",
+        report: true,
+        criSocket: "/c.sock",
+        followAnnotations: true,
+      },
       audit: { keepMs: 604_800_000 },
       policy: { enforce: true, maxAgeMs: 90_000, whenStale: "open", where: "host" },
       plugins: new Map([

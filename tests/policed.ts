@@ -65,11 +65,20 @@ export interface AgentProcess {
   end: (signal: "SIGTERM" | "SIGKILL" | "SIGINT") => Promise<number | string>;
 }
 
-/** Starts the agent with a plugin table. End it. @param bin searched for programs before PATH */
-export function startAgent(dir: string, table: string, bin = "/nonexistent"): AgentProcess {
+/**
+ * Starts the agent with a plugin table. End it.
+ * @param bin searched for programs before PATH
+ * @param enter what runs it, e.g. in the network namespace of a test's node
+ */
+export function startAgent(
+  dir: string,
+  table: string,
+  bin = "/nonexistent",
+  enter: string[] = [],
+): AgentProcess {
   const config = join(dir, "agent.conf");
   writeFileSync(config, JSON.stringify({ name: "genie", type: "genie", plugins_file: table }));
-  const child = Bun.spawn([compiledGenie(), "agent", "--cni-config", config], {
+  const child = Bun.spawn([...enter, compiledGenie(), "agent", "--cni-config", config], {
     env: { PATH: `${bin}:${process.env["PATH"] ?? ""}` },
     stdio: ["ignore", "ignore", "pipe"],
   });

@@ -3,8 +3,9 @@
  * inside the node's own. Above all who has the default route, in the result and in the kernel.
  */
 import { describe, expect, test } from "bun:test";
-import { appendFileSync, mkdirSync, writeFileSync } from "node:fs";
+import { appendFileSync } from "node:fs";
 import { join } from "node:path";
+import { clusterSkipReason, startNodeCluster } from "./fixtures/quirks/cluster.ts";
 import {
   expectKernel,
   hostLocal,
@@ -16,7 +17,7 @@ import {
   withNode,
 } from "./fixtures/quirks/node.ts";
 
-const missing = skipReason ?? (Bun.which("curl") === null ? "no curl" : undefined);
+const missing = skipReason ?? clusterSkipReason;
 if (missing) test.skip(`real plugins: ${missing}`, () => undefined);
 
 const networksKey = "k8s.v1.cni.cncf.io/networks";
@@ -55,21 +56,8 @@ async function withCluster(
   fn: (cluster: Cluster) => Promise<void>,
 ): Promise<void> {
   await withNode(async (node) => {
-    const dir = join(node.dir, "api");
-    mkdirSync(dir);
-    writeFileSync(join(dir, "objects.json"), "{}");
-    const [netns = ""] = node.run("sh", "-c", "ip netns identify $$").split("\n");
-    const script = join(import.meta.dir, "apiserver.ts");
-    const command = [
-      "nsenter",
-      `--net=/run/netns/${netns}`,
-      process.execPath,
-      script,
-      "--dir",
-      dir,
-    ];
-    await using server = serve(command);
-    const { url, kubeconfig } = JSON.parse(await server.firstLine());
+    await using cluster = await startNodeCluster(node);
+    const { kubeconfig, put, requests } = cluster;
     node.network("blue", {
       cniVersion: "1.0.0",
       plugins: [bridge(node, "blue", subnets, { isDefaultGateway: true })],
@@ -78,18 +66,9 @@ async function withCluster(
       join(node.dir, "plugins.toml"),
       `[default]\nnetworks = ["blue"]\n[kubernetes]\nkubeconfig = "${kubeconfig}"\n`,
     );
-    const curl = (path: string, ...words: string[]) =>
-      node.run("curl", "--silent", "--cacert", join(dir, "ca.crt"), ...words, `${url}${path}`);
     const pod = node.pod();
     const podPath = `/api/v1/namespaces/default/pods/p-${pod.containerId}`;
-    const put: Cluster["put"] = (objects) => {
-      const file = join(dir, "more.json");
-      writeFileSync(file, JSON.stringify(objects));
-      curl("/-/objects", "--data-binary", `@${file}`);
-    };
     put({ [podPath]: { metadata: { name: `p-${pod.containerId}`, namespace: "default" } } });
-    const requests = (): { method: string; path: string; body: string }[] =>
-      JSON.parse(curl("/-/requests")).requests;
     await fn({
       node,
       pod,
@@ -101,25 +80,6 @@ async function withCluster(
       },
     });
   });
-}
-
-/** A process that says one line when it is ready, and is ended with its scope. */
-function serve(command: string[]): AsyncDisposable & { firstLine: () => Promise<string> } {
-  const child = Bun.spawn(command, { stdout: "pipe", stderr: "inherit" });
-  return {
-    firstLine: async () => {
-      let text = "";
-      for await (const chunk of child.stdout) {
-        text += Buffer.from(chunk).toString();
-        if (text.includes("\n")) return text;
-      }
-      throw new Error("The API server did not start");
-    },
-    [Symbol.asyncDispose]: async () => {
-      child.kill("SIGKILL");
-      await child.exited;
-    },
-  };
 }
 
 const [blue4, blue6] = ["10.231.0.0/24", "fd42:231::/64"];

@@ -200,7 +200,7 @@ describe.skipIf(skipReason !== undefined)("genie switch", () => {
     [2, ["--from", "red", "--to", "white", "--primary"], "is not the pod's primary one, blue"],
     [2, ["--primary"], "Give --from, --to or both"],
     [2, ["--from", "red", "--primary"], "--primary needs --to"],
-    [2, ["--to", "white@eth0"], "use --primary"],
+    [1, ["--to", "white@eth0"], "see genie switch --primary"],
     [2, ["--to", "white", "--interface", "no/name"], "Invalid --interface"],
     [2, ["--to", "white@a", "--interface", "b"], "Two interfaces are named"],
     [2, ["--to", "white,red"], "--to takes one network"],
