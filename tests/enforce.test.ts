@@ -3,7 +3,7 @@
  * policy as a part of ADD, CHECK and DEL, through the compiled program, in real network namespaces.
  */
 import { describe, expect, test } from "bun:test";
-import { appendFileSync } from "node:fs";
+import { appendFileSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { closeState, openState, write } from "../lib/database.ts";
 import { takeFileLock } from "../lib/file_lock.ts";
@@ -23,6 +23,7 @@ import {
   hostLocal,
   type Node,
   type Pod,
+  pluginDir,
   skipReason,
   withNode,
 } from "./fixtures/quirks/node.ts";
@@ -109,6 +110,40 @@ describe.skipIf(skipReason !== undefined)("policy at ADD", () => {
       expect(await pod.call("CHECK")).toMatchObject({ status: 0, stdout: "", stderr: "" });
       await pod.del();
       expect({ rules: rulesIn(pod), rows: rulesets(state) }).toEqual({ rules: "", rows: [] });
+    });
+  });
+
+  test("stands before the interface that genie switch makes, and goes with it", async () => {
+    await withNode(async (node) => {
+      const state = makeNetworks(node);
+      const pod = node.pod();
+      const then = join(node.dir, "then");
+      const look = `nsenter --net=$CNI_NETNS nft list ruleset > ${then}`;
+      fakePlugin(node.bin, "bridge", `#!/bin/sh\n${look}\nexec ${join(pluginDir, "bridge")}\n`);
+      know(state, { policies: { web: allowFrom() }, pods: seen(pod, "web") });
+      await pod.add({ cni: "red", args: args(pod) });
+      expect({ now: rulesIn(pod), before: readFileSync(then, "utf8") }).toEqual({
+        now: "",
+        before: "",
+      });
+      const words = ["switch", `default/p-${pod.containerId}`];
+      expect(command(node, ...words, "--to", "blue")).toMatchObject({ status: 0, stderr: "" });
+      expect(readFileSync(then, "utf8")).toContain('iifname "net1"');
+      expect(rulesIn(pod)).toContain('iifname "net1"');
+      expect(await pod.call("CHECK")).toMatchObject({ status: 0, stdout: "", stderr: "" });
+      // What is known of policies became too old: nothing is touched.
+      know(state, { alive: 1000 });
+      const before = pod.run("ip", "link");
+      const refused = command(node, ...words, "--to", "blue");
+      expect(refused.stderr).toContain("network policies were last known");
+      expect({ status: refused.status, link: pod.run("ip", "link") }).toEqual({
+        status: 1,
+        link: before,
+      });
+      know(state, {});
+      expect(command(node, ...words, "--from", "blue")).toMatchObject({ status: 0, stderr: "" });
+      expect({ rules: rulesIn(pod), rows: rulesets(state) }).toEqual({ rules: "", rows: [] });
+      await pod.del();
     });
   });
 
