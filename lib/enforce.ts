@@ -80,8 +80,7 @@ export async function enforceAdd(
   if (!concernsAny(call, plan, done) && !storedRuleset(state, id)) return undefined;
   const lock = await lockNetns(host, state, id, chain.deadlineMs);
   const before = storedRuleset(state, id);
-  const place = { netnsId: id, netns: chain.netns };
-  const undo = () => restore(call, place, before);
+  const undo = () => restore(call, { netnsId: id, netns: chain.netns }, before);
   try {
     const all = [...attachedIn(host, state, id, first.attachment), ...done];
     const startedNs = Bun.nanoseconds();
@@ -92,7 +91,8 @@ export async function enforceAdd(
     const containerId = before?.containerId ?? first.attachment.containerId;
     // What a DEL could not take away was of another pod, in a namespace of the same number.
     const unknown = concerned && before && all.length > done.length ? before : noRules;
-    const rules = known === "nothing" ? unknown : await compileFor(call, plan, all, containerId);
+    const place = { containerId, ...(known === "stale" && { ifUnknown: unknown }) };
+    const rules = known === "nothing" ? unknown : await compileFor(call, plan, all, place);
     if (!sameRules(rules, noRules) || before) {
       const { namespace: podNamespace, name: podName } = plan.pod;
       const row = { netnsId: id, containerId, podNamespace, podName, ...rules };
@@ -189,15 +189,22 @@ function checkFresh({ host, config, state }: EnforcedCall, plan: PolicyPlan): Kn
   return aliveMs === 0 ? "nothing" : "stale";
 }
 
+interface Place {
+  /** Whose tables on the node they are. */
+  containerId: string;
+  /** Instead of a failure where nobody knows the pod. */
+  ifUnknown?: Rules;
+}
+
 /** The ruleset of a pod; what it does not need of the inputs is not read. */
 async function compileFor(
   call: EnforcedCall,
   { pod, objects }: PolicyPlan,
   all: readonly Attached[],
-  containerId: string,
+  place: Place,
 ): Promise<Rules> {
   try {
-    return await compileFrom(call, { pod, objects }, all, containerId);
+    return await compileFrom(call, { pod, objects }, all, place);
   } catch (error) {
     if (error instanceof CniError) throw error;
     throw new CniError(
@@ -213,7 +220,7 @@ async function compileFrom(
   call: EnforcedCall,
   { pod, objects }: PolicyPlan,
   all: readonly Attached[],
-  containerId: string,
+  { containerId, ifUnknown }: Place,
 ): Promise<Rules> {
   const { host, config, state } = call;
   const { enforce, where } = config.policy;
@@ -223,7 +230,11 @@ async function compileFrom(
     ...(enforce ? readInputs(state, "multi-networkpolicies", namespaces) : []),
   ].filter((one) => isEnforced(one, enforce));
   if (policies.length === 0) return noRules;
-  const target = await findPod(host, config, state, pod, objects);
+  const target = await findPod(host, config, state, pod, objects).catch((error: unknown) => {
+    if (!ifUnknown || !(error instanceof CniError)) throw error;
+    log(host, "warn", `Attached by policy.when_stale = "open" without rules: ${error.message}`);
+  });
+  if (!target) return ifUnknown ?? noRules;
   const attachments = policyAttachments(all, target.hostIps);
   const networks = policies.some(({ between }) => between)
     ? [
@@ -242,8 +253,8 @@ async function compileFrom(
     pods: readInputs(state, "pods", needsAll ? undefined : [pod.namespace]),
     namespaces: needsAll ? readInputs(state, "namespaces") : [],
   };
-  const place = { where, containerId, ends: await findHostEnds(host, where, all) };
-  const { ruleset, hostRuleset } = compileRules(policyWorld(inputs), target, attachments, place);
+  const outside = { where, containerId, ends: await findHostEnds(host, where, all) };
+  const { ruleset, hostRuleset } = compileRules(policyWorld(inputs), target, attachments, outside);
   return { ruleset, hostRuleset };
 }
 

@@ -15,6 +15,9 @@ import { libc } from "./libc.ts";
 import { inNetns } from "./netns.ts";
 import { type Collector, collect } from "./output.ts";
 
+/** Folders besides PATH: runtimes often leave out those of the administrator's programs. */
+export const programDirs = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin", "/bin"];
+
 /** The one way a run ended. `spawn` means that nothing ran at all. */
 export type Ending =
   | { kind: "exit"; status: number }

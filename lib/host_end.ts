@@ -4,7 +4,7 @@
  * pod's.
  */
 import { CniError, code, type Host } from "./cni.ts";
-import { run } from "./exec.ts";
+import { programDirs, run } from "./exec.ts";
 import { isObject, parseJson } from "./json.ts";
 
 /** A veth on the node; `bridged`: it is a port of a bridge. */
@@ -13,7 +13,6 @@ export interface HostEnd {
   bridged: boolean;
 }
 
-const programDirs = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin", "/bin"];
 const timeoutMs = 10_000;
 
 /**

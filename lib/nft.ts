@@ -5,7 +5,7 @@
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { CniError, code, type Host, log, toCniError } from "./cni.ts";
-import { type Ending, type Output, run } from "./exec.ts";
+import { type Ending, type Output, programDirs, run } from "./exec.ts";
 import { emptyNetns, isForeignNetns, netnsId } from "./netns.ts";
 import { oneLine } from "./text.ts";
 
@@ -230,9 +230,6 @@ function compare(wanted: string[], found: string[]): string | undefined {
 function brief(line: string | undefined): string {
   return line === undefined ? "nothing" : `"${oneLine(line, 120)}"`;
 }
-
-/** Folders besides PATH: runtimes often leave out those of the administrator's programs. */
-const programDirs = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin", "/bin"];
 
 /** Runs nft once. @returns what it printed; undefined when it failed with words like `missing` */
 async function nft(

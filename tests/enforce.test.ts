@@ -279,6 +279,17 @@ describe.skipIf(skipReason !== undefined)("policy at ADD", () => {
     });
   });
 
+  test("one whose labels nobody knows is open where stale inputs are", async () => {
+    await withNode(async (node) => {
+      const state = makeNetworks(node, 'policy.when_stale = "open"');
+      const pod = node.pod();
+      know(state, { policies: { web: allowFrom() }, alive: Date.now() - old });
+      const { status, stderr } = await pod.call("ADD", { cni: "blue", args: args(pod) });
+      expect({ status, rules: rulesIn(pod) }).toEqual({ status: 0, rules: "" });
+      expect(stderr).toContain("its labels are not known: genie agent has not seen it");
+    });
+  });
+
   test("rules that cannot be put in force fail the ADD, and all is undone", async () => {
     await withNode(async (node) => {
       const state = makeNetworks(node);
