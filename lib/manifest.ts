@@ -354,11 +354,18 @@ function makeProbes(agent: Config["agent"]): object {
   };
 }
 
+/** Whose pods the agent follows: without it, it would watch those of all nodes. */
+const nodeName = {
+  name: "NODE_NAME",
+  valueFrom: { fieldRef: { fieldPath: "spec.nodeName" } },
+};
+
 function makeAgent(image: string, agent: Config["agent"], mounts: readonly Folder[]): object {
   return {
     name: "agent",
     image,
     args: ["agent"],
+    ...(agent.followAnnotations && { env: [nodeName] }),
     securityContext: {
       runAsUser: 0,
       readOnlyRootFilesystem: true,

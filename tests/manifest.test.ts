@@ -156,6 +156,18 @@ describe("genie manifest", () => {
     expect(probes.map((probe) => probe && at(probe, "httpGet"))).toEqual([expected, expected]);
   });
 
+  test.each([
+    [true, [{ name: "NODE_NAME", valueFrom: { fieldRef: { fieldPath: "spec.nodeName" } } }]],
+    [false, undefined],
+  ])("tells an agent that follows annotations its node: %p", async (follows, env) => {
+    using dir = tempDir();
+    const table = join(dir.path, "plugins.toml");
+    writeFileSync(table, `agent.follow_annotations = ${follows}\n`);
+    const set = find(await objectsOf(`--table=${table}`), "DaemonSet");
+    const [agent] = at(set, "spec", "template", "spec", "containers") as object[];
+    expect(at(agent, "env")).toEqual(env);
+  });
+
   test("into kube-system, which is there", async () => {
     const objects = await objectsOf("--namespace", "kube-system");
     expect(objects.map(({ kind }) => kind)).not.toContain("Namespace");

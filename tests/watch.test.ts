@@ -302,3 +302,19 @@ test("pause() ends with the signal", async () => {
   await paused;
   await pause(3_600_000, end.signal);
 });
+
+test("narrows lists and watches down as it is told", async () => {
+  const { watched, path, collection } = makeKind();
+  server.serve(collection);
+  server.put(path("a"), thing("a"));
+  const before = server.requests.length;
+  const query = { fieldSelector: "spec.nodeName=n1" };
+  await watching({ ...watched, query }, async ({ sink, counts }) => {
+    await until(() => counts.watches === 1);
+    expect([...sink.objects.keys()]).toEqual(["a"]);
+  });
+  const asked = server.requests.slice(before).map((request) => new URL(request.path, "http://x"));
+  expect(asked.length).toBeGreaterThan(1);
+  const given = asked.map(({ searchParams }) => searchParams.get("fieldSelector"));
+  expect(new Set(given)).toEqual(new Set(["spec.nodeName=n1"]));
+});
