@@ -54,7 +54,7 @@ export function checkOverlaps(view: NodeView): Said[] {
       said.push(warning(`${what} by ${route.device}`, "choose another subnet, or see that route"));
     }
   });
-  return said.length > 0 ? said : [ok(`${owned.length} subnets, none overlaps another`)];
+  return said.length > 0 ? said : [ok(`subnets that overlap: none of ${owned.length}`)];
 }
 
 function overlap(a: string, b: string): boolean {

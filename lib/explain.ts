@@ -92,7 +92,7 @@ function formatVerdicts(verdicts: Verdict[], width: number): string {
       { title: "NETWORK" },
       { title: "INTERFACE" },
       { title: "ACCESS" },
-      { title: "BECAUSE", shrinks: true },
+      { title: "BECAUSE", wraps: true },
     ],
     verdicts.map(({ network, ifName, allowed, reason, rule = "" }) => [
       network,

@@ -127,8 +127,8 @@ export function formatAll(all: readonly Collected[], width: number): string {
     { title: "WHAT" },
     { title: "NETWORK" },
     { title: "POD OR CONTAINER", shrinks: true },
-    { title: "WHY", shrinks: true },
-    { title: "OUTCOME", shrinks: true },
+    { title: "WHY", wraps: true },
+    { title: "OUTCOME", wraps: true },
   ];
   const rows = all.map((one) => [
     ...[one.kind, one.what, one.network, one.pod || one.containerId, one.why],

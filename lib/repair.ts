@@ -332,7 +332,7 @@ export function formatRepaired(all: readonly Repaired[], width: number): string 
     { title: "NETWORK" },
     { title: "INTERFACE" },
     { title: "ADDRESSES" },
-    { title: "OUTCOME", shrinks: true },
+    { title: "OUTCOME", wraps: true },
   ];
   const rows = all.map((one) => [
     one.network,

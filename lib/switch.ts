@@ -247,5 +247,5 @@ function tell({ attached, detached, problem }: Switched, how: string, width: num
     ...line(isDry ? "detach" : "detached", detached, problem || (attached ? "" : how)),
   ];
   const columns = ["", "NETWORK", "INTERFACE", "ADDRESSES"].map((title) => ({ title }));
-  return formatTable([...columns, { title: "", shrinks: true }], rows, width);
+  return formatTable([...columns, { title: "", wraps: true }], rows, width);
 }

@@ -43,7 +43,7 @@ export async function runValidate(host: Host, flags: Flags, width: number): Prom
   host.stdout(
     `Plugin table: ${config.file || "none, every config list in the conf dir is a network"}\n\n` +
       formatTable(
-        [{ title: "NETWORK" }, { title: "VERDICT" }, { title: "DETAIL", shrinks: true }],
+        [{ title: "NETWORK" }, { title: "VERDICT" }, { title: "DETAIL", wraps: true }],
         findings.map(({ network, verdict, detail }) => [network, verdict, detail]),
         width,
       ),
