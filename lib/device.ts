@@ -18,9 +18,6 @@ import {
 } from "./grpc.ts";
 import { oneLine } from "./text.ts";
 
-/** Where the kubelet of a node listens unless its root folder was moved. */
-export const podResourcesSocket = "/var/lib/kubelet/pod-resources/kubelet.sock";
-
 /** The pod whose devices are wanted. The kubelet's API knows no uid. */
 export interface DeviceRequest {
   namespace: string;

@@ -37,6 +37,7 @@ import {
   type StoredRuleset,
   storedRuleset,
 } from "./policy_store.ts";
+import { isoTime } from "./quantity.ts";
 import type { PodIdentity } from "./state.ts";
 
 /** What an ADD is, for its policy. */
@@ -177,7 +178,7 @@ function checkFresh({ host, config, state }: EnforcedCall, plan: PolicyPlan): Kn
     aliveMs === 0
       ? "nothing is known of network policies on this node"
       : `network policies were last known ${Math.round(ageMs / 1000)} s ago, at ` +
-        `${new Date(aliveMs).toISOString()}, and policy.max_age allows ${maxAgeMs / 1000} s`;
+        `${isoTime(aliveMs) ?? "no date"}, and policy.max_age allows ${maxAgeMs / 1000} s`;
   const advice = "check that genie agent runs on this node and reaches the API server";
   if (whenStale === "closed") {
     throw new CniError(
@@ -309,7 +310,7 @@ export async function checkRuleset(
     throw new CniError(
       code.tryAgainLater,
       `Network policy of pod ${stored.podNamespace}/${stored.podName} is not in force as written ` +
-        `at ${new Date(stored.atMs).toISOString()}: ${difference}; genie agent puts it back when ` +
+        `at ${isoTime(stored.atMs) ?? "no date"}: ${difference}; genie agent puts it back when ` +
         "it starts",
     );
   } finally {

@@ -227,6 +227,7 @@ describe.skipIf(skipReason !== undefined)("policy at ADD", () => {
       true,
     ],
     ["of a clock that was set back", -old, "", /were last known -\d+ s ago/, true],
+    ["of a damaged row, at no date", -9e15, "", /were last known \S+ s ago, at no date,/, true],
     ["old, with more time", old, 'policy.max_age = "1h"', undefined, true],
     ["too old, open", old, 'policy.when_stale = "open"', undefined, true],
     ["never known, open", 0, 'policy.when_stale = "open"', undefined, false],
