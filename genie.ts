@@ -69,7 +69,7 @@ async function operate(request: Request): Promise<object | undefined> {
     case "CHECK":
       return (await import("./lib/check.ts")).check(host, request);
     case "STATUS":
-      return (await import("./lib/ready.ts")).status(host, request);
+      return (await import("./lib/status.ts")).status(host, request);
     case "DEL":
       return (await import("./lib/detach.ts")).del(host, request);
     case "GC":
@@ -78,5 +78,5 @@ async function operate(request: Request): Promise<object | undefined> {
 }
 
 async function cli(): Promise<number> {
-  return (await import("./lib/cli.ts")).runCommand(host, process.argv.slice(2));
+  return (await import("./lib/cli/command_line.ts")).runCommand(host, process.argv.slice(2));
 }

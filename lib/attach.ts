@@ -7,14 +7,20 @@
  */
 import { existsSync } from "node:fs";
 import { isAbsolute } from "node:path";
-import type { Choice } from "./choose.ts";
+import type { Choice } from "./choice/choose.ts";
 import { CniError, code, type Host, log, type Request, toCniError } from "./cni.ts";
-import type { Config } from "./config_schema.ts";
+import type { Config } from "./config/schema.ts";
 import { closeState, openState, type State, write } from "./database.ts";
+import { attachGroups, attachOne, type Done, refreshHostInterfaces } from "./default_route.ts";
 import { type ChainOptions, delChain, undoOptions } from "./delegate.ts";
-import type { Enforced } from "./enforce.ts";
-import { intend, rememberRefusal } from "./intend.ts";
 import { isObject } from "./json.ts";
+import {
+  makeStatus,
+  type PodStatus,
+  prepareStatus,
+  publishStatus,
+  wantsStatus,
+} from "./kubernetes/network_status.ts";
 import {
   type Journal,
   noteChoice,
@@ -26,18 +32,18 @@ import {
 } from "./ledger.ts";
 import { newOperation, type Operation, release } from "./lock.ts";
 import { netnsId } from "./netns.ts";
-import { attachGroups, attachOne, type Done, refreshHostInterfaces } from "./owner.ts";
 import { makePlan, type Plan, podLabel } from "./plan.ts";
 import { type AskedPod, askForPod } from "./pod.ts";
+import type { Enforced } from "./policy/enforce.ts";
 import { mergeResults, type Result, toVersion, withoutDefaultRoutes } from "./result.ts";
 import { enforcesPolicy, loadConfig, loadNodeSettings } from "./settings.ts";
 import { type Attachment, forget, putStatus, setAttached, setEnded, setFailing } from "./state.ts";
-import { makeStatus, type PodStatus, prepareStatus, publishStatus, wantsStatus } from "./status.ts";
 import { oneLine } from "./text.ts";
 import { mark } from "./trace.ts";
 import { sampleTraffic, trafficSources } from "./traffic.ts";
 import { undoAll } from "./undo.ts";
 import { warmUp } from "./warm.ts";
+import { intend, rememberRefusal } from "./write_ahead.ts";
 
 /**
  * ADD: attaches the pod to every network it asked for, or to none.
@@ -74,7 +80,8 @@ export async function add(host: Host, request: Request): Promise<object> {
     writeAlone(host, state, journal, error);
     // Whoever looks at the pod finds an Event; the runtime is told in any case.
     const told = toCniError(error);
-    if (told.rule) await (await import("./event.ts")).postDenial(host, config, journal.base, told);
+    if (told.rule)
+      await (await import("./kubernetes/event.ts")).postDenial(host, config, journal.base, told);
     throw error;
   } finally {
     closeState(state);
@@ -208,7 +215,7 @@ async function attempt(
 
 /** Leaves the numbers of a choice in the ledger, with the network it fell on. */
 async function noteNumbers(journal: Journal, choice: Choice): Promise<void> {
-  noteChoice(journal, choice.network, (await import("./choose.ts")).formatChoice(choice));
+  noteChoice(journal, choice.network, (await import("./choice/choose.ts")).formatChoice(choice));
 }
 
 /** How long an ADD waits for Multus' readiness file, in ms, and between two looks. */
@@ -295,7 +302,7 @@ async function attachAll(
     done.sort((a, b) => planned.indexOf(a.attachment) - planned.indexOf(b.attachment));
     const result = mergeDone(done, config);
     if (enforcesPolicy(config)) {
-      const { enforceAdd } = await import("./enforce.ts");
+      const { enforceAdd } = await import("./policy/enforce.ts");
       enforced = await enforceAdd({ host, config, state, journal }, plan, done, chain);
       mark("policy");
     }

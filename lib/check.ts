@@ -4,10 +4,10 @@
 import { CniError, code, type Host, type Request, toCniError } from "./cni.ts";
 import { closeState, openState } from "./database.ts";
 import { type ChainOptions, checkChain } from "./delegate.ts";
+import { findGone, repairCommand } from "./kernel_check.ts";
 import { openJournal, writeAlone } from "./ledger.ts";
 import { newOperation } from "./lock.ts";
 import { readNetwork } from "./netlink.ts";
-import { findGone, repairCommand } from "./presence.ts";
 import type { Result } from "./result.ts";
 import { loadNodeSettings } from "./settings.ts";
 import { attachments, hasRuleset, type StoredAttachment } from "./state.ts";
@@ -58,7 +58,7 @@ export async function check(host: Host, request: Request): Promise<undefined> {
     }
     for (const netnsId of new Set(found.map((one) => one.netnsId))) {
       if (!hasRuleset(state, netnsId)) continue;
-      const { checkRuleset } = await import("./enforce.ts");
+      const { checkRuleset } = await import("./policy/enforce.ts");
       await checkRuleset(host, state, { netnsId, netns: request.netns }, options.deadlineMs);
     }
     writeAlone(host, state, journal);

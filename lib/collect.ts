@@ -6,13 +6,13 @@
  */
 import { existsSync } from "node:fs";
 import { dirname } from "node:path";
-import { type Alive, lookAround, seesProcesses } from "./alive.ts";
 import { CniError, code, type Host, log, toCniError } from "./cni.ts";
-import type { Config } from "./config_schema.ts";
+import type { Config } from "./config/schema.ts";
 import { type State, write } from "./database.ts";
 import type { ChainOptions } from "./delegate.ts";
 import { canonicalIP } from "./ip.ts";
 import { type Journal, noteInterrupted, writeAside } from "./ledger.ts";
+import { type Alive, lookAround, seesProcesses } from "./live_containers.ts";
 import {
   abandonedOperations,
   endAbandoned,
@@ -175,7 +175,7 @@ export async function collectAttachment(
       return setFailing(state, row, { state: fate, error, nowMs });
     });
     if (fate === "gone" && hasRuleset(state, row.netnsId)) {
-      const { liftRuleset } = await import("./netns_policy.ts");
+      const { liftRuleset } = await import("./policy/rulesets.ts");
       await liftRuleset(host, state, row, row);
     }
   } catch (error) {

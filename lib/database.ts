@@ -20,7 +20,7 @@ import {
 } from "node:fs";
 import { dirname, join } from "node:path";
 import { CniError, code, type Host, log, toCniError } from "./cni.ts";
-import { migrations } from "./schema.ts";
+import { migrations } from "./migrations.ts";
 
 /** An open record. Close it. */
 export interface State {

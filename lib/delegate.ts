@@ -158,7 +158,7 @@ export async function delChain(
   }
   note(errors[0]);
   if (attachment.deviceInfoFile !== undefined && errors.length === 0) {
-    (await import("./device_info.ts")).removeDeviceInfo(host, attachment.deviceInfoFile);
+    (await import("./kubernetes/device_info.ts")).removeDeviceInfo(host, attachment.deviceInfoFile);
   }
   return errors;
 }

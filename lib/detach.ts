@@ -167,7 +167,7 @@ async function liftPolicies(
   for (const [netnsId, netns] of places) {
     const isLeft = rows.some(([row, failures]) => row.netnsId === netnsId && failures.length > 0);
     if (isLeft || !hasRuleset(state, netnsId)) continue;
-    const { liftRuleset } = await import("./netns_policy.ts");
+    const { liftRuleset } = await import("./policy/rulesets.ts");
     await liftRuleset(host, state, { netnsId, netns }, call);
   }
 }

@@ -3,13 +3,13 @@
  * under, and what is looked up when they need it.
  */
 import { checkAccess, type Decision } from "./access.ts";
-import { checkDefinition, type Definition } from "./access_nad.ts";
-import type { Objects } from "./api.ts";
 import { CniError, code, type Host } from "./cni.ts";
-import type { Config } from "./config_schema.ts";
-import { isConfigured } from "./credentials.ts";
+import type { Config } from "./config/schema.ts";
+import { isConfigured } from "./kubernetes/credentials.ts";
+import { checkDefinition, type Definition } from "./kubernetes/nad_access.ts";
+import type { DefinedNetwork } from "./kubernetes/networks.ts";
+import type { Objects } from "./kubernetes/objects_of_call.ts";
 import { entriesOf, type Network } from "./networks.ts";
-import type { DefinedNetwork } from "./objects.ts";
 import { fetchPod, type Pod, podLabel } from "./pod.ts";
 
 /**

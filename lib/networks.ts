@@ -5,7 +5,7 @@
 import { accessSync, constants, readdirSync, readFileSync, realpathSync, statSync } from "node:fs";
 import { basename, isAbsolute, join } from "node:path";
 import { CniError, code, isNetworkName, type Request, toCniError } from "./cni.ts";
-import type { Config, PluginEntry } from "./config_schema.ts";
+import type { Config, PluginEntry } from "./config/schema.ts";
 import { parseJson } from "./json.ts";
 import { type NetworkConfigList, parseConfigList, parsePluginConfig } from "./netconf.ts";
 import { oneLine } from "./text.ts";

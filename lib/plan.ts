@@ -4,13 +4,14 @@
  * choice it makes, and not that for `genie plan`, which shows exactly what ADD would do. Source:
  * design §3, D3, D8, D9.
  */
-import type { Objects } from "./api.ts";
-import type { Choice, Chooser } from "./choose.ts";
+
+import type { Choice, Chooser } from "./choice/choose.ts";
 import { CniError, code, type Host, type Request, toCniError } from "./cni.ts";
-import type { Config } from "./config_schema.ts";
-import { isConfigured } from "./credentials.ts";
+import type { Config } from "./config/schema.ts";
 import { checkIsolation, checkMayUse, definitionOf, type Gated, gatesOf } from "./gate.ts";
 import { isObject } from "./json.ts";
+import { isConfigured } from "./kubernetes/credentials.ts";
+import type { Objects } from "./kubernetes/objects_of_call.ts";
 import { type Journal, noteNetwork, notePod } from "./ledger.ts";
 import { declaresCapability, type NetworkConfigList } from "./netconf.ts";
 import {
@@ -85,7 +86,7 @@ export async function makePlan(
   const { decision, primarySet, further } = await selectWanted(config, pod);
   const choice =
     decision === "choice"
-      ? await (await import("./choose.ts")).chooseNetwork(
+      ? await (await import("./choice/choose.ts")).chooseNetwork(
           host,
           { config, search, objects, pod, containerId: request.containerId },
           chooser,
@@ -152,7 +153,7 @@ export async function planNamed(
     attachments.push(toAttachment(config, request, search, pod, wanted, network));
   }
   if (resolved.some(({ resourceName }) => resourceName)) {
-    const { assignDevices } = await import("./device_assign.ts");
+    const { assignDevices } = await import("./kubernetes/device_assign.ts");
     await assignDevices(host, config.kubernetes.kubeletDir, pod, attachments, resolved, held);
   }
   return attachments;
@@ -306,16 +307,14 @@ async function resolveWanted(
       return { ...network, gates: gatesOf(config, network) };
     }
     case "logical": {
-      const { behind, ...network } = await (await import("./objects.ts")).resolveLogical(
-        objects,
-        config,
-        wanted,
-      );
+      const { behind, ...network } = await (
+        await import("./kubernetes/networks.ts")
+      ).resolveLogical(objects, config, wanted);
       return { ...network, gates: gatesOf(config, behind) };
     }
     case "definition": {
       checkIsolation(config, wanted, pod);
-      const network = await (await import("./objects.ts")).resolveDefinition(
+      const network = await (await import("./kubernetes/networks.ts")).resolveDefinition(
         objects,
         config,
         wanted,
@@ -342,7 +341,7 @@ async function resolveMultus(
   }
   if (isConfigured(host, config.kubernetes)) {
     try {
-      const { resolveDefinition } = await import("./objects.ts");
+      const { resolveDefinition } = await import("./kubernetes/networks.ts");
       const network = await resolveDefinition(objects, config, wanted);
       const gates = network.onDisk ? gatesOf(config, { ...network, name }) : [name];
       return { ...network, gates, definition: definitionOf(wanted.namespace, network) };

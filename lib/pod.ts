@@ -3,12 +3,12 @@
  * the runtime's hand-over, Mesos labels, CNI_ARGS, the Kubernetes API, none.
  */
 
-import { type Objects, openObjects } from "./api.ts";
 import { CniError, code, type Host, type Request } from "./cni.ts";
-import type { Config } from "./config_schema.ts";
-import { isConfigured } from "./credentials.ts";
+import type { Config } from "./config/schema.ts";
 import { isObject, parseJson } from "./json.ts";
-import type { Pod as PodObject } from "./kube.ts";
+import type { Pod as PodObject } from "./kubernetes/client.ts";
+import { isConfigured } from "./kubernetes/credentials.ts";
+import { type Objects, openObjects } from "./kubernetes/objects_of_call.ts";
 import type { PodIdentity } from "./state.ts";
 import { oneLine } from "./text.ts";
 
@@ -127,7 +127,7 @@ function podPath({ namespace, name }: { namespace: string; name: string }): stri
  * @throws CniError 11 when it is gone, was made anew, or the API cannot be asked
  */
 export async function fetchPodObject(objects: Objects, identity: PodIdentity): Promise<PodObject> {
-  const { isNotFound, parsePod } = await import("./kube.ts");
+  const { isNotFound, parsePod } = await import("./kubernetes/client.ts");
   const api = await objects.kube();
   const label = `${identity.namespace}/${identity.name}`;
   const object = await objects.get(podPath(identity)).catch((error: unknown) => {

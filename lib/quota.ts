@@ -4,7 +4,7 @@
  * that no number of ADDs at once gets past it. Source: design D9.
  */
 import { CniError, code } from "./cni.ts";
-import type { Config } from "./config_schema.ts";
+import type { Config } from "./config/schema.ts";
 import type { State } from "./database.ts";
 import { podLabel } from "./pod.ts";
 import type { Attachment } from "./state.ts";

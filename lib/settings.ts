@@ -9,7 +9,7 @@ import { readFileSync, renameSync, statSync, writeFileSync } from "node:fs";
 import { isAbsolute, join } from "node:path";
 import manifest from "../package.json";
 import { CniError, code, type Host, type StdinConfig, toCniError } from "./cni.ts";
-import type { Config } from "./config_schema.ts";
+import type { Config } from "./config/schema.ts";
 import { isObject, parseJson } from "./json.ts";
 import { readSmallFile } from "./networks.ts";
 import { oneLine } from "./text.ts";
@@ -60,10 +60,10 @@ const multusKeys = ["clusterNetwork", "delegates"];
 async function withOwnKeys(table: Config, stdin: StdinConfig): Promise<Config> {
   let config = table;
   if (genieKeys.some((key) => stdin[key] !== undefined)) {
-    config = (await import("./genie_conf.ts")).withStdinConfig(config, stdin);
+    config = (await import("./config/genie_conf.ts")).withStdinConfig(config, stdin);
   }
   if (multusKeys.some((key) => stdin[key] !== undefined)) {
-    config = (await import("./multus.ts")).withMultusConfig(config, stdin);
+    config = (await import("./config/multus.ts")).withMultusConfig(config, stdin);
   }
   return config;
 }
@@ -72,7 +72,7 @@ async function withOwnKeys(table: Config, stdin: StdinConfig): Promise<Config> {
 async function parseTable(text: string, path: string): Promise<Config> {
   const known = readParsed(text, path);
   if (known) return known;
-  const { parseConfig } = await import("./config.ts");
+  const { parseConfig } = await import("./config/parse.ts");
   const config = parseConfig(text, path);
   keepParsed(text, path, config);
   return config;
@@ -157,7 +157,7 @@ export async function loadNodeSettings(host: Host, stdin: StdinConfig): Promise<
   const known = readParsed(text, path);
   const top = known
     ? { ...known, auditKeepMs: known.audit.keepMs }
-    : (await import("./config.ts")).parseNodeSettings(text);
+    : (await import("./config/parse.ts")).parseNodeSettings(text);
   const file = typeof stdin["logFile"] === "string" ? stdin["logFile"] : top.logFile;
   host.log = { level: (await ownLevel(stdin)) ?? top.logLevel, file };
   return {
@@ -170,7 +170,7 @@ export async function loadNodeSettings(host: Host, stdin: StdinConfig): Promise<
 /** The level that the CNI config itself names, CNI-Genie's or Multus' way. */
 async function ownLevel(stdin: StdinConfig): Promise<Host["log"]["level"] | undefined> {
   if (stdin["log_level"] === undefined && stdin["logLevel"] === undefined) return undefined;
-  const { logLevelOf } = await import("./genie_conf.ts");
-  const { multusLevelOf } = await import("./multus.ts");
+  const { logLevelOf } = await import("./config/genie_conf.ts");
+  const { multusLevelOf } = await import("./config/multus.ts");
   return logLevelOf(stdin["log_level"]) ?? multusLevelOf(stdin["logLevel"]);
 }

@@ -1,142 +1,112 @@
 /**
- * Publishes what a pod got: one merge-patch of its annotations with a precondition on its uid, so
- * that a pod made anew under the same name is never told of its predecessor's networks. Never fails
- * an ADD: what cannot be published waits in the record for the node agent.
- * Source: NPWG v1.3 §5; CNI-Genie's `multi-ip-preferences`.
+ * STATUS of the node, from the configuration: could an ADD work now? Runtimes poll it every few
+ * seconds, so it loads little. Source: CNI SPEC 1.1 §2 "STATUS".
  */
+import { existsSync } from "node:fs";
+import { CniError, code, compareVersions, type Host, type Request, toCniError } from "./cni.ts";
+import type { Config } from "./config/schema.ts";
+import {
+  findListOnDisk,
+  findPlugins,
+  type Network,
+  networkAt,
+  type PluginSearch,
+  pluginSearch,
+  resolveNetwork,
+} from "./networks.ts";
+import { loadConfig } from "./settings.ts";
 
-import { annotationKeys, npwgKeys } from "./annotations.ts";
-import { type Host, log, toCniError } from "./cni.ts";
-import type { Config } from "./config_schema.ts";
-import { isConfigured } from "./credentials.ts";
-import type { Kube } from "./kube.ts";
-import type { StatusSource } from "./npwg.ts";
-import type { Done } from "./owner.ts";
-import type { Plan } from "./plan.ts";
-import type { WaitingStatus } from "./state.ts";
+/** STATUS is polled every few seconds, so a delegate that hangs must not hold it for long. */
+const statusTimeoutMs = 5_000;
 
-/** Attempts of one publication, and the pause between two, in ms. */
-const attemptsMax = 3;
-const pauseMs = 100;
-
-/** What is to be published of one call. */
-export interface PodStatus extends WaitingStatus {
-  /** Published by this call; else by the agent. */
-  isInline: boolean;
-}
-
-/** False where status is off, no pod is known, or there is no API to publish to. */
-export function wantsStatus(host: Host, config: Config, { pod, objects }: Plan): boolean {
-  if (config.kubernetes.status === "off" || pod.name === "" || pod.namespace === "") return false;
-  return objects.used() || isConfigured(host, config.kubernetes);
-}
-
-/** Begins to load what {@link makeStatus} needs. */
-export function prepareStatus(): void {
-  import("./npwg.ts").catch(() => undefined);
+/**
+ * STATUS: could an ADD of a pod that asks for nothing work now?
+ *
+ * @throws CniError 50 when not, or the code of the delegate that says no
+ * @see CNI SPEC 1.1 §2 "STATUS"
+ */
+export async function status(host: Host, request: Request): Promise<undefined> {
+  if (request.config["delOnly"] === true) return undefined;
+  try {
+    const config = await loadConfig(request.config);
+    host.log = { level: config.logLevel, file: config.logFile };
+    if (config.readinessFile !== undefined && !existsSync(config.readinessFile)) {
+      throw new CniError(
+        code.unavailable,
+        `The default network is not ready: ${config.readinessFile} does not exist`,
+      );
+    }
+    await askNetworks(host, config, pluginSearch(config, request));
+  } catch (error) {
+    const { code: number, message, details } = toCniError(error);
+    const known = number === code.unavailable || number === code.unavailableLimited;
+    throw new CniError(known ? number : code.unavailable, message, { details, cause: error });
+  }
+  return undefined;
 }
 
 /**
- * Makes the annotations of a pod. Published by the call itself only where it talks to the API
- * anyway: a pod whose networks all live on the node, handed over by its runtime, costs no request.
- *
- * @returns undefined where none is wanted, see {@link wantsStatus}
+ * Asks every network that a pod needs, and where one is chosen, the candidates.
+ * @throws CniError of the first that says no
  */
-export async function makeStatus(
+export async function askNetworks(host: Host, config: Config, search: PluginSearch): Promise<void> {
+  const { needed, candidates } = await neededNetworks(config, search);
+  if (candidates) await askAny(host, config, candidates, search);
+  for (const network of needed) await ask(host, network, search);
+}
+
+/**
+ * Asks the plugins of a network. @throws CniError of the first that says no, 102 for a missing one
+ */
+async function ask(host: Host, network: Network, search: PluginSearch): Promise<void> {
+  const { name, list } = network;
+  const plugins = findPlugins(network, search);
+  // Older plugins do not know STATUS: nothing runs, and nothing is loaded for running it.
+  if (compareVersions(list.cniVersion, "1.1.0") < 0) return;
+  const { statusChain } = await import("./delegate.ts");
+  const cniPath = search.dirs.join(":");
+  const deadlineMs = host.now() + statusTimeoutMs;
+  const call = { network: name, list, plugins, cniPath, timeoutMs: statusTimeoutMs };
+  await statusChain(host, call, { netns: "", token: "status", deadlineMs, signal: host.signal });
+}
+
+/**
+ * Where the choice is ours, one network that works is enough. @throws as {@link ask}, of the first
+ */
+async function askAny(
   host: Host,
   config: Config,
-  plan: Plan,
-  done: readonly Done[],
-): Promise<PodStatus | undefined> {
-  const [first] = done;
-  if (!first || !wantsStatus(host, config, plan)) return undefined;
-  const { pod, decision, primarySet, choice, objects } = plan;
-  const { formatMultiIpPreferences, formatStatus } = await import("./npwg.ts");
-  const sources = await Promise.all(done.map((one) => statusSource(host, one)));
-  // As in CNI-Genie: for what `cni` and `networks` select, when that is more than one network.
-  const own = sources.filter(({ ifName }) => primarySet.has(ifName));
-  const isGenies = (decision === "cni" || decision === "logical") && own.length > 1;
-  const { containerId, requestIfName } = first.attachment;
-  return {
-    containerId,
-    requestIfName,
-    pod: { namespace: pod.namespace, name: pod.name, uid: pod.uid },
-    annotations: {
-      [npwgKeys.status]: formatStatus(sources),
-      ...(isGenies && { "multi-ip-preferences": formatMultiIpPreferences(own) }),
-      // As in CNI-Genie: the pod says from now on which network was chosen for it.
-      ...(choice && { [annotationKeys.cni]: choice.network }),
-    },
-    isInline: config.kubernetes.status === "inline" && objects.used(),
-  };
-}
-
-/** One attachment as the status tells of it. */
-export async function statusSource(
-  host: Host,
-  { attachment, result }: Done,
-): Promise<StatusSource> {
-  const { network, ifName, primary, defaultRoute, deviceInfoFile } = attachment;
-  const deviceInfo =
-    deviceInfoFile === undefined
-      ? undefined
-      : (await import("./device_info.ts")).readDeviceInfo(host, deviceInfoFile);
-  return {
-    name: network,
-    ifName,
-    result,
-    isDefault: primary,
-    ...(defaultRoute && { defaultRoute }),
-    ...(deviceInfo && { deviceInfo }),
-  };
-}
-
-/**
- * Changes the annotations of a pod once: in `pods/status`, or in `pods` where the server or our
- * rights do not allow that.
- * @throws CniError 11
- */
-export async function patchStatus(
-  kube: Kube,
-  { pod, annotations }: Pick<PodStatus, "pod" | "annotations">,
+  names: string[],
+  search: PluginSearch,
 ): Promise<void> {
-  const { isNotFound, statusOf } = await import("./kube.ts");
-  const path = ["api", "v1", "namespaces", pod.namespace, "pods", pod.name];
-  const metadata = { annotations, ...(pod.uid !== "" && { uid: pod.uid }) };
-  try {
-    await kube.patch([...path, "status"], { metadata });
-  } catch (error) {
-    const isRefused = isNotFound(error) || [403, 405].includes(statusOf(error) ?? 0);
-    if (!isRefused) throw error;
-    await kube.patch(path, { metadata });
-  }
+  const asked = await Promise.allSettled(
+    names.map(async (name) => ask(host, resolveNetwork(config, name), search)),
+  );
+  const [first] = asked.flatMap((one) => (one.status === "rejected" ? [one.reason] : []));
+  if (asked.every(({ status }) => status === "rejected")) throw first;
 }
 
 /**
- * Publishes annotations on a pod, see {@link patchStatus}. Repeated on conflicts and failures of
- * the server, until the deadline.
- *
- * @returns false, after a warning, when it could not be published
+ * Networks of the node that every pod needs, and those of which one is chosen. Those that are
+ * objects of the API are left out: STATUS is polled, and must not depend on the API server.
+ * @throws CniError 50 when there are none at all
  */
-export async function publishStatus(
-  host: Host,
-  kube: () => Promise<Kube>,
-  status: Pick<PodStatus, "pod" | "annotations">,
-  deadlineMs: number,
-): Promise<boolean> {
-  const { isConflict, statusOf } = await import("./kube.ts");
-  for (let attempt = 1; ; attempt++) {
-    try {
-      await patchStatus(await kube(), status);
-      return true;
-    } catch (error) {
-      const mayPass = isConflict(error) || (statusOf(error) ?? 0) >= 500;
-      const hasTime = attempt < attemptsMax && host.now() + pauseMs < deadlineMs;
-      if (!mayPass || !hasTime || host.signal.aborted) {
-        log(host, "warn", `Cannot publish network status: ${toCniError(error).message}`);
-        return false;
-      }
-      await Bun.sleep(pauseMs);
-    }
+export async function neededNetworks(
+  config: Config,
+  search: PluginSearch,
+): Promise<{ needed: Network[]; candidates?: string[] }> {
+  const clusterNetwork = config.multus?.clusterNetwork ?? "";
+  if (clusterNetwork.includes("/")) return { needed: [networkAt(clusterNetwork)] };
+  if (clusterNetwork !== "") {
+    const found = findListOnDisk(config, clusterNetwork);
+    return { needed: found ? [{ name: clusterNetwork, ...found }] : [] };
   }
+  const names = config.default.networks.map((text) => text.replace(/@.*/, ""));
+  const always = config.default.always.filter((text) => !text.includes("/"));
+  const candidates =
+    names.length > 0 ? undefined : (await import("./wanted.ts")).candidateNetworks(config, search);
+  if (candidates?.length === 0) throw new CniError(code.unavailable, "No network is configured");
+  const all = new Set([...names, ...always.map((text) => text.replace(/@.*/, ""))]);
+  const needed = [...all].map((name) => resolveNetwork(config, name));
+  return { needed, ...(candidates && { candidates }) };
 }

@@ -10,7 +10,8 @@ import {
   type SelectionElement,
 } from "./annotations.ts";
 import { CniError, code } from "./cni.ts";
-import type { Config } from "./config_schema.ts";
+import type { Config } from "./config/schema.ts";
+import type { NetworkElement } from "./kubernetes/npwg.ts";
 import {
   delegatesToOurself,
   listNetworks,
@@ -18,7 +19,6 @@ import {
   type PluginSearch,
   tableNetworks,
 } from "./networks.ts";
-import type { NetworkElement } from "./npwg.ts";
 import type { Pod } from "./pod.ts";
 
 /** Where the config of a wanted network is found. */
@@ -84,7 +84,7 @@ export async function selectWanted(config: Config, pod: Pod): Promise<WantedSet>
 /** Most pods ask for nothing here: then nothing is loaded for it. */
 async function parseAsked(text: string, podNamespace: string): Promise<NetworkElement[]> {
   if (text.trim() === "") return [];
-  return (await import("./npwg.ts")).parseNetworkSelection(text, podNamespace);
+  return (await import("./kubernetes/npwg.ts")).parseNetworkSelection(text, podNamespace);
 }
 
 async function selectPrimarySet(
@@ -94,7 +94,7 @@ async function selectPrimarySet(
   const own = pod.annotations.get(npwgKeys.defaultNetwork);
   if (own !== undefined && own.trim() !== "") {
     // Multus looks for it in its own namespace.
-    const { parseDefaultNetwork } = await import("./npwg.ts");
+    const { parseDefaultNetwork } = await import("./kubernetes/npwg.ts");
     const element = parseDefaultNetwork(own, config.multus?.namespace ?? pod.namespace);
     const reason = `asked for by ${npwgKeys.defaultNetwork}`;
     return {

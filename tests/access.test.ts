@@ -1,7 +1,7 @@
 /** Who may use which network: rules, their order, and what happens when a fact is unknown. */
 import { describe, expect, test } from "bun:test";
 import { type AccessPod, checkAccess, type Decision, matchGlob } from "../lib/access.ts";
-import { parseConfig } from "../lib/config.ts";
+import { parseConfig } from "../lib/config/parse.ts";
 
 const table = `
 [plugins.open]

@@ -1,6 +1,9 @@
-/** lib/access_nad.ts: what an object may be, judged by what its config would run and take. */
+/**
+ * lib/kubernetes/nad_access.ts: what an object may be, judged by what its config would run and
+ * take.
+ */
 import { describe, expect, test } from "bun:test";
-import { checkDefinition, type Definition, type NadRule } from "../lib/access_nad.ts";
+import { checkDefinition, type Definition, type NadRule } from "../lib/kubernetes/nad_access.ts";
 
 const rule = (more: Partial<NadRule>): NadRule => ({
   namespaces: ["*"],

@@ -1,5 +1,6 @@
 /**
- * lib/admission.ts: the policies say what the node says. Their CEL is evaluated (@bufbuild/cel,
+ * lib/cluster/admission.ts: the policies say what the node says. Their CEL is evaluated
+ * (@bufbuild/cel,
  * with `findAll` as Kubernetes has it) against the same pods and objects as the gate's own
  * functions.
  */
@@ -16,12 +17,12 @@ import {
 } from "@bufbuild/cel";
 import { strings } from "@bufbuild/cel/ext";
 import { checkAccess } from "../lib/access.ts";
-import { checkDefinition } from "../lib/access_nad.ts";
-import { compileAccess, type Manifest } from "../lib/admission.ts";
+import { compileAccess, type Manifest } from "../lib/cluster/admission.ts";
 import { CniError } from "../lib/cni.ts";
-import { parseConfig } from "../lib/config.ts";
-import type { Config } from "../lib/config_schema.ts";
+import { parseConfig } from "../lib/config/parse.ts";
+import type { Config } from "../lib/config/schema.ts";
 import { checkIsolation } from "../lib/gate.ts";
+import { checkDefinition } from "../lib/kubernetes/nad_access.ts";
 import type { Pod } from "../lib/pod.ts";
 import { selectWanted } from "../lib/wanted.ts";
 

@@ -1,16 +1,16 @@
 /**
- * lib/agent.ts, lib/agent_policy.ts, lib/agent_local.ts, lib/policy_watch.ts, and
- * lib/report_policy.ts of what they write: the compiled agent beside real pods on a real bridge,
+ * lib/agent/agent.ts, lib/agent/policy.ts, lib/agent/local.ts, lib/policy/watch.ts, and
+ * lib/report/policy.ts of what they write: the compiled agent beside real pods on a real bridge,
  * real nft and real packets, and an API server over TLS.
  */
 import { describe, expect, test } from "bun:test";
 import { appendFileSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { isSameMade } from "../lib/agent_local.ts";
+import { isSameMade } from "../lib/agent/local.ts";
 import { closeState, openState, write } from "../lib/database.ts";
 import { netnsId } from "../lib/netns.ts";
-import type { Attached } from "../lib/netns_policy.ts";
-import { setBroken } from "../lib/replan.ts";
+import { setBroken } from "../lib/node/replan.ts";
+import type { Attached } from "../lib/policy/rulesets.ts";
 import { attachmentsIn } from "../lib/state.ts";
 import type { ApiServer } from "./apiserver.ts";
 import { fakePlugin, makeHost, runGenie } from "./fakes.ts";

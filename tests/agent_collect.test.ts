@@ -1,6 +1,7 @@
 /**
- * What the agent collects (lib/agent_collect.ts, lib/cri.ts, lib/grpc.ts), and the CNI config that
- * it keeps (lib/agent_conflist.ts): with fake plugins, and a container runtime's own protocol.
+ * What the agent collects (lib/agent/collect.ts, lib/kubernetes/cri.ts, lib/kubernetes/grpc.ts),
+ * and the CNI config that
+ * it keeps (lib/agent/conflist.ts): with fake plugins, and a container runtime's own protocol.
  */
 import { describe, expect, test } from "bun:test";
 import {
@@ -14,17 +15,17 @@ import {
 } from "node:fs";
 import { join } from "node:path";
 import { Server, ServerCredentials, type ServerUnaryCall, type sendUnaryData } from "@grpc/grpc-js";
-import { newCollector } from "../lib/agent_collect.ts";
-import { runConflist } from "../lib/agent_conflist.ts";
-import { openHealth } from "../lib/agent_health.ts";
-import { openRecord } from "../lib/agent_record.ts";
-import { lookAround } from "../lib/alive.ts";
+import { newCollector } from "../lib/agent/collect.ts";
+import { runConflist } from "../lib/agent/conflist.ts";
+import { openHealth } from "../lib/agent/health.ts";
+import { openRecord } from "../lib/agent/record.ts";
 import { netnsFate } from "../lib/collect.ts";
-import { defaultConfig } from "../lib/config.ts";
-import { criSocket, listSandboxes } from "../lib/cri.ts";
-import { noted, openSite, put, takeOff } from "../lib/installation.ts";
+import { defaultConfig } from "../lib/config/parse.ts";
+import { criSocket, listSandboxes } from "../lib/kubernetes/cri.ts";
+import { lookAround } from "../lib/live_containers.ts";
 import { bootId, netnsId } from "../lib/netns.ts";
-import { lastList, ownListText } from "../lib/own_list.ts";
+import { lastList, ownListText } from "../lib/node/genie_list.ts";
+import { noted, openSite, put, takeOff } from "../lib/node/installation.ts";
 import { callOrder, fakePlugin, makeHost, type Script, tempDir } from "./fakes.ts";
 import { field } from "./podresources.ts";
 import { rowsOf, startAgent, until } from "./policed.ts";

@@ -1,15 +1,15 @@
 /**
- * What genie agent does besides policy, through the compiled binary: lib/agent_part.ts,
- * lib/agent_record.ts, lib/agent_status.ts, lib/agent_listen.ts, lib/agent_metrics.ts,
- * lib/agent_upkeep.ts, and lib/agent_problems.ts, which tests/agent.test.ts tries.
+ * What genie agent does besides policy, through the compiled binary: lib/agent/part.ts,
+ * lib/agent/record.ts, lib/agent/status.ts, lib/agent/listen.ts, lib/agent/metrics.ts,
+ * lib/agent/upkeep.ts, and lib/agent/problems.ts, which tests/agent.test.ts tries.
  */
 import { Database } from "bun:sqlite";
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { metrics } from "../lib/cluster/monitoring.ts";
 import type { State } from "../lib/database.ts";
 import { insertLedger } from "../lib/ledger.ts";
-import { metrics } from "../lib/monitoring.ts";
 import { putStatus } from "../lib/state.ts";
 import { type ApiServer, startApiServer } from "./apiserver.ts";
 import { tempDir } from "./fakes.ts";

@@ -1,6 +1,7 @@
 /**
  * ADD over all attachments of a container, through the compiled program: lib/attach.ts and
- * lib/intend.ts. What comes after an attempt that failed, what stays untouched, and what is left
+ * lib/write_ahead.ts. What comes after an attempt that failed, what stays untouched, and what is
+ * left
  * when undoing fails. Kills and signals are in faults.test.ts.
  */
 import { describe, expect, test } from "bun:test";

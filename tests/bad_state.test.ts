@@ -21,7 +21,7 @@ import {
   writeSync,
 } from "node:fs";
 import { join } from "node:path";
-import { migrations } from "../lib/schema.ts";
+import { migrations } from "../lib/migrations.ts";
 import { callOrder, forgetCalls, type GenieRun } from "./fakes.ts";
 import { noise } from "./record.ts";
 import {

@@ -1,7 +1,7 @@
 /**
  * Automatic choice through the compiled program: what a pod gets that asks for nothing, what
  * happens when that fails, how a herd spreads, and how `genie plan` explains it
- * (`lib/explain_choice.ts`).
+ * (`lib/cli/plan_choice.ts`).
  */
 import { Database } from "bun:sqlite";
 import { describe, expect, test } from "bun:test";

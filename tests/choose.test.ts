@@ -1,12 +1,14 @@
-/** The automatic choice: lib/choose.ts and lib/gate.ts, with fake plugins and a real record. */
+/**
+ * The automatic choice: lib/choice/choose.ts and lib/gate.ts, with fake plugins and a real record.
+ */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { openObjects } from "../lib/api.ts";
-import { type Choice, type Chooser, chooseNetwork, formatChoice } from "../lib/choose.ts";
+import { type Choice, type Chooser, chooseNetwork, formatChoice } from "../lib/choice/choose.ts";
 import { CniError } from "../lib/cni.ts";
-import { parseConfig } from "../lib/config.ts";
+import { parseConfig } from "../lib/config/parse.ts";
 import { closeState, openState, type State, write } from "../lib/database.ts";
+import { openObjects } from "../lib/kubernetes/objects_of_call.ts";
 import { insertLedger } from "../lib/ledger.ts";
 import type { Pod } from "../lib/pod.ts";
 import { calls, type FakeHost, fakePlugin, forgetCalls, makeHost, tempDir } from "./fakes.ts";

@@ -1,12 +1,14 @@
 /**
- * The operator's commands (lib/commands.ts): what they print for people and for programs, and their
- * exit status. With lib/cli.ts go lib/usage.ts, lib/own_config.ts, lib/explain.ts and
- * lib/validate.ts; what a report says is in report.test.ts.
+ * The operator's commands (lib/cli/commands.ts): what they print for people and for programs, and
+ * their
+ * exit status. With lib/cli/command_line.ts go lib/cli/usage.ts, lib/node/genie_config.ts,
+ * lib/cli/plan_command.ts and
+ * lib/node/validate.ts; what a report says is in report.test.ts.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { runCommand } from "../lib/cli.ts";
+import { runCommand } from "../lib/cli/command_line.ts";
 import { supportedVersions } from "../lib/cni.ts";
 import manifest from "../package.json";
 import { calls, fakePlugin, genieProgram, makeHost, runGenie, tempDir } from "./fakes.ts";

@@ -1,22 +1,23 @@
 /**
- * `genie report --cluster`: lib/cluster_report.ts, lib/cluster_nodes.ts, and lib/agent_report.ts of
+ * `genie report --cluster`: lib/report/cluster_report.ts, lib/report/cluster_nodes.ts, and
+ * lib/agent/report.ts of
  * the agents that answer; compiled agents behind an API server that passes requests on to them.
- * The others are imported below; lib/report_nodes.ts is what --html shows of them, and
- * lib/report_access.ts is in tests/manifest.test.ts.
+ * The others are imported below; lib/report/nodes.ts is what --html shows of them, and
+ * lib/cluster/report_access.ts is in tests/manifest.test.ts.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { openReports } from "../lib/agent_report.ts";
-import { runCommand } from "../lib/cli.ts";
-import { startMerge } from "../lib/cluster_merge.ts";
-import { type ParsedReport, parseReport } from "../lib/cluster_parse.ts";
-import { parseConfig } from "../lib/config.ts";
+import { openReports } from "../lib/agent/report.ts";
+import { runCommand } from "../lib/cli/command_line.ts";
+import { parseConfig } from "../lib/config/parse.ts";
 import type { State } from "../lib/database.ts";
 import { insertLedger, type LedgerRow } from "../lib/ledger.ts";
-import { makeReport } from "../lib/report.ts";
-import type { ClusterReport, Report } from "../lib/report_shape.ts";
-import { latencyEdgesUs } from "../lib/report_tally.ts";
+import { startMerge } from "../lib/report/cluster_merge.ts";
+import { type ParsedReport, parseReport } from "../lib/report/cluster_parse.ts";
+import { makeReport } from "../lib/report/model.ts";
+import type { ClusterReport, Report } from "../lib/report/shape.ts";
+import { latencyEdgesUs } from "../lib/report/tally.ts";
 import manifest from "../package.json";
 import { type ApiServer, startApiServer } from "./apiserver.ts";
 import { makeHost, tempDir } from "./fakes.ts";
@@ -471,7 +472,7 @@ describe("genie report --cluster", () => {
       ),
     );
     const merged = merge({ [`a${evil}`]: wrong, b: parsed(reportOf([])), c: `down ${evil}` });
-    const { formatReport } = await import("../lib/report_text.ts");
+    const { formatReport } = await import("../lib/report/text.ts");
     for (const width of [80, 200]) {
       const text = formatReport(merged, width);
       expect(text).toStartWith("Nodes: 3, answered 2\nRequests: 40,");
@@ -486,7 +487,7 @@ describe("genie report --cluster", () => {
 
   test("leaves out the domain that all nodes are in", async () => {
     const report = parsed(reportOf(manyRows(40, 10)));
-    const { formatReport } = await import("../lib/report_text.ts");
+    const { formatReport } = await import("../lib/report/text.ts");
     const nodesOf = (...names: string[]) => {
       const text = formatReport(
         merge(Object.fromEntries(names.map((name) => [name, report]))),

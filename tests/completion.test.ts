@@ -1,9 +1,9 @@
-/** `genie completion`, lib/completion.ts: what real shells make of it. */
+/** `genie completion`, lib/cli/completion.ts: what real shells make of it. */
 import { describe, expect, test } from "bun:test";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { runCommand } from "../lib/cli.ts";
-import { commandLines } from "../lib/commands.ts";
+import { runCommand } from "../lib/cli/command_line.ts";
+import { commandLines } from "../lib/cli/commands.ts";
 import { makeHost, tempDir } from "./fakes.ts";
 
 async function print(...words: string[]) {

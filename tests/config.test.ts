@@ -1,15 +1,16 @@
 /**
- * The plugin table: what is read (lib/config_schema.ts), what is refused and where (lib/toml.ts
+ * The plugin table: what is read (lib/config/schema.ts), what is refused and where
+ * (lib/config/toml.ts
  * finds the lines); CNI-Genie's keys over it.
  */
 import { describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { CniError } from "../lib/cni.ts";
-import { defaultConfig, parseConfig, parseTopLevel } from "../lib/config.ts";
-import type { Config } from "../lib/config_schema.ts";
-import { withStdinConfig } from "../lib/genie_conf.ts";
+import { withStdinConfig } from "../lib/config/genie_conf.ts";
+import { defaultConfig, parseConfig, parseTopLevel } from "../lib/config/parse.ts";
+import { parseDuration } from "../lib/config/quantity.ts";
+import type { Config } from "../lib/config/schema.ts";
 import { parseJson } from "../lib/json.ts";
-import { parseDuration } from "../lib/quantity.ts";
 
 const file = "/etc/cni/genie/plugins.toml";
 

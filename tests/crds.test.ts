@@ -1,5 +1,5 @@
 import { describe, expect, test } from "bun:test";
-import { comment, customResourceDefinitions, type Schema, toYaml } from "../lib/crds.ts";
+import { comment, customResourceDefinitions, type Schema, toYaml } from "../lib/cluster/crds.ts";
 import { isObject } from "../lib/json.ts";
 
 const byKind = new Map(customResourceDefinitions.map((one) => [one.spec.names.kind, one]));

@@ -1,5 +1,6 @@
 /**
- * The file of the record: modes, migration by the steps of lib/schema.ts, and every way in which it
+ * The file of the record: modes, migration by the steps of lib/migrations.ts, and every way in
+ * which it
  * can be unusable.
  */
 import { Database } from "bun:sqlite";

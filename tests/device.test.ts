@@ -2,8 +2,8 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { CniError, code } from "../lib/cni.ts";
-import { podDevices, takeDevice } from "../lib/device.ts";
-import { assignDevices } from "../lib/device_assign.ts";
+import { podDevices, takeDevice } from "../lib/kubernetes/device.ts";
+import { assignDevices } from "../lib/kubernetes/device_assign.ts";
 import { makeHost, tempDir } from "./fakes.ts";
 import {
   field,
@@ -19,6 +19,7 @@ import {
 } from "./podresources.ts";
 import { madeAttachment } from "./record.ts";
 
+const deviceModule = join(import.meta.dir, "../lib/kubernetes/device.ts");
 const dir = tempDir();
 afterAll(() => dir[Symbol.dispose]());
 
@@ -260,7 +261,7 @@ test("podDevices() leaves nothing open: the process ends by itself", async () =>
   const at = JSON.stringify({ ...pod, socket: kubelet.socket });
   writeFileSync(
     script,
-    `import { podDevices } from ${JSON.stringify(join(import.meta.dir, "../lib/device.ts"))};
+    `import { podDevices } from ${JSON.stringify(deviceModule)};
      const host = { signal: new AbortController().signal };
      await podDevices(host, ${at}.socket, ${at});
      const late = podDevices(host, ${at}.socket, ${at}, 30);
@@ -303,7 +304,7 @@ describe("takeDevice()", () => {
   });
 });
 
-describe("assignDevices(), lib/device_assign.ts", () => {
+describe("assignDevices(), lib/kubernetes/device_assign.ts", () => {
   test.each<[string, string[], string[]]>([
     ["the first ones", [], ["0000:3b:01.7", "0000:3b:02.0"]],
     ["those that the pod does not use yet", ["0000:3b:01.7"], ["0000:3b:02.0", "0000:3b:02.1"]],

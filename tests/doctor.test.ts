@@ -1,20 +1,21 @@
 /**
  * `genie doctor`, by the compiled program in throw-away roots of a node that has one fault each:
- * lib/doctor.ts, lib/doctor_api.ts, lib/doctor_networks.ts, lib/doctor_node.ts,
- * lib/doctor_plugins.ts, lib/doctor_runtime.ts, lib/finding.ts, lib/node_view.ts.
+ * lib/node/doctor.ts, lib/node/doctor_api.ts, lib/node/doctor_networks.ts, lib/node/doctor_node.ts,
+ * lib/node/doctor_plugins.ts, lib/node/doctor_runtime.ts, lib/node/finding.ts,
+ * lib/node/node_view.ts.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { chmodSync, copyFileSync, cpSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { closeState, openState, write } from "../lib/database.ts";
-import { formatFindings } from "../lib/doctor.ts";
-import { checkApi } from "../lib/doctor_api.ts";
-import { nodeRoutes } from "../lib/doctor_networks.ts";
-import { foreignMachine } from "../lib/doctor_plugins.ts";
-import type { Finding } from "../lib/finding.ts";
-import { viewNode } from "../lib/node_view.ts";
-import { ownList } from "../lib/own_list.ts";
+import { formatFindings } from "../lib/node/doctor.ts";
+import { checkApi } from "../lib/node/doctor_api.ts";
+import { nodeRoutes } from "../lib/node/doctor_networks.ts";
+import { foreignMachine } from "../lib/node/doctor_plugins.ts";
+import type { Finding } from "../lib/node/finding.ts";
+import { ownList } from "../lib/node/genie_list.ts";
+import { viewNode } from "../lib/node/node_view.ts";
 import manifest from "../package.json";
 import { type ApiServer, startApiServer } from "./apiserver.ts";
 import { fakePlugin, makeHost, tempDir } from "./fakes.ts";

@@ -1,13 +1,14 @@
 /**
- * lib/enforce.ts, lib/netns_policy.ts, lib/policy_store.ts, lib/file_lock.ts and lib/host_end.ts:
+ * lib/policy/enforce.ts, lib/policy/rulesets.ts, lib/policy/store.ts, lib/policy/file_lock.ts and
+ * lib/policy/host_end.ts:
  * policy as a part of ADD, CHECK and DEL, through the compiled program, in real network namespaces.
  */
 import { describe, expect, test } from "bun:test";
 import { appendFileSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { closeState, openState, write } from "../lib/database.ts";
-import { takeFileLock } from "../lib/file_lock.ts";
-import { parsePolicy, parsePolicyPod } from "../lib/policy_objects.ts";
+import { takeFileLock } from "../lib/policy/file_lock.ts";
+import { parsePolicy, parsePolicyPod } from "../lib/policy/objects.ts";
 import {
   aliveSince,
   neededResources,
@@ -15,7 +16,7 @@ import {
   putInputs,
   putProblems,
   type Resource,
-} from "../lib/policy_store.ts";
+} from "../lib/policy/store.ts";
 import { canNetns, fakePlugin, makeHost, tempDir, withNetns } from "./fakes.ts";
 import {
   addressOf,

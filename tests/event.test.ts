@@ -1,8 +1,11 @@
-/** lib/event.ts against the API server of apiserver.ts: what is posted, how often, and how long. */
+/**
+ * lib/kubernetes/event.ts against the API server of apiserver.ts: what is posted, how often, and
+ * how long.
+ */
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "bun:test";
 import { join } from "node:path";
-import { parseConfig } from "../lib/config.ts";
-import { type EventNote, postEvent } from "../lib/event.ts";
+import { parseConfig } from "../lib/config/parse.ts";
+import { type EventNote, postEvent } from "../lib/kubernetes/event.ts";
 import { type ApiServer, type Fault, startApiServer } from "./apiserver.ts";
 import { makeHost, tempDir } from "./fakes.ts";
 import { control } from "./wire.ts";

@@ -1,15 +1,15 @@
 /**
  * Edits of what a pod asks for, while it runs: what they change, and the compiled agent that does
- * it on real networks. lib/follow.ts, lib/agent_follow.ts, lib/followed.ts,
- * lib/running.ts.
+ * it on real networks. lib/agent/follow_record.ts, lib/agent/follow.ts, lib/node/followed.ts,
+ * lib/node/running_pods.ts.
  */
 import { describe, expect, test } from "bun:test";
 import { appendFileSync, existsSync } from "node:fs";
 import { join } from "node:path";
+import { changesOf } from "../lib/agent/follow_record.ts";
 import { CniError } from "../lib/cni.ts";
-import { changesOf } from "../lib/follow.ts";
-import { parseReference } from "../lib/npwg.ts";
-import { requestOf } from "../lib/running.ts";
+import { parseReference } from "../lib/kubernetes/npwg.ts";
+import { requestOf } from "../lib/node/running_pods.ts";
 import type { StoredAttachment } from "../lib/state.ts";
 import { onNode, type Wanted } from "../lib/wanted.ts";
 import { fakePlugin } from "./fakes.ts";

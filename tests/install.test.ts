@@ -1,8 +1,10 @@
 /**
  * `genie install` and `genie uninstall`, by the compiled program in throw-away roots of a node:
- * lib/install.ts, lib/uninstall.ts, lib/installation.ts, lib/place.ts, lib/host_root.ts,
- * lib/own_list.ts, lib/readiness.ts, lib/runtime_settings.ts, lib/kube_access.ts,
- * lib/agent_token.ts.
+ * lib/node/install.ts, lib/node/uninstall.ts, lib/node/installation.ts, lib/node/files.ts,
+ * lib/node/host_root.ts,
+ * lib/node/genie_list.ts, lib/node/node_ready.ts, lib/node/runtime_settings.ts,
+ * lib/node/credentials_file.ts,
+ * lib/agent/token.ts.
  */
 import { describe, expect, test } from "bun:test";
 import {
@@ -16,15 +18,15 @@ import {
   writeFileSync,
 } from "node:fs";
 import { dirname, join } from "node:path";
-import { keepsToken, runToken } from "../lib/agent_token.ts";
-import { parseConfig } from "../lib/config.ts";
-import { hostFile, hostPath } from "../lib/host_root.ts";
-import { openSite } from "../lib/installation.ts";
-import { connect } from "../lib/kube.ts";
-import { copyToken, kubeAccess } from "../lib/kube_access.ts";
+import { keepsToken, runToken } from "../lib/agent/token.ts";
+import { parseConfig } from "../lib/config/parse.ts";
+import { connect } from "../lib/kubernetes/client.ts";
 import { parseConfigList } from "../lib/netconf.ts";
-import { before, lastList, ownList } from "../lib/own_list.ts";
-import { digestOf, placeFile } from "../lib/place.ts";
+import { copyToken, kubeAccess } from "../lib/node/credentials_file.ts";
+import { digestOf, placeFile } from "../lib/node/files.ts";
+import { before, lastList, ownList } from "../lib/node/genie_list.ts";
+import { hostFile, hostPath } from "../lib/node/host_root.ts";
+import { openSite } from "../lib/node/installation.ts";
 import manifest from "../package.json";
 import { calls, canNetns, fakePlugin, makeHost, tempDir } from "./fakes.ts";
 import { annotated, compiledGenie, left, makeNode, nothing, spawnGenie, wire } from "./wire.ts";

@@ -1,15 +1,18 @@
-/** What is measured of a network: lib/kpi.ts, ipam.ts and traffic.ts, on real files and links. */
+/**
+ * What is measured of a network: lib/choice/kpi.ts, ipam.ts and traffic.ts, on real files and
+ * links.
+ */
 import type { Database } from "bun:sqlite";
 import { afterAll, describe, expect, test } from "bun:test";
 import { mkdirSync, rmSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import type { PluginEntry } from "../lib/config_schema.ts";
+import { keepStore, rangesOf } from "../lib/choice/ipam.ts";
+import { networkKpis, occupancyWith } from "../lib/choice/kpi.ts";
+import type { PluginEntry } from "../lib/config/schema.ts";
 import { closeState, openState, type State, write } from "../lib/database.ts";
-import { keepStore, rangesOf } from "../lib/ipam.ts";
-import { networkKpis, occupancyWith } from "../lib/kpi.ts";
 import { insertLedger } from "../lib/ledger.ts";
 import type { Network } from "../lib/networks.ts";
-import { traffic } from "../lib/report_live.ts";
+import { traffic } from "../lib/report/live.ts";
 import {
   forgetTraffic,
   sampleOldest,

@@ -1,16 +1,20 @@
-/** lib/kube.ts, lib/kube_answer.ts, lib/kubeconfig.ts against apiserver.ts: real TLS, files. */
+/**
+ * lib/kubernetes/client.ts, lib/kubernetes/answer.ts, lib/kubernetes/kubeconfig.ts against
+ * apiserver.ts: real TLS, files.
+ */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { CniError, code, type Host } from "../lib/cni.ts";
-import { isConfigured, type KubeSettings } from "../lib/credentials.ts";
-import type { Kube } from "../lib/kube.ts";
-import { connect, isConflict, isNotFound, statusOf } from "../lib/kube.ts";
-import { findAccount, readSecrets } from "../lib/kubeconfig.ts";
+import type { Kube } from "../lib/kubernetes/client.ts";
+import { connect, isConflict, isNotFound, statusOf } from "../lib/kubernetes/client.ts";
+import { isConfigured, type KubeSettings } from "../lib/kubernetes/credentials.ts";
+import { findAccount, readSecrets } from "../lib/kubernetes/kubeconfig.ts";
 import { processStarted } from "../lib/lock.ts";
 import { type ApiServer, type Fault, type Kind, startApiServer } from "./apiserver.ts";
 
+const clientModule = join(import.meta.dir, "../lib/kubernetes/client.ts");
 const dir = mkdtempSync(join(tmpdir(), "genie-kube-"));
 let server: ApiServer;
 beforeAll(async () => {
@@ -257,7 +261,7 @@ describe("the server is verified", () => {
 
   test("NODE_TLS_REJECT_UNAUTHORIZED=0 has no effect; only exec loads client-node", async () => {
     const script = `
-      import { connect } from ${JSON.stringify(join(import.meta.dir, "../lib/kube.ts"))};
+      import { connect } from ${JSON.stringify(clientModule)};
       const host = { env: {}, signal: new AbortController().signal };
       const words = [];
       for (const kubeconfig of process.argv.slice(1)) {

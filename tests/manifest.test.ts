@@ -1,15 +1,16 @@
 /**
- * `genie manifest`: lib/manifest.ts, lib/manifest_command.ts, lib/containerfile.ts. The objects
+ * `genie manifest`: lib/cluster/manifest.ts, lib/node/manifest_command.ts,
+ * lib/cluster/containerfile.ts. The objects
  * agree with each other and with the code, the YAML is the objects, and the rights suffice.
  */
 import { describe, expect, test } from "bun:test";
 import { cpSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { runCommand } from "../lib/cli.ts";
-import { formatContainerfile, gatherCommands } from "../lib/containerfile.ts";
-import { customResourceDefinitions } from "../lib/crds.ts";
-import { type KubeObject, rules } from "../lib/manifest.ts";
-import { metrics } from "../lib/monitoring.ts";
+import { runCommand } from "../lib/cli/command_line.ts";
+import { formatContainerfile, gatherCommands } from "../lib/cluster/containerfile.ts";
+import { customResourceDefinitions } from "../lib/cluster/crds.ts";
+import { type KubeObject, rules } from "../lib/cluster/manifest.ts";
+import { metrics } from "../lib/cluster/monitoring.ts";
 import manifest from "../package.json";
 import { startApiServer } from "./apiserver.ts";
 import { canNetns, makeHost, tempDir } from "./fakes.ts";
@@ -393,7 +394,7 @@ describe("genie manifest --containerfile", () => {
   });
 });
 
-describe("monitoring (lib/monitoring.ts)", () => {
+describe("monitoring (lib/cluster/monitoring.ts)", () => {
   /** Metrics and labels of an expression. */
   const partsOf = (expr: string) => ({
     names: [...expr.matchAll(/\bgenie_[a-z_]+/g)].map(([name]) => name),

@@ -1,9 +1,11 @@
-/** lib/metrics.ts, lib/agent_health.ts and lib/agent_tally.ts: what the agent tells, as text. */
+/**
+ * lib/report/metrics.ts, lib/agent/health.ts and lib/agent/tally.ts: what the agent tells, as text.
+ */
 import { describe, expect, test } from "bun:test";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { openHealth } from "../lib/agent_health.ts";
-import { openTally, readPosition, writePosition } from "../lib/agent_tally.ts";
+import { openHealth } from "../lib/agent/health.ts";
+import { openTally, readPosition, writePosition } from "../lib/agent/tally.ts";
 import { closeState, openState } from "../lib/database.ts";
 import { insertLedger, type LedgerRow, pruneLedger } from "../lib/ledger.ts";
 import {
@@ -12,7 +14,7 @@ import {
   histogramSamples,
   newHistogram,
   observe,
-} from "../lib/metrics.ts";
+} from "../lib/report/metrics.ts";
 import { makeHost, tempDir } from "./fakes.ts";
 import { ledgerRow, startMs, withLedger } from "./record.ts";
 

@@ -1,17 +1,17 @@
 /**
- * Moving in from Multus (lib/multus.ts): each key of its config, and whole configs of its
+ * Moving in from Multus (lib/config/multus.ts): each key of its config, and whole configs of its
  * documentation with only `type` changed, down to the plan of a pod.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { CniError, type Request, type StdinConfig } from "../lib/cni.ts";
-import { defaultConfig, parseConfig } from "../lib/config.ts";
-import type { Config } from "../lib/config_schema.ts";
-import { isMultusConfig, multusLevelOf, withMultusConfig } from "../lib/multus.ts";
+import { isMultusConfig, multusLevelOf, withMultusConfig } from "../lib/config/multus.ts";
+import { defaultConfig, parseConfig } from "../lib/config/parse.ts";
+import type { Config } from "../lib/config/schema.ts";
 import { guessPlan, makePlan } from "../lib/plan.ts";
-import { status } from "../lib/ready.ts";
 import { loadConfig, loadNodeSettings } from "../lib/settings.ts";
+import { status } from "../lib/status.ts";
 import { type ApiServer, startApiServer } from "./apiserver.ts";
 import { fakePlugin, makeHost, tempDir } from "./fakes.ts";
 

@@ -3,8 +3,8 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { chmodSync, mkdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { CniError } from "../lib/cni.ts";
-import { parseConfig } from "../lib/config.ts";
-import type { Config } from "../lib/config_schema.ts";
+import { parseConfig } from "../lib/config/parse.ts";
+import type { Config } from "../lib/config/schema.ts";
 import { isObject } from "../lib/json.ts";
 import type { NetworkConfigList } from "../lib/netconf.ts";
 import {

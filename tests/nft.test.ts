@@ -1,18 +1,21 @@
-/** Rulesets in the kernel: lib/nft.ts, and runs in another namespace: lib/exec.ts, lib/netns.ts. */
+/**
+ * Rulesets in the kernel: lib/policy/nft.ts, and runs in another namespace: lib/exec.ts,
+ * lib/netns.ts.
+ */
 import { describe, expect, test } from "bun:test";
 import { readFileSync, readlinkSync } from "node:fs";
 import { join } from "node:path";
 import { CniError, code } from "../lib/cni.ts";
 import { run } from "../lib/exec.ts";
 import { emptyNetns, inNetns } from "../lib/netns.ts";
+import { tableName } from "../lib/policy/compile.ts";
 import {
   applyRuleset,
   readRuleset,
   removeRuleset,
   rulesetHash,
   verifyRuleset,
-} from "../lib/nft.ts";
-import { tableName } from "../lib/policy.ts";
+} from "../lib/policy/nft.ts";
 import { fakePlugin, makeHost, type Netns, tempDir, withNetns } from "./fakes.ts";
 
 const golden = (name: string): string =>

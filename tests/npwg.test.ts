@@ -1,5 +1,6 @@
 /**
- * The annotations of the NPWG specification v1.3 (lib/npwg.ts): what a pod may select (§4) in both
+ * The annotations of the NPWG specification v1.3 (lib/kubernetes/npwg.ts): what a pod may select
+ * (§4) in both
  * formats, what it is told of it (§5), and CNI-Genie's own status annotation.
  */
 import { describe, expect, test } from "bun:test";
@@ -11,7 +12,7 @@ import {
   parseDefaultNetwork,
   parseNetworkSelection,
   type StatusSource,
-} from "../lib/npwg.ts";
+} from "../lib/kubernetes/npwg.ts";
 import type { Result } from "../lib/result.ts";
 
 /** What a call throws; undefined when it does not. */

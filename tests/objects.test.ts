@@ -1,17 +1,18 @@
 /**
- * Networks that are objects of the API (lib/objects.ts): how a NetworkAttachmentDefinition
+ * Networks that are objects of the API (lib/kubernetes/networks.ts): how a
+ * NetworkAttachmentDefinition
  * becomes a config list, and CNI-Genie's rules for logical and physical networks. Everything read
  * is hostile until parsed.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { type Objects, openObjects } from "../lib/api.ts";
 import { CniError } from "../lib/cni.ts";
-import { defaultConfig, parseConfig } from "../lib/config.ts";
-import type { Config } from "../lib/config_schema.ts";
+import { defaultConfig, parseConfig } from "../lib/config/parse.ts";
+import type { Config } from "../lib/config/schema.ts";
 import { contains } from "../lib/ip.ts";
-import { definitionPath, resolveDefinition, resolveLogical } from "../lib/objects.ts";
+import { definitionPath, resolveDefinition, resolveLogical } from "../lib/kubernetes/networks.ts";
+import { type Objects, openObjects } from "../lib/kubernetes/objects_of_call.ts";
 import { type ApiServer, startApiServer } from "./apiserver.ts";
 import { makeHost, tempDir } from "./fakes.ts";
 

@@ -2,9 +2,9 @@
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "bun:test";
 import { join } from "node:path";
 import { CniError, type Request } from "../lib/cni.ts";
-import { defaultConfig } from "../lib/config.ts";
-import type { Config } from "../lib/config_schema.ts";
-import { withStdinConfig } from "../lib/genie_conf.ts";
+import { withStdinConfig } from "../lib/config/genie_conf.ts";
+import { defaultConfig } from "../lib/config/parse.ts";
+import type { Config } from "../lib/config/schema.ts";
 import {
   annotationsCapability,
   carriedPod,

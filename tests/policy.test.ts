@@ -1,7 +1,7 @@
 /**
- * Network policies to nftables: lib/policy.ts, lib/policy_table.ts,
- * lib/policy_peers.ts, lib/policy_problems.ts, and how they are parsed:
- * lib/policy_objects.ts, lib/policy_rules.ts, lib/policy_between.ts. What the text is, for each
+ * Network policies to nftables: lib/policy/compile.ts, lib/policy/table.ts,
+ * lib/policy/peers.ts, lib/policy/problems.ts, and how they are parsed:
+ * lib/policy/objects.ts, lib/policy/rules.ts, lib/policy/between.ts. What the text is, for each
  * kind of rule, stands in tests/fixtures/policy/*.nft.
  */
 import { describe, expect, test } from "bun:test";
@@ -17,8 +17,8 @@ import {
   policyProblems,
   policyWorld,
   reachesOut,
-} from "../lib/policy.ts";
-import type { PolicyNetwork } from "../lib/policy_objects.ts";
+} from "../lib/policy/compile.ts";
+import type { PolicyNetwork } from "../lib/policy/objects.ts";
 import { multi, type PodShort, plain, pod, policy, world } from "./fixtures/policy/world.ts";
 
 const folder = join(import.meta.dir, "fixtures", "policy");

@@ -1,17 +1,17 @@
 /**
- * API objects to what policy is decided on: lib/policy_objects.ts, lib/policy_rules.ts,
- * lib/policy_between.ts. What cannot be read is named, and closed.
+ * API objects to what policy is decided on: lib/policy/objects.ts, lib/policy/rules.ts,
+ * lib/policy/between.ts. What cannot be read is named, and closed.
  */
 import { describe, expect, test } from "bun:test";
 import { canonicalIP, formatSubnet, parseSubnet, unmapped } from "../lib/ip.ts";
-import { compilePolicies } from "../lib/policy.ts";
+import { compilePolicies } from "../lib/policy/compile.ts";
 import {
   type Policy,
   parsePolicy,
   parsePolicyNamespace,
   parsePolicyNetwork,
   parsePolicyPod,
-} from "../lib/policy_objects.ts";
+} from "../lib/policy/objects.ts";
 import { multi, plain, pod, policy, world } from "./fixtures/policy/world.ts";
 
 const web = { matchLabels: { app: "web" } };

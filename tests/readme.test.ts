@@ -2,9 +2,9 @@
 import { describe, expect, test } from "bun:test";
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { commandLines } from "../lib/cli/commands.ts";
 import { code, supportedVersions } from "../lib/cni.ts";
-import { commandLines } from "../lib/commands.ts";
-import { defaultConfig, parseConfig } from "../lib/config.ts";
+import { defaultConfig, parseConfig } from "../lib/config/parse.ts";
 import { parseConfigList } from "../lib/netconf.ts";
 import { annotationsCapability } from "../lib/pod.ts";
 import manifest from "../package.json";

@@ -1,12 +1,12 @@
 /**
  * CHECK by genie itself: what is gone is noticed whatever the plugins look at, and what plugins do
- * with their own is no alarm. Real plugins and namespaces. lib/check.ts, lib/presence.ts,
+ * with their own is no alarm. Real plugins and namespaces. lib/check.ts, lib/kernel_check.ts,
  * lib/netlink.ts.
  */
 import { describe, expect, test } from "bun:test";
 import { join } from "node:path";
+import { findGone, type Looked, repairCommand } from "../lib/kernel_check.ts";
 import { type KernelNetwork, readNetwork } from "../lib/netlink.ts";
-import { findGone, type Looked, repairCommand } from "../lib/presence.ts";
 import type { Result } from "../lib/result.ts";
 import { fakePlugin } from "./fakes.ts";
 import {

@@ -1,16 +1,16 @@
 /**
  * Garbage collection on a real node: CNI GC with the runtime's list, and `genie gc` without one.
- * Debian's bridge and host-local, which know no GC, in real namespaces. lib/gc_command.ts,
- * lib/collect.ts, lib/reservations.ts, lib/alive.ts.
+ * Debian's bridge and host-local, which know no GC, in real namespaces. lib/node/gc_command.ts,
+ * lib/collect.ts, lib/reservations.ts, lib/live_containers.ts.
  */
 import { describe, expect, test } from "bun:test";
 import { mkdirSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { lookAround, seesProcesses } from "../lib/alive.ts";
 import { whyStale } from "../lib/collect.ts";
 import { closeState, openState, write } from "../lib/database.ts";
-import { type Collected, formatAll } from "../lib/gc_command.ts";
+import { lookAround, seesProcesses } from "../lib/live_containers.ts";
 import { bootId, netnsId } from "../lib/netns.ts";
+import { type Collected, formatAll } from "../lib/node/gc_command.ts";
 import { isStray, readReservations, releaseReservation, storesOf } from "../lib/reservations.ts";
 import type { StoredAttachment } from "../lib/state.ts";
 import { fakePlugin, makeHost, runGenie, tempDir } from "./fakes.ts";

@@ -1,11 +1,13 @@
 /**
- * What the rulesets of lib/policy.ts do to packets: real namespaces on a real bridge, policies as
- * API objects, put in force by lib/nft.ts. Every row says what passes; everything else must not.
+ * What the rulesets of lib/policy/compile.ts do to packets: real namespaces on a real bridge,
+ * policies as
+ * API objects, put in force by lib/policy/nft.ts. Every row says what passes; everything else must
+ * not.
  */
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test";
 import { join } from "node:path";
-import { applyRuleset, readRuleset, removeRuleset, verifyRuleset } from "../lib/nft.ts";
-import { compileHostPolicies, compilePolicies, hostTables } from "../lib/policy.ts";
+import { compileHostPolicies, compilePolicies, hostTables } from "../lib/policy/compile.ts";
+import { applyRuleset, readRuleset, removeRuleset, verifyRuleset } from "../lib/policy/nft.ts";
 import { makeHost } from "./fakes.ts";
 import { type Cluster, makeCluster, openPorts, type WirePod } from "./fixtures/policy/cluster.ts";
 import { multi, type PodShort, plain, pod, world } from "./fixtures/policy/world.ts";

@@ -1,7 +1,7 @@
 /**
  * Who owns the default route when several real networks bring one: the first that does, per address
  * family, in whatever order the pod names them; and the result says what the kernel has
- * (lib/owner.ts).
+ * (lib/default_route.ts).
  */
 import { describe, expect, test } from "bun:test";
 import {

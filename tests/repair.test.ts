@@ -1,14 +1,14 @@
 /**
  * `genie repair` on real networks: what a running pod lost is there again, with its address, its
- * routes and its place on record. lib/repair.ts, lib/reattach.ts, lib/replan.ts.
+ * routes and its place on record. lib/node/repair.ts, lib/node/reattach.ts, lib/node/replan.ts.
  */
 import { describe, expect, test } from "bun:test";
 import { existsSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { closeState, openState, write } from "../lib/database.ts";
-import { askingFor, doneOf } from "../lib/reattach.ts";
-import { formatRepaired, type Repaired } from "../lib/repair.ts";
-import { setBroken, waitingAnnotations } from "../lib/replan.ts";
+import { askingFor, doneOf } from "../lib/node/reattach.ts";
+import { formatRepaired, type Repaired } from "../lib/node/repair.ts";
+import { setBroken, waitingAnnotations } from "../lib/node/replan.ts";
 import { attachments, type StoredAttachment } from "../lib/state.ts";
 import { fakePlugin, makeHost, tempDir } from "./fakes.ts";
 import {

@@ -1,6 +1,6 @@
 /**
- * `genie report` from the record to what is printed: lib/report_command.ts, and through it
- * lib/report_rows.ts, lib/report_live.ts, lib/report_csv.ts and lib/report_words.ts; the others
+ * `genie report` from the record to what is printed: lib/report/command.ts, and through it
+ * lib/report/rows.ts, lib/report/live.ts, lib/report/csv.ts and lib/report/words.ts; the others
  * are imported below.
  */
 import { Database } from "bun:sqlite";
@@ -17,11 +17,7 @@ import {
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
-import { runCommand } from "../lib/cli.ts";
-import { closeState, openState, write } from "../lib/database.ts";
-import { asciiJson, html, scriptJson } from "../lib/html.ts";
-import { insertLedger, type LedgerRow } from "../lib/ledger.ts";
-import { putRuleset } from "../lib/policy_store.ts";
+import { runCommand } from "../lib/cli/command_line.ts";
 import {
   formatCount,
   formatDuration,
@@ -30,13 +26,17 @@ import {
   formatSpan,
   formatTime,
   isoTime,
-} from "../lib/quantity.ts";
-import { makePodReport, makeReport } from "../lib/report.ts";
-import { candidatesOf } from "../lib/report_choice.ts";
-import { readRecord, setAsideRecords } from "../lib/report_file.ts";
-import type { Report } from "../lib/report_shape.ts";
-import { latencyEdgesUs, type TallyRow, tally } from "../lib/report_tally.ts";
-import { formatPodReport, formatReport } from "../lib/report_text.ts";
+} from "../lib/config/quantity.ts";
+import { closeState, openState, write } from "../lib/database.ts";
+import { insertLedger, type LedgerRow } from "../lib/ledger.ts";
+import { putRuleset } from "../lib/policy/store.ts";
+import { candidatesOf } from "../lib/report/choice.ts";
+import { readRecord, setAsideRecords } from "../lib/report/file.ts";
+import { asciiJson, html, scriptJson } from "../lib/report/html.ts";
+import { makePodReport, makeReport } from "../lib/report/model.ts";
+import type { Report } from "../lib/report/shape.ts";
+import { latencyEdgesUs, type TallyRow, tally } from "../lib/report/tally.ts";
+import { formatPodReport, formatReport } from "../lib/report/text.ts";
 import manifest from "../package.json";
 import { makeHost, tempDir } from "./fakes.ts";
 import {

@@ -1,20 +1,20 @@
 /**
- * The page of `genie report --html`, as text and in a real browser: lib/report_html.ts, its
- * lib/report_sections.ts, and the script and style of lib/report_assets.ts.
+ * The page of `genie report --html`, as text and in a real browser: lib/report/page.ts, its
+ * lib/report/sections.ts, and the script and style of lib/report/assets.ts.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { runCommand } from "../lib/cli.ts";
-import { startMerge } from "../lib/cluster_merge.ts";
-import { parseReport } from "../lib/cluster_parse.ts";
+import { runCommand } from "../lib/cli/command_line.ts";
 import type { State } from "../lib/database.ts";
 import { insertLedger } from "../lib/ledger.ts";
-import { putAlive, putProblems } from "../lib/policy_store.ts";
-import { makeReport } from "../lib/report.ts";
-import { chartsOf } from "../lib/report_charts.ts";
-import { formatPage } from "../lib/report_html.ts";
-import type { Report } from "../lib/report_shape.ts";
+import { putAlive, putProblems } from "../lib/policy/store.ts";
+import { chartsOf } from "../lib/report/charts.ts";
+import { startMerge } from "../lib/report/cluster_merge.ts";
+import { parseReport } from "../lib/report/cluster_parse.ts";
+import { makeReport } from "../lib/report/model.ts";
+import { formatPage } from "../lib/report/page.ts";
+import type { Report } from "../lib/report/shape.ts";
 import { type Browser, chromium, type Loaded, type Look, startBrowser } from "./chromium.ts";
 import { genieProgram, makeHost, runGenie, tempDir } from "./fakes.ts";
 import {

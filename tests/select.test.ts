@@ -1,6 +1,6 @@
-/** Ranking of candidates: lib/select.ts is pure, so all of this is tables and properties. */
+/** Ranking of candidates: lib/choice/rank.ts is pure, so all of this is tables and properties. */
 import { describe, expect, test } from "bun:test";
-import { type Candidate, type Kpi, kpis, rank } from "../lib/select.ts";
+import { type Candidate, type Kpi, kpis, rank } from "../lib/choice/rank.ts";
 import { noise } from "./record.ts";
 
 const weights = { occupancy: 4, response_time: 3, failures: 2, bandwidth: 1, subnets: 0 };

@@ -1,18 +1,19 @@
 /**
- * What a pod is told of its networks (lib/status.ts): when, what, and how it gets to the API server
+ * What a pod is told of its networks (lib/kubernetes/network_status.ts): when, what, and how it
+ * gets to the API server
  * without ever failing an ADD.
  */
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "bun:test";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { defaultConfig } from "../lib/config.ts";
-import type { Config } from "../lib/config_schema.ts";
-import { connect } from "../lib/kube.ts";
-import type { Done } from "../lib/owner.ts";
+import { defaultConfig } from "../lib/config/parse.ts";
+import type { Config } from "../lib/config/schema.ts";
+import type { Done } from "../lib/default_route.ts";
+import { connect } from "../lib/kubernetes/client.ts";
+import { makeStatus, publishStatus } from "../lib/kubernetes/network_status.ts";
 import type { Plan } from "../lib/plan.ts";
 import type { Result } from "../lib/result.ts";
 import type { Attachment } from "../lib/state.ts";
-import { makeStatus, publishStatus } from "../lib/status.ts";
 import { type ApiServer, type Fault, startApiServer } from "./apiserver.ts";
 import { makeHost, tempDir } from "./fakes.ts";
 

@@ -1,6 +1,7 @@
 /**
  * `genie switch` on real networks: a running pod loses one network and gains another one, and
- * whatever fails leaves it what it had. lib/switch.ts, lib/switching.ts, lib/status_running.ts.
+ * whatever fails leaves it what it had. lib/node/switch_command.ts, lib/node/change_networks.ts,
+ * lib/node/running_status.ts.
  */
 import { describe, expect, test } from "bun:test";
 import { appendFileSync, existsSync } from "node:fs";

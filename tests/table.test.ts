@@ -1,6 +1,6 @@
 /** Tables for a terminal: alignment, the width that is kept, and what never reaches a terminal. */
 import { describe, expect, test } from "bun:test";
-import { type Column, formatTable, printable } from "../lib/table.ts";
+import { type Column, formatTable, printable } from "../lib/report/table.ts";
 
 const columns: Column[] = [
   { title: "NAME" },

@@ -1,9 +1,12 @@
-/** lib/watch.ts against the API server of apiserver.ts: real TLS, real streams, real failures. */
+/**
+ * lib/kubernetes/watch.ts against the API server of apiserver.ts: real TLS, real streams, real
+ * failures.
+ */
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { connect } from "../lib/kube.ts";
+import { connect } from "../lib/kubernetes/client.ts";
 import {
   newCounts,
   pause,
@@ -12,7 +15,7 @@ import {
   type WatchTiming,
   watchKind,
   watchTiming,
-} from "../lib/watch.ts";
+} from "../lib/kubernetes/watch.ts";
 import { type ApiServer, startApiServer } from "./apiserver.ts";
 import { makeHost } from "./fakes.ts";
 

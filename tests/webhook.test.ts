@@ -1,13 +1,14 @@
 /**
- * `genie webhook` as the API server meets it: the compiled program (lib/webhook.ts), TLS with a
+ * `genie webhook` as the API server meets it: the compiled program (lib/cluster/webhook.ts), TLS
+ * with a
  * client that verifies, certificates that change, an API that is away; and what
- * `genie manifest --webhook` prints (lib/webhook_manifest.ts).
+ * `genie manifest --webhook` prints (lib/cluster/webhook_manifest.ts).
  */
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "bun:test";
 import { copyFileSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { connect } from "node:tls";
-import { runCommand } from "../lib/cli.ts";
+import { runCommand } from "../lib/cli/command_line.ts";
 import { type ApiServer, startApiServer } from "./apiserver.ts";
 import { makeHost, tempDir } from "./fakes.ts";
 import { compiledGenie, spawnGenie } from "./wire.ts";

@@ -1,5 +1,5 @@
 /** What was measured, for people: a table each, for a terminal and as Markdown. Pure. */
-import { formatTable } from "../../lib/table.ts";
+import { formatTable } from "../../lib/report/table.ts";
 import type { Anatomy, Floors } from "./anatomy.ts";
 import type { ScaleFigures } from "./scale.ts";
 import type { Verb } from "./scenarios.ts";

@@ -14,8 +14,8 @@ import {
 } from "../../lib/cni.ts";
 import { del } from "../../lib/detach.ts";
 import { gc } from "../../lib/gc.ts";
-import { status } from "../../lib/ready.ts";
 import { readCommand, readRequest } from "../../lib/request.ts";
+import { status } from "../../lib/status.ts";
 
 const operations = { ADD: add, CHECK: check, STATUS: status, DEL: del, GC: gc };
 

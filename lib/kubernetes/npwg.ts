@@ -1,0 +1,326 @@
+/**
+ * The two annotations of the NPWG multi-network specification v1.3: the selection a pod writes (§4)
+ * and the status we publish (§5); and CNI-Genie's `multi-ip-preferences`. Pure: text and data.
+ *
+ * Where the specification calls an invalid annotation "ignored", we refuse it: a pod that starts
+ * without a network it asked for is worse than one that says why it does not start.
+ */
+import * as v from "valibot";
+import {
+  attachmentsMax,
+  npwgKeys,
+  requestedNameIssue,
+  type SelectionElement,
+} from "../annotations.ts";
+import { CniError, code, isNetworkName } from "../cni.ts";
+import { isIP } from "../ip.ts";
+import { isObject, parseJson } from "../json.ts";
+import type { Dns, Result } from "../result.ts";
+import { oneLine } from "../text.ts";
+
+/** One NetworkAttachmentDefinition a pod selects, with what it wants of it. */
+export interface NetworkElement extends SelectionElement {
+  /** Namespace of the object; the pod's own where the annotation names none. */
+  namespace: string;
+  /** For `runtimeConfig` (§4.1.2.1.3 ff), by CNI capability name. */
+  capabilityArgs: Record<string, unknown>;
+  /** For `args.cni`; the pod's value wins over the config's (§4.1.2.1.6). */
+  cniArgs?: Record<string, unknown>;
+  /** Gateways that become the pod's default route; empty: the attachment's own (§4.1.2.1.9). */
+  defaultRoute?: string[];
+}
+
+/** Longest selection text, in characters. */
+const selectionLengthMax = 64 * 1024;
+
+const port = v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(65535));
+const rate = v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(Number.MAX_SAFE_INTEGER));
+const address = v.pipe(v.string(), v.check(isAddress, "expected an IP address"));
+const hexBytes = (count: number) =>
+  v.pipe(v.string(), v.regex(new RegExp(`^[0-9a-f]{2}(:[0-9a-f]{2}){${count - 1}}$`, "i")));
+const objectName = v.pipe(v.string(), v.check(isObjectName, "expected the name of an object"));
+
+/** §4.1.2.1; keys with a dot belong to others and are passed over, keys without one are errors. */
+const Element = v.looseObject({
+  name: objectName,
+  namespace: v.exactOptional(v.union([v.literal(""), objectName])),
+  ips: v.exactOptional(v.pipe(v.array(address), v.minLength(1))),
+  mac: v.exactOptional(hexBytes(6)),
+  interface: v.exactOptional(v.string()),
+  "cni-args": v.exactOptional(
+    v.nullable(
+      v.pipe(
+        v.custom<Record<string, unknown>>(isObject, "expected an object"),
+        v.record(v.string(), v.unknown()),
+      ),
+    ),
+  ),
+  portMappings: v.exactOptional(
+    v.pipe(
+      v.array(
+        v.looseObject({
+          hostPort: port,
+          containerPort: port,
+          protocol: v.exactOptional(v.pipe(v.string(), v.regex(/^(udp|tcp|sctp)$/i))),
+          hostIP: v.exactOptional(address),
+        }),
+      ),
+      v.minLength(1),
+    ),
+  ),
+  bandwidth: v.exactOptional(
+    v.pipe(
+      v.strictObject({
+        ingressRate: v.exactOptional(rate),
+        ingressBurst: v.exactOptional(rate),
+        egressRate: v.exactOptional(rate),
+        egressBurst: v.exactOptional(rate),
+      }),
+      v.minEntries(1),
+    ),
+  ),
+  "default-route": v.exactOptional(
+    v.array(
+      v.pipe(
+        v.string(),
+        v.check((text) => isIP(text) !== 0, "expected an IP address"),
+      ),
+    ),
+  ),
+  "infiniband-guid": v.exactOptional(hexBytes(8)),
+  "ipam-claim-reference": v.exactOptional(objectName),
+});
+type Element = v.InferOutput<typeof Element>;
+const knownKeys = new Set(Object.keys(Element.entries));
+
+/**
+ * Parses `k8s.v1.cni.cncf.io/networks` in either format: `a,ns/b,c@eth5` or a JSON list.
+ *
+ * @param podNamespace namespace of objects named without one
+ * @throws CniError 7 for an annotation that breaks §4, names too much, or names two owners of the
+ *   default route
+ */
+export function parseNetworkSelection(text: string, podNamespace: string): NetworkElement[] {
+  return parseList(text, podNamespace, npwgKeys.networks);
+}
+
+/**
+ * Parses `v1.multus-cni.io/default-network`: exactly one element in the same grammar.
+ * @throws CniError 7
+ */
+export function parseDefaultNetwork(text: string, podNamespace: string): NetworkElement {
+  const [only, ...others] = parseList(text, podNamespace, npwgKeys.defaultNetwork);
+  if (only && others.length === 0) return only;
+  throw invalid(npwgKeys.defaultNetwork, "expected exactly one network");
+}
+
+function parseList(text: string, podNamespace: string, key: string): NetworkElement[] {
+  if (text.length > selectionLengthMax) {
+    throw invalid(key, `it is longer than ${selectionLengthMax} characters`);
+  }
+  const trimmed = text.trim();
+  if (trimmed === "") return [];
+  const elements = /^[[{]/.test(trimmed)
+    ? parseJsonList(trimmed, podNamespace, key)
+    : trimmed.split(",").map((part) => parseReference(part.trim(), podNamespace, key));
+  if (elements.length > attachmentsMax) {
+    throw invalid(
+      key,
+      `it names ${elements.length} networks, at most ${attachmentsMax} are allowed`,
+    );
+  }
+  if (elements.filter(({ defaultRoute }) => defaultRoute !== undefined).length > 1) {
+    throw invalid(key, 'only one network may carry "default-route"');
+  }
+  return elements;
+}
+
+/** `[namespace/]name[@interface]` (§4.1.1, with Multus' interface suffix). */
+export function parseReference(text: string, podNamespace: string, key: string): NetworkElement {
+  // As in Multus, white space around a part means nothing.
+  const [namespace = podNamespace, network = "", ifName] = (
+    /^(?:([^/@]+)\/)?([^/@]*)(?:@(.*))?$/.exec(text)?.slice(1) ?? []
+  ).map((part: string | undefined) => part?.trim());
+  if (
+    !isObjectName(network) ||
+    (namespace !== "" && !isObjectName(namespace)) ||
+    ifName?.includes("@")
+  ) {
+    throw invalid(key, `"${oneLine(text, 80)}" is not [namespace/]name[@interface]`);
+  }
+  if (ifName !== undefined) checkInterface(ifName, network, key);
+  return {
+    network,
+    namespace,
+    capabilityArgs: {},
+    ...(ifName !== undefined && { ifName }),
+  };
+}
+
+function parseJsonList(text: string, podNamespace: string, key: string): NetworkElement[] {
+  const value = parseJson(text, `annotation "${key}"`);
+  const list = Array.isArray(value) ? value : [value];
+  return list.map((one, index) => {
+    const parsed = v.safeParse(Element, one);
+    if (!parsed.success) {
+      const [issue] = parsed.issues;
+      const path = v.getDotPath(issue) ?? "element";
+      throw invalid(
+        key,
+        `element ${index + 1}, "${oneLine(path, 80)}": ${oneLine(issue.message, 200)}`,
+      );
+    }
+    const unknown = Object.keys(parsed.output).find(
+      (name) => !knownKeys.has(name) && !name.includes("."),
+    );
+    if (unknown !== undefined) {
+      throw invalid(key, `element ${index + 1}: unknown key "${oneLine(unknown, 80)}"`);
+    }
+    return fromElement(parsed.output, podNamespace, key);
+  });
+}
+
+function fromElement(element: Element, podNamespace: string, key: string): NetworkElement {
+  const { name, ips, mac, interface: ifName, bandwidth, portMappings } = element;
+  const guid = element["infiniband-guid"];
+  const claim = element["ipam-claim-reference"];
+  const cniArgs = element["cni-args"];
+  const defaultRoute = element["default-route"];
+  if (ifName !== undefined) checkInterface(ifName, name, key);
+  if (ips && claim !== undefined) {
+    throw invalid(key, `network "${name}": "ips" and "ipam-claim-reference" exclude each other`);
+  }
+  return {
+    network: name,
+    namespace: element.namespace || podNamespace,
+    ...(ifName !== undefined && { ifName }),
+    capabilityArgs: {
+      ...(ips && { ips }),
+      ...(mac !== undefined && { mac }),
+      ...(portMappings && { portMappings: portMappings.map(toPortMapping) }),
+      ...(bandwidth && { bandwidth: toBandwidth(bandwidth, name, key) }),
+      ...(guid !== undefined && { infinibandGUID: guid }),
+      ...(claim !== undefined && { "ipam-claim-reference": claim }),
+    },
+    ...(cniArgs && { cniArgs }),
+    ...(defaultRoute && { defaultRoute }),
+  };
+}
+
+/** CNI CONVENTIONS: protocols are lower case; absent means TCP (§4.1.2.1.7). */
+function toPortMapping({
+  hostPort,
+  containerPort,
+  protocol,
+  hostIP,
+}: {
+  hostPort: number;
+  containerPort: number;
+  protocol?: string;
+  hostIP?: string;
+}): object {
+  return {
+    hostPort,
+    containerPort,
+    protocol: (protocol ?? "tcp").toLowerCase(),
+    ...(hostIP !== undefined && { hostIP }),
+  };
+}
+
+/**
+ * A burst without its rate is invalid (§4.1.2.1.8). A rate without a burst gets one second's worth
+ * of it, within what the bandwidth plugin accepts: that plugin refuses a rate alone.
+ */
+function toBandwidth(
+  bandwidth: NonNullable<Element["bandwidth"]>,
+  network: string,
+  key: string,
+): Record<string, number> {
+  const args: Record<string, number> = {};
+  for (const direction of ["ingress", "egress"] as const) {
+    const bits = bandwidth[`${direction}Rate`];
+    const burst = bandwidth[`${direction}Burst`];
+    if (bits === undefined) {
+      if (burst === undefined) continue;
+      throw invalid(key, `network "${network}": "${direction}Burst" needs "${direction}Rate"`);
+    }
+    args[`${direction}Rate`] = bits;
+    args[`${direction}Burst`] = burst ?? Math.min(bits, 2 ** 31 - 1);
+  }
+  return args;
+}
+
+function checkInterface(ifName: string, network: string, key: string): void {
+  const issue = requestedNameIssue(ifName);
+  if (issue === undefined) return;
+  throw invalid(
+    key,
+    `"${oneLine(ifName, 40)}" cannot name an interface for "${network}": ${issue}`,
+  );
+}
+
+/** An IP address, with or without a prefix length. */
+function isAddress(text: string): boolean {
+  const [, ip = "", prefix] = /^([^/]*)(?:\/(\d{1,3}))?$/.exec(text) ?? [];
+  const family = isIP(ip);
+  return family !== 0 && (prefix === undefined || Number(prefix) <= (family === 4 ? 32 : 128));
+}
+
+/** A Kubernetes object's name (RFC 1123 subdomain). */
+export function isObjectName(text: string): boolean {
+  return isNetworkName(text) && /^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$/.test(text) && text.length <= 253;
+}
+
+function invalid(key: string, issue: string): CniError {
+  return new CniError(code.invalidConfig, `Invalid annotation "${key}": ${issue}`);
+}
+
+/** One attachment, as the status annotation tells of it. */
+export interface StatusSource {
+  /** With its namespace, for an object of the API. */
+  name: string;
+  ifName: string;
+  result: Result;
+  /** True for the attachment of the cluster-wide default network, exactly one. */
+  isDefault: boolean;
+  defaultRoute?: string[];
+  deviceInfo?: Record<string, unknown>;
+}
+
+/** Formats `k8s.v1.cni.cncf.io/network-status` (§5). */
+export function formatStatus(sources: StatusSource[]): string {
+  return JSON.stringify(sources.map(toStatus));
+}
+
+function toStatus({ name, ifName, result, isDefault, defaultRoute, deviceInfo }: StatusSource) {
+  // §5.1.1: the first interface that is in a sandbox.
+  const index = result.interfaces.findIndex(({ sandbox }) => Boolean(sandbox));
+  const inPod = result.interfaces[index];
+  const own = result.ips.filter((ip) =>
+    inPod ? ip.interface === index : ip.interface === undefined || ip.interface < 0,
+  );
+  const ips = (inPod ? own : own.slice(0, 1)).map((ip) => ip.address.replace(/\/\d+$/, ""));
+  const dns: Dns = result.dns;
+  return {
+    name,
+    interface: inPod?.name ?? ifName,
+    ...(ips.length > 0 && { ips }),
+    ...(inPod?.mac && { mac: inPod.mac }),
+    default: isDefault,
+    dns,
+    ...(defaultRoute && defaultRoute.length > 0 && { "default-route": defaultRoute }),
+    ...(deviceInfo && { "device-info": deviceInfo }),
+  };
+}
+
+/** Formats CNI-Genie's `multi-ip-preferences`: the first address of each network, numbered. */
+export function formatMultiIpPreferences(sources: StatusSource[]): string {
+  const ips = sources.flatMap(({ ifName, result }) => {
+    const [first] = result.ips;
+    return first ? [{ ip: first.address.replace(/\/\d+$/, ""), interface: ifName }] : [];
+  });
+  return JSON.stringify({
+    multi_entry: ips.length,
+    ips: Object.fromEntries(ips.map((one, i) => [`ip${i + 1}`, one])),
+  });
+}
