@@ -6,7 +6,7 @@
  * parked as leaked, DEL succeeds, and `genie gc` goes on. A delegate whose binary is gone is parked
  * at once. A record that cannot be written is read all the same; one that cannot be read is
  * replaced by what the request itself carries.
- * Source: CNI SPEC 1.1 §2 DEL; design D4, D5; pitfalls 9-11.
+ * Source: CNI SPEC 1.1 §2 DEL; design D4, D5; facts 9-11.
  */
 import { CniError, code, type Host, log, type Request, toCniError } from "./cni.ts";
 import { closeState, openCopy, openState, type State } from "./database.ts";

@@ -1,5 +1,5 @@
 /**
- * GC, from the runtime's list and the record. Source: CNI SPEC 1.1 §2 GC; pitfalls 19-21.
+ * GC, from the runtime's list and the record. Source: CNI SPEC 1.1 §2 GC; facts 19-21.
  */
 import { CniError, code, type Host, log, type Request, toCniError } from "./cni.ts";
 import { collectAttachment, listsOf, releaseStray } from "./collect.ts";

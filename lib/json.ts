@@ -1,6 +1,6 @@
 /**
  * JSON from others: hostile until parsed, and passed on unchanged. Pure.
- * Source: CNI SPEC 1.1 §1 (unknown fields), pitfall 14.
+ * Source: CNI SPEC 1.1 §1 (unknown fields), fact 14.
  */
 import { CniError, code } from "./cni.ts";
 

@@ -2,7 +2,7 @@
  * The plan of one ADD: which networks, on which interfaces, through which binaries, and why. Reads
  * the pod, the config lists and network objects; attaches nothing, and writes down nothing but a
  * choice it makes, and not that for `genie plan`, which shows exactly what ADD would do. Source:
- * design §3, D3, D8, D9.
+ * design D3, D8, D9.
  */
 
 import type { Choice, Chooser } from "./choice/choose.ts";

@@ -43,7 +43,7 @@ export function parseArgs(args: string): Map<string, string> {
   return pairs;
 }
 
-/** CNI_ARGS for the delegates: as received, without our own keys (pitfall 24). */
+/** CNI_ARGS for the delegates: as received, without our own keys (fact 24). */
 export function delegateArgs(args: string): string {
   return args
     .split(";")

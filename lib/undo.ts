@@ -1,6 +1,6 @@
 /**
  * Undoing one recorded attachment: with the binaries, the network namespace and the result that are
- * still there, and what becomes of its record afterwards. Source: design D4, D5; pitfalls 9-11.
+ * still there, and what becomes of its record afterwards. Source: design D4, D5; facts 9-11.
  */
 import { existsSync } from "node:fs";
 import { basename } from "node:path";

@@ -33,7 +33,7 @@ describe("parseSelection()", () => {
       { kind: "networks", elements: [{ network: "b" }, { network: "a" }] },
     ],
     [
-      "pitfall 34: the same one twice",
+      "fact 34: the same one twice",
       { cni: "a@eth3,b,a" },
       {
         kind: "networks",

@@ -43,7 +43,7 @@ test.each([
   ["a\n", "not printable ASCII"],
   ["../x", 'it holds "/" or ":"'],
   ["eth%d", 'it holds "%"'],
-])("pitfall 7: interfaceNameIssue(%j)", (name, issue) => {
+])("fact 7: interfaceNameIssue(%j)", (name, issue) => {
   expect(interfaceNameIssue(name)).toEqual(issue && expect.stringContaining(issue));
 });
 
@@ -145,7 +145,7 @@ describe("what goes to stdout", () => {
     write(host);
     return host.written;
   };
-  test("pitfall 5: a success without result is nothing", () => {
+  test("fact 5: a success without result is nothing", () => {
     expect(written((host) => writeResult(host, undefined))).toEqual({ stdout: "", stderr: "" });
   });
   test("a result is one line", () => {
@@ -156,7 +156,7 @@ describe("what goes to stdout", () => {
   });
   test.each<[string, CniError, string | undefined, object]>([
     [
-      "pitfall 2: an error",
+      "fact 2: an error",
       new CniError(code.invalidConfig, "bad"),
       undefined,
       { cniVersion: "1.1.0", code: 7, msg: "bad" },
@@ -168,7 +168,7 @@ describe("what goes to stdout", () => {
       { cniVersion: "0.3.1", code: 11, msg: "later", details: "a\nb" },
     ],
     [
-      "pitfall 23: a msg of one bounded line, details longer",
+      "fact 23: a msg of one bounded line, details longer",
       new CniError(100, `a\n${"b".repeat(2000)}`, { details: "c".repeat(10_000) }),
       "1.0.0",
       {
@@ -213,7 +213,7 @@ describe("the program", () => {
   test.each<[string, Record<string, string>]>([
     ["without another variable", {}],
     ["as podman asks", { CNI_CONTAINERID: "", CNI_IFNAME: "dummy", CNI_NETNS: "dummy" }],
-  ])("pitfall 1: answers VERSION %s and reads no stdin", async (_name, variables) => {
+  ])("fact 1: answers VERSION %s and reads no stdin", async (_name, variables) => {
     const { stdout, stderr, status } = await genie({ ...variables, CNI_COMMAND: "VERSION" });
     expect(JSON.parse(stdout)).toEqual({
       cniVersion: "1.1.0",
@@ -232,7 +232,7 @@ describe("the program", () => {
     ["10 MB of brackets", addEnv, Buffer.alloc(10_000_000, "["), 6, "larger than", "1.1.0"],
     ["4 MB of brackets", addEnv, Buffer.alloc(4_000_000, "["), 6, "nests deeper", "1.1.0"],
     [
-      "pitfall 5: a GC at 1.0.0",
+      "fact 5: a GC at 1.0.0",
       { CNI_COMMAND: "GC", CNI_PATH: "/b" },
       bytes('{"cniVersion":"1.0.0","name":"n"}'),
       1,
@@ -240,7 +240,7 @@ describe("the program", () => {
       "1.1.0",
     ],
   ];
-  test.each(rejects)("pitfall 2: refuses %s on stdout", async (_name, vars, stdin, ...expected) => {
+  test.each(rejects)("fact 2: refuses %s on stdout", async (_name, vars, stdin, ...expected) => {
     const [number, part, cniVersion] = expected;
     const { stdout, stderr, status } = await genie(vars, stdin);
     expect(JSON.parse(stdout)).toEqual({

@@ -115,7 +115,7 @@ describe("addChain()", () => {
     expect(previous("c")).toEqual({ ...rest, interfaces, ips: [first, second] });
   });
 
-  test("gives each plugin what it declares, and the args (pitfalls 13, 15)", async () => {
+  test("gives each plugin what it declares, and the args (facts 13, 15)", async () => {
     const chain = makeChain([{}, { chain: "pass" }]);
     const [a, b] = [
       { type: "a", capabilities: { mac: true, ips: false }, args: { own: 1, both: 1 }, unknown: 7 },
@@ -136,7 +136,7 @@ describe("addChain()", () => {
     expect(stdinOf(chain, "b", "ADD")).not.toContainAnyKeys(["runtimeConfig", "capabilities"]);
   });
 
-  test("sets every CNI variable anew and passes all else on (pitfall 25)", async () => {
+  test("sets every CNI variable anew and passes all else on (fact 25)", async () => {
     const chain = makeChain([{}]);
     await add(chain);
     const [call] = calls(chain.bin);
@@ -282,7 +282,7 @@ describe("delChain()", () => {
   const del = ({ host, attachment, options }: Chain, final: typeof result | undefined = result) =>
     delChain(host, attachment, final, options);
 
-  test("runs in reverse, with the final result for each (pitfall 10)", async () => {
+  test("runs in reverse, with the final result for each (fact 10)", async () => {
     const chain = makeChain([{}, {}, {}]);
     expect(await del(chain)).toEqual([]);
     expect(callOrder(chain.bin)).toEqual(["c DEL c1 eth1", "b DEL c1 eth1", "a DEL c1 eth1"]);

@@ -132,7 +132,7 @@ describe("DEL works from the record", () => {
   });
 
   test.each(["'{'", '\'{"ips":[{"address":7}]}\'', "NULL"])(
-    "without prevResult when the stored one is %s (pitfall 11)",
+    "without prevResult when the stored one is %s (fact 11)",
     async (damage) => {
       using node = makeNetworks();
       await add(node);

@@ -13,7 +13,7 @@ describe("parseJson()", () => {
     '{"text":"1.0 \\" 12345678901234567890 {[\\\\"}',
     '"12345678901234567890"',
     `${"[".repeat(128)}${"]".repeat(128)}`,
-  ])("pitfall 14: gives back %s", (text) => {
+  ])("fact 14: gives back %s", (text) => {
     const value = parseJson(text, "it");
     expect(JSON.stringify(value)).toBe(text);
     expect((value as { polluted?: unknown }).polluted).toBeUndefined();

@@ -323,7 +323,7 @@ describe("what a pod asks of a NetworkAttachmentDefinition", () => {
     );
   });
 
-  test.each(Object.keys(values))("pitfall 31: %s that no plugin declares fails", async (key) => {
+  test.each(Object.keys(values))("fact 31: %s that no plugin declares fails", async (key) => {
     using node = makeCluster();
     const text = JSON.stringify([{ name: "a", [key]: values[key] }]);
     const { code, msg } = wireError(await refused(node, { [networksKey]: text }));

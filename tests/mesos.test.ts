@@ -1,5 +1,5 @@
 /**
- * What the `network/cni` isolator of Apache Mesos sends (cni.cpp; pitfalls (e)): no CNI_ARGS, no
+ * What the `network/cni` isolator of Apache Mesos sends (cni.cpp): no CNI_ARGS, no
  * capabilities, the task's labels in `args`, one call per network, all of a container at once.
  */
 import { describe, expect, test } from "bun:test";

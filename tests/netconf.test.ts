@@ -47,47 +47,47 @@ describe("parseConfigList() reads", () => {
       { ...plain, cniVersion: "0.2.0", name: "romana", plugins: [single], loadsFolder: false },
     ],
     [
-      "pitfall 16: no version as the first one",
+      "fact 16: no version as the first one",
       { ...input, cniVersion: undefined },
       { ...plain, cniVersion: "0.1.0" },
     ],
     [
-      "pitfall 16: the highest of several versions, newer ones passed over",
+      "fact 16: the highest of several versions, newer ones passed over",
       { ...input, cniVersion: "0.4.0", cniVersions: ["1.0.0", "0.3.1", "7.0.0", "1.1.0"] },
       { ...plain, cniVersion: "1.1.0" },
     ],
     [
-      "pitfall 16: cniVersion where it is the highest",
+      "fact 16: cniVersion where it is the highest",
       { ...input, cniVersions: ["0.4.0"] },
       { ...plain, cniVersion: "1.0.0" },
     ],
     [
-      "pitfall 16: cniVersions alone",
+      "fact 16: cniVersions alone",
       { ...input, cniVersion: "", cniVersions: ["0.4.0", "0.3.1"] },
       { ...plain, cniVersion: "0.4.0" },
     ],
     [
-      "pitfall 16: a newer cniVersion beside one we know",
+      "fact 16: a newer cniVersion beside one we know",
       { ...input, cniVersion: "7.0.0", cniVersions: ["0.4.0"] },
       { ...plain, cniVersion: "0.4.0" },
     ],
     [
-      "pitfall 17: a list without plugins, which its folder may have",
+      "fact 17: a list without plugins, which its folder may have",
       { ...input, plugins: undefined },
       { ...plain, plugins: [] },
     ],
     [
-      "pitfall 17: loadOnlyInlinedPlugins",
+      "fact 17: loadOnlyInlinedPlugins",
       { ...input, loadOnlyInlinedPlugins: true },
       { ...plain, loadsFolder: false },
     ],
     [
-      "pitfall 18: disableCheck and disableGC",
+      "fact 18: disableCheck and disableGC",
       { ...input, disableCheck: true, disableGC: true },
       { ...plain, disableCheck: true, disableGC: true },
     ],
     [
-      "pitfall 18: flags written as text",
+      "fact 18: flags written as text",
       { ...input, disableCheck: "true", disableGC: "False", loadOnlyInlinedPlugins: "TRUE" },
       { ...plain, disableCheck: true, loadsFolder: false },
     ],
@@ -107,9 +107,9 @@ describe("parseConfigList() refuses", () => {
   const rows: [string, unknown, number, string][] = [
     ["a list of lists", [], 7, "expected a JSON object"],
     ["null", null, 7, "expected a JSON object"],
-    ["pitfall 7: no name", { ...input, name: undefined }, 7, '"name" is missing'],
-    ["pitfall 7: an empty name", { ...input, name: "" }, 7, '"name" is missing'],
-    ["pitfall 7: a slash in the name", { ...input, name: "a/b" }, 7, '"name" is "a/b", expected'],
+    ["fact 7: no name", { ...input, name: undefined }, 7, '"name" is missing'],
+    ["fact 7: an empty name", { ...input, name: "" }, 7, '"name" is missing'],
+    ["fact 7: a slash in the name", { ...input, name: "a/b" }, 7, '"name" is "a/b", expected'],
     ["a name that climbs", { ...input, name: "../a" }, 7, '"name" is "../a"'],
     ["a name of two lines", { ...input, name: "a\nb" }, 7, '"name" is "a\\nb"'],
     ["a name with NUL", { ...input, name: "a\0" }, 7, '"name" is "a\\u0000"'],
@@ -135,21 +135,21 @@ describe("parseConfigList() refuses", () => {
       '"capabilities" of plugin "bridge" is not an object',
     ],
     [
-      "pitfall 16: a version that is none",
+      "fact 16: a version that is none",
       { ...input, cniVersions: ["1.0.0", "newest"] },
       7,
       '"newest" is not a CNI version',
     ],
-    ["pitfall 16: a version in pieces", { ...input, cniVersions: [1] }, 7, "1 is not a CNI"],
-    ["pitfall 16: a text of versions", { ...input, cniVersions: "1.0.0" }, 7, "is not a list"],
+    ["fact 16: a version in pieces", { ...input, cniVersions: [1] }, 7, "1 is not a CNI"],
+    ["fact 16: a text of versions", { ...input, cniVersions: "1.0.0" }, 7, "is not a list"],
     [
-      "pitfall 16: only versions of later",
+      "fact 16: only versions of later",
       { ...input, cniVersion: "2.0.0", cniVersions: ["1.2.0"] },
       1,
       'names "2.0.0", "1.2.0", supported are 0.1.0',
     ],
     [
-      "pitfall 17: loadOnlyInlinedPlugins without any",
+      "fact 17: loadOnlyInlinedPlugins without any",
       { ...input, plugins: undefined, loadOnlyInlinedPlugins: true },
       7,
       '"loadOnlyInlinedPlugins" is true but "plugins" is missing',
@@ -204,37 +204,32 @@ describe("requestConfig()", () => {
       head,
     ],
     [
-      "pitfall 13: hands over what is declared and offered, nothing else",
+      "fact 13: hands over what is declared and offered, nothing else",
       declaring,
       { capabilityArgs: { mac: "c2:11", ips: ["10.0.0.1"], dns: {}, portMappings: [] } },
       { ...head, runtimeConfig: { mac: "c2:11" } },
     ],
+    ["fact 13: no runtimeConfig where nothing is offered", declaring, { capabilityArgs: {} }, head],
     [
-      "pitfall 13: no runtimeConfig where nothing is offered",
-      declaring,
-      { capabilityArgs: {} },
-      head,
-    ],
-    [
-      "pitfall 13: no runtimeConfig where nothing is declared",
+      "fact 13: no runtimeConfig where nothing is declared",
       { type: "bridge" },
       { capabilityArgs: { mac: "c2:11", toString: 1 } },
       head,
     ],
     [
-      "pitfall 13: capabilities that are null",
+      "fact 13: capabilities that are null",
       { type: "bridge", capabilities: null } as object as PluginConfig,
       { capabilityArgs: { mac: "c2:11" } },
       head,
     ],
     [
-      "pitfall 14: unknown keys, those of a list too",
+      "fact 14: unknown keys, those of a list too",
       { type: "bridge", mtu: 1450, plugins: [1], cniVersions: ["x"], disableGC: true, a: null },
       {},
       { ...head, mtu: 1450, plugins: [1], cniVersions: ["x"], disableGC: true, a: null },
     ],
     [
-      "pitfall 15: reserved keys of the administrator give way",
+      "fact 15: reserved keys of the administrator give way",
       {
         type: "bridge",
         runtimeConfig: { mac: "admin" },
@@ -246,19 +241,19 @@ describe("requestConfig()", () => {
       head,
     ],
     [
-      "pitfall 15: args are merged, the runtime's win key by key",
+      "fact 15: args are merged, the runtime's win key by key",
       { type: "bridge", args: { a: "admin", b: "admin" } },
       { args: { b: "runtime", "org.apache.mesos": {} } },
       { ...head, args: { a: "admin", b: "runtime", "org.apache.mesos": {} } },
     ],
     [
-      "pitfall 32: args.cni of a pod and of the config are one, the pod's win key by key",
+      "fact 32: args.cni of a pod and of the config are one, the pod's win key by key",
       { type: "bridge", args: { cni: { a: "admin", b: "admin" }, x: 1 } },
       { args: { cni: { b: "pod" }, x: { y: 2 } } },
       { ...head, args: { cni: { a: "admin", b: "pod" }, x: { y: 2 } } },
     ],
     [
-      "pitfall 15: the administrator's args alone",
+      "fact 15: the administrator's args alone",
       { type: "bridge", args: { a: "admin" } },
       {},
       { ...head, args: { a: "admin" } },
@@ -282,7 +277,7 @@ describe("requestConfig()", () => {
     ["a key that could change every object", '"type":"t","__proto__":{"x":1.5},"constructor":1'],
     ["text of every kind", '"type":"t","x":"\\u0000\\n\\\\ \\"€😀"'],
     ["deep JSON", `"type":"t","x":${"[".repeat(120)}${"]".repeat(120)}`],
-  ])("pitfall 14: %s survives", (_name, keys) => {
+  ])("fact 14: %s survives", (_name, keys) => {
     const text = `{"cniVersion":"1.0.0","name":"blue","plugins":[{${keys}}]}`;
     const parsed = parseConfigList(parseJson(text, "F"), "F");
     const [plugin] = parsed.plugins;
@@ -294,7 +289,7 @@ describe("requestConfig()", () => {
     expect(({} as { x?: unknown }).x).toBeUndefined();
   });
 
-  test("pitfall 14: big integers of the runtime's args and capabilities survive", () => {
+  test("fact 14: big integers of the runtime's args and capabilities survive", () => {
     const offered = parseJson('{"mac":{"id":12345678901234567890}}', "F") as never;
     const request = requestConfig(list, declaring as never, {
       capabilityArgs: offered,

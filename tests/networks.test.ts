@@ -141,7 +141,7 @@ describe("resolveNetwork() finds", () => {
     ],
     ["the first of two with one name", "canal", "30-first.json", resolved("canal", "bridge")],
     [
-      "pitfall 17: plugins in the folder of the list, in order",
+      "fact 17: plugins in the folder of the list, in order",
       "split",
       "80-split.conflist",
       {
@@ -150,13 +150,13 @@ describe("resolveNetwork() finds", () => {
       },
     ],
     [
-      "pitfall 17: plugins in the folder, behind the inlined ones",
+      "fact 17: plugins in the folder, behind the inlined ones",
       "mixed",
       "81-mixed.conflist",
       resolved("mixed", "bridge", "portmap"),
     ],
     [
-      "pitfall 17: no plugin in the folder with loadOnlyInlinedPlugins",
+      "fact 17: no plugin in the folder with loadOnlyInlinedPlugins",
       "inlined",
       "82-inlined.conflist",
       resolved("inlined", "bridge"),
@@ -229,7 +229,7 @@ cniVersion = "1.0.0"
       },
     ],
     [
-      "pitfall 17: a list in the table with plugins in a folder",
+      "fact 17: a list in the table with plugins in a folder",
       inline,
       "split",
       "plugins.split.config",
@@ -245,7 +245,7 @@ cniVersion = "1.0.0"
     expect(network.entry).toBe(config.plugins.get(name) as never);
   });
 
-  test("pitfall 14: a big integer of the table as it was written", () => {
+  test("fact 14: a big integer of the table as it was written", () => {
     const { list } = resolveNetwork(table(inline), "storage");
     expect(JSON.stringify(list.plugins)).toBe('[{"type":"macvlan","id":9223372036854775807}]');
   });
@@ -275,7 +275,7 @@ describe("resolveNetwork() refuses", () => {
     ["a deep file", "", "deep", 6, "NET/65-deep.conf: it nests deeper than 128 levels"],
     ["a folder for a file", "", "folder", 5, "NET/71-folder.conflist: expected a regular file"],
     ["a link to nothing", "", "dangling", 5, "network config NET/72-dangling.conflist: ENOENT"],
-    ["pitfall 17: a bad plugin in the folder", "", "spoilt", 7, 'plugin type "../sh"'],
+    ["fact 17: a bad plugin in the folder", "", "spoilt", 7, 'plugin type "../sh"'],
     ["an entry whose file is gone", "[plugins.a]\nconf = 'a.conf'", "a", 5, "NET/a.conf: ENOENT"],
     [
       "an entry nothing belongs to",

@@ -49,7 +49,7 @@ describe("parseNetworkSelection(), comma-delimited (§4.1.1)", () => {
       " a ,\n ns / b @ x1 ",
       [plain("a"), { ...plain("b", "ns"), ifName: "x1" }],
     ],
-    ["pitfall 34: the same twice", "a,a", [plain("a"), plain("a")]],
+    ["fact 34: the same twice", "a,a", [plain("a"), plain("a")]],
     ["names of digits and dots", "1.2.3,0/9", [plain("1.2.3"), plain("9", "0")]],
   ])("takes %s", (_name, text, expected) => {
     expect(parseNetworkSelection(text, "team")).toEqual(expected as never);
@@ -148,7 +148,7 @@ describe("parseNetworkSelection(), JSON (§4.1.2)", () => {
       "a default-route",
       one({ "default-route": ["10.0.0.1", "fd00::1"] }, { defaultRoute: ["10.0.0.1", "fd00::1"] }),
     ],
-    ["pitfall 33: an empty default-route", one({ "default-route": [] }, { defaultRoute: [] })],
+    ["fact 33: an empty default-route", one({ "default-route": [] }, { defaultRoute: [] })],
     [
       "an infiniband-guid, under CNI's name",
       one(
@@ -238,13 +238,13 @@ describe("parseNetworkSelection(), JSON (§4.1.2)", () => {
     ["a GUID of 6 bytes", { "infiniband-guid": "24:8a:07:03:00:8d" }, '"infiniband-guid"'],
     ["a claim that is a path", { "ipam-claim-reference": "a/b" }, '"ipam-claim-reference"'],
     [
-      "pitfall 32: ips and a claim",
+      "fact 32: ips and a claim",
       { ips: ["10.0.0.1"], "ipam-claim-reference": "c" },
       '"ips" and "ipam-claim-reference" exclude each other',
     ],
     ["a key that is reserved for the spec", { vlan: 5 }, 'unknown key "vlan"'],
     ["a misspelt key", { interfaceRequest: "x" }, 'unknown key "interfaceRequest"'],
-  ])("pitfall 30: refuses %s", (_name, element, part) => {
+  ])("fact 30: refuses %s", (_name, element, part) => {
     const text = JSON.stringify([{ name: "first" }, { name: "n", ...element }]);
     const found = failure(() => parseNetworkSelection(text, "team"));
     expect(found).toEqual({ code: 7, msg: expect.stringContaining(part) });
@@ -260,7 +260,7 @@ describe("parseNetworkSelection(), JSON (§4.1.2)", () => {
     ["deep nesting", `[{"name":"a","cni-args":${"[".repeat(500)}`, 6, "nests deeper"],
     ["33 networks", JSON.stringify(Array(33).fill({ name: "a" })), 7, "at most 32"],
     [
-      "pitfall 33: two owners of the default route",
+      "fact 33: two owners of the default route",
       '[{"name":"a","default-route":[]},{"name":"b","default-route":["10.0.0.1"]}]',
       7,
       'only one network may carry "default-route"',

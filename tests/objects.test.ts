@@ -83,7 +83,7 @@ const nad = (config: unknown, annotations?: unknown) => ({
   spec: { config: typeof config === "string" ? config : JSON.stringify(config) },
 });
 
-describe("resolveDefinition(), pitfall 35: where the config is (NPWG §3.4.1)", () => {
+describe("resolveDefinition(), fact 35: where the config is (NPWG §3.4.1)", () => {
   const onDisk = {
     "10-a.conf": { cniVersion: "0.4.0", name: "net", type: "macvlan" },
     "20-net.conflist": list("other", "vlan"),
@@ -142,7 +142,7 @@ describe("resolveDefinition(), pitfall 35: where the config is (NPWG §3.4.1)", 
   });
 });
 
-describe("resolveDefinition(), pitfall 35: the name (NPWG §3.4.2)", () => {
+describe("resolveDefinition(), fact 35: the name (NPWG §3.4.2)", () => {
   test.each<[string, object, string]>([
     ["missing in a single config", { cniVersion: "0.3.0", type: "awesome-plugin" }, "net"],
     ["empty in a single config", { name: "", type: "awesome-plugin" }, "net"],

@@ -119,7 +119,7 @@ describe("makePlan()", () => {
         network: "blue",
         list: { name: "blue", plugins: [{ type: "bridge" }, { type: "portmap" }] },
         plugins: [join(bin, "bridge"), join(bin, "portmap")],
-        // NPWG §7.5, pitfall 38: to the primary alone.
+        // NPWG §7.5, fact 38: to the primary alone.
         // Of what the runtime offers, what a plugin declares: annotations are not recorded.
         capabilityArgs: { mac: "c2:11" },
         timeoutMs: 20_000,
@@ -155,7 +155,7 @@ describe("makePlan()", () => {
       ["green@eth0 asked for by cni", "blue@eth1 asked for by cni"],
     ],
     [
-      "pitfall 34: the same network twice",
+      "fact 34: the same network twice",
       "",
       requestOf({ cni: "blue,blue" }),
       ["blue@eth0 asked for by cni", "blue@eth1 asked for by cni"],
@@ -173,7 +173,7 @@ describe("makePlan()", () => {
       ["green@eth0 default network", "blue@eth7 default network"],
     ],
     [
-      "pitfall 36: cni in place of the default networks",
+      "fact 36: cni in place of the default networks",
       defaults,
       requestOf({ cni: "blue" }),
       ["blue@eth0 asked for by cni"],
@@ -290,28 +290,28 @@ describe("makePlan()", () => {
     ],
     ["no candidate", "select.candidates = []", requestOf({}), 101, "Cannot choose a network"],
     [
-      "pitfall 40: a network the pod may not use",
+      "fact 40: a network the pod may not use",
       deny,
       requestOf({ cni: "green,blue" }),
       100,
       'Access to network "blue" denied for pod team/web: plugins.blue.deny.namespaces "team"',
     ],
     [
-      "pitfall 40: a default network the pod may not use",
+      "fact 40: a default network the pod may not use",
       `${deny}[default]\nnetworks = ['blue']`,
       requestOf({}),
       100,
       'Access to network "blue" denied',
     ],
     [
-      "pitfall 40: a network for every pod that this one may not use",
+      "fact 40: a network for every pod that this one may not use",
       `${deny}[default]\nalways = ['blue']`,
       requestOf({ cni: "green" }),
       100,
       'Access to network "blue" denied',
     ],
     [
-      "pitfall 40: the only candidate, which the pod may not use",
+      "fact 40: the only candidate, which the pod may not use",
       `${deny}[select]\ncandidates = ['blue']`,
       requestOf({ cni: "" }),
       100,
@@ -586,17 +586,17 @@ describe("loadNodeSettings()", () => {
       { log_level: "error" },
       { ...read, log: { level: "error", file: "/l" } },
     ],
-    ["pitfall 9: a table that became wrong", `${head}[default]\nnetwork = 1`, {}, read],
-    ["pitfall 9: a table that is no TOML any more", `${head}[[[\nx`, {}, read],
-    ["pitfall 9: a table that is gone", undefined, {}, none],
-    ["pitfall 9: a folder in its place", "", { plugins_file: "/" }, warns],
-    ["pitfall 9: a path that became wrong", "", { plugins_file: "p.toml" }, warns],
-    ["pitfall 9: keys that became wrong", "", { log_level: 1, kubernetes: [], policy: 2 }, none],
+    ["fact 9: a table that became wrong", `${head}[default]\nnetwork = 1`, {}, read],
+    ["fact 9: a table that is no TOML any more", `${head}[[[\nx`, {}, read],
+    ["fact 9: a table that is gone", undefined, {}, none],
+    ["fact 9: a folder in its place", "", { plugins_file: "/" }, warns],
+    ["fact 9: a path that became wrong", "", { plugins_file: "p.toml" }, warns],
+    ["fact 9: keys that became wrong", "", { log_level: 1, kubernetes: [], policy: 2 }, none],
   ])("reads %s", async (_name, text, keys, expected) => {
     expect(await settings(text, keys)).toEqual(expected as typeof read);
   });
 
-  test("pitfall 27: state is not kept where CRI-O and libcni keep results", async () => {
+  test("fact 27: state is not kept where CRI-O and libcni keep results", async () => {
     expect((await settings("")).stateDir).not.toStartWith("/var/lib/cni/results");
   });
 });

@@ -95,7 +95,7 @@ describe("parseArgs()", () => {
       ],
     ],
     [
-      "pitfall 24: values with =",
+      "fact 24: values with =",
       "a=b=c;d==",
       [
         ["a", "b=c"],
@@ -114,10 +114,10 @@ describe("parseArgs()", () => {
 
 describe("delegateArgs()", () => {
   test.each([
-    ["pitfall 24: IgnoreUnknown of Nomad", "IgnoreUnknown=true;NOMAD_JOB_ID=a", undefined],
-    ["pitfall 24: IgnoreUnknown of others", "IgnoreUnknown=1;K8S_POD_NAME=a=b", undefined],
+    ["fact 24: IgnoreUnknown of Nomad", "IgnoreUnknown=true;NOMAD_JOB_ID=a", undefined],
+    ["fact 24: IgnoreUnknown of others", "IgnoreUnknown=1;K8S_POD_NAME=a=b", undefined],
     ["an argument it does not know, without IgnoreUnknown", "FOO=1", undefined],
-    ["pitfall 24: our own keys", "A=1;cni=a,b;networks=n;K8S_ANNOT={};B=2", "A=1;B=2"],
+    ["fact 24: our own keys", "A=1;cni=a,b;networks=n;K8S_ANNOT={};B=2", "A=1;B=2"],
     ["our own keys with spaces", " cni = a;A=1", "A=1"],
     ["our own key of two lines", "cni=a\nb;A=1", "A=1"],
     ["keys that only look like ours", "cnix;CNI=a;cni2=b;networksx", undefined],
@@ -191,7 +191,7 @@ describe("lookupPod() without a request", () => {
       pod("cni-args", { cni: "a,b", x: "=" }),
     ],
     [
-      "pitfall 24: the bare keys of Nomad",
+      "fact 24: the bare keys of Nomad",
       requestOf("IgnoreUnknown=true;NOMAD_ALLOC_ID=1;cni=calico,weave@eth4"),
       pod("cni-args", { cni: "calico,weave@eth4" }, false),
     ],
@@ -365,14 +365,14 @@ describe("lookupPod() asks the API", () => {
       () => api.put(path, { kind: "Pod", metadata: { ...metadata, annotations: { cni: 1 } } }),
       "the answer is no pod",
     ],
-  ])("pitfall 23: %s is for later", async (_name, args, prepare, part) => {
+  ])("fact 23: %s is for later", async (_name, args, prepare, part) => {
     prepare();
     const error = await failure(() => lookupPod(makeHost(), withApi(), requestOf(args)));
     expect(error).toEqual(says(11, part));
     expect(error.msg).not.toContain(api.token);
   });
 
-  test("pitfall 23: a server of another authority is for later, and gets no token", async () => {
+  test("fact 23: a server of another authority is for later, and gets no token", async () => {
     const request = requestOf(k8sArgs);
     const error = await failure(() => lookupPod(makeHost(), withApi("wrongCa"), request));
     expect(error).toEqual(says(11, "URL"));

@@ -54,14 +54,14 @@ describe("readRequest() takes", () => {
   test.each<Row>([
     ["an ADD", "ADD", env, config, add],
     [
-      "pitfall 9: a DEL without netns and folders",
+      "fact 9: a DEL without netns and folders",
       "DEL",
       delEnv,
       config,
       { ...add, command: "DEL", netns: "", path: [] },
     ],
     [
-      "pitfall 9: a DEL whose netns is gone",
+      "fact 9: a DEL whose netns is gone",
       "DEL",
       { ...env, CNI_NETNS: "" },
       config,
@@ -69,14 +69,14 @@ describe("readRequest() takes", () => {
     ],
     ["a CHECK", "CHECK", env, config, { ...add, command: "CHECK" }],
     [
-      "pitfall 6: a GC without container, and forgets one",
+      "fact 6: a GC without container, and forgets one",
       "GC",
       { ...env, CNI_CONTAINERID: "../x", CNI_IFNAME: "" },
       config,
       { ...add, ...nobody, command: "GC" },
     ],
     [
-      "pitfall 6: a STATUS without any variable",
+      "fact 6: a STATUS without any variable",
       "STATUS",
       {},
       config,
@@ -90,7 +90,7 @@ describe("readRequest() takes", () => {
       { ...add, ...nobody, command: "STATUS", args: "", path: ["/b"] },
     ],
     [
-      "pitfall 5: a CHECK at 0.4.0",
+      "fact 5: a CHECK at 0.4.0",
       "CHECK",
       env,
       { ...config, cniVersion: "0.4.0" },
@@ -135,7 +135,7 @@ describe("readRequest() takes", () => {
     expect(readRequest(makeHost({ env: variables, stdin }), command)).toEqual(expected);
   });
 
-  test.each(supportedVersions)("pitfall 3: an ADD at %s", (cniVersion) => {
+  test.each(supportedVersions)("fact 3: an ADD at %s", (cniVersion) => {
     const host = makeHost({ env, stdin: { ...config, cniVersion } });
     expect(readRequest(host, "ADD").cniVersion).toBe(cniVersion);
   });
@@ -152,7 +152,7 @@ describe("readRequest() refuses", () => {
     ["CHECK", ["CNI_NETNS"], "CNI_NETNS for CHECK"],
     ["GC", ["CNI_PATH"], "CNI_PATH for GC"],
   ];
-  test.each(missing)("pitfall 6: %s without %j", (command, names, part) => {
+  test.each(missing)("fact 6: %s without %j", (command, names, part) => {
     const unset = Object.fromEntries(names.map((name) => [name, undefined]));
     const empty = Object.fromEntries(names.map((name) => [name, ""]));
     for (const change of [unset, empty]) {
@@ -168,12 +168,12 @@ describe("readRequest() refuses", () => {
     ["a container id like an option", { CNI_CONTAINERID: "-x" }, 'CNI_CONTAINERID "-x"'],
     ["a container id of two lines", { CNI_CONTAINERID: "a\nb" }, 'CNI_CONTAINERID "a b"'],
     ["a long container id", { CNI_CONTAINERID: "a".repeat(257) }, "at most 256"],
-    ["pitfall 7: a long interface", { CNI_IFNAME: "e".repeat(16) }, "longer than 15"],
-    ["pitfall 7: a slash", { CNI_IFNAME: "a/b" }, 'it holds "/" or ":"'],
-    ["pitfall 7: a colon", { CNI_IFNAME: "eth0:1" }, 'it holds "/" or ":"'],
-    ["pitfall 7: a space", { CNI_IFNAME: "eth 0" }, "not printable ASCII"],
-    ["pitfall 7: a dot", { CNI_IFNAME: "." }, "folder name"],
-    ["pitfall 7: two dots", { CNI_IFNAME: ".." }, "folder name"],
+    ["fact 7: a long interface", { CNI_IFNAME: "e".repeat(16) }, "longer than 15"],
+    ["fact 7: a slash", { CNI_IFNAME: "a/b" }, 'it holds "/" or ":"'],
+    ["fact 7: a colon", { CNI_IFNAME: "eth0:1" }, 'it holds "/" or ":"'],
+    ["fact 7: a space", { CNI_IFNAME: "eth 0" }, "not printable ASCII"],
+    ["fact 7: a dot", { CNI_IFNAME: "." }, "folder name"],
+    ["fact 7: two dots", { CNI_IFNAME: ".." }, "folder name"],
   ];
   test.each(variables)("%s", (_name, change, part) => {
     const host = makeHost({ env: { ...env, ...change }, stdin: config });
@@ -193,8 +193,8 @@ describe("readRequest() refuses", () => {
     ["a number that keeps its text", "1e400", 6, "expected a JSON object"],
     ["deep JSON", nested(128), 6, "nests deeper than 128 levels"],
     ["JSON so deep that it would end the stack", nested(1_000_000), 6, "nests deeper"],
-    ["pitfall 7: no name", "{}", 7, '"name" is missing'],
-    ["pitfall 7: a slash in the name", '{"name":"a/b"}', 7, '"name" is not valid'],
+    ["fact 7: no name", "{}", 7, '"name" is missing'],
+    ["fact 7: a slash in the name", '{"name":"a/b"}', 7, '"name" is not valid'],
     ["a name that climbs", '{"name":"../x"}', 7, '"name" is not valid'],
     ["a name of two lines", '{"name":"a\\nb"}', 7, '"name" is not valid'],
     ["a name that ends in a newline", '{"name":"a\\n"}', 7, '"name" is not valid'],
@@ -219,7 +219,7 @@ describe("readRequest() refuses", () => {
     ["GC", "1.0.0", "Config version 1.0.0 does not allow GC: it exists since 1.1.0"],
     ["STATUS", "1.0.0", "Config version 1.0.0 does not allow STATUS: it exists since 1.1.0"],
   ];
-  test.each(versions)("pitfall 5: %s at version %j", (command, cniVersion, part) => {
+  test.each(versions)("fact 5: %s at version %j", (command, cniVersion, part) => {
     const host = makeHost({ env, stdin: { ...config, cniVersion } });
     expect(failure(() => readRequest(host, command))).toEqual(says(1, part));
   });

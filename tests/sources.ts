@@ -129,7 +129,7 @@ export function lineCount({ text }: Source): number {
 
 const byPath = new Map(product.map((source) => [source.path, source]));
 
-/** All that is loaded with these files before anything runs; types and `await import()` left out. */
+/** All that loads with these files before anything runs: no types, no `await import()`. */
 export function closureOf(paths: readonly string[]): Source[] {
   const found = new Set<Source>();
   const visit = (path: string): void => {

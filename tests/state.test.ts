@@ -87,7 +87,7 @@ describe("the plan of an attachment", () => {
     });
   });
 
-  test("keeps the text of numbers and the order of keys (pitfall 14)", () => {
+  test("keeps the text of numbers and the order of keys (fact 14)", () => {
     const text = '{"type":"x","z":12345678901234567890,"a":1.0,"__proto__":{"b":1e400}}';
     const plugin = parseJson(text, "config") as { type: string };
     const list = { ...eth0.list, plugins: [plugin] };

@@ -86,7 +86,7 @@ describe("undo()", () => {
     ["none", undefined],
     ["of a wrong shape", []],
     ["with an address that is none", { ips: [{ address: "nowhere" }] }],
-  ])("goes without prevResult for a result %s (pitfall 11)", async (_name, damaged) => {
+  ])("goes without prevResult for a result %s (fact 11)", async (_name, damaged) => {
     expect(storedResult(stored({ result: damaged }))).toBeUndefined();
     expect(await given(netns, { result: damaged })).toEqual([netns, false]);
   });

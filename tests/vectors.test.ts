@@ -113,7 +113,7 @@ const Delegate = v.pipe(
 );
 
 const common = {
-  /** The rule it proves: `CNI 1.1 §2 DEL`, `pitfall c9`, several joined by `; `. */
+  /** The rule it proves: `CNI 1.1 §2 DEL`, `fact 9`, several joined by `; `. */
   source: Text,
   versions: v.optional(v.array(v.picklist(supportedVersions)), ["1.1.0"]),
   /** Lines of the plugin table. */
@@ -169,9 +169,9 @@ describe("a vector", () => {
     expect(() => parseVector(value)).toThrow();
   });
 
-  test("exists for every line of pitfalls (c) 1-29 that the wire shows", () => {
+  test("exists for every line of the facts 1-29 that the wire shows", () => {
     const numbers = [...texts.values()].flatMap((text) =>
-      [...text.matchAll(/pitfall c(\d+)/g)].map(([, number]) => Number(number)),
+      [...text.matchAll(/fact (\d+)/g)].map(([, number]) => Number(number)),
     );
     const missing = Array.from({ length: 29 }, (_, i) => i + 1).filter(
       (number) => !numbers.includes(number) && !shownElsewhere.has(number),

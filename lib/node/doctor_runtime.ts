@@ -1,6 +1,6 @@
 /**
  * Does the runtime call genie, and as genie needs it? Its settings, its version, and the order of
- * its conf dir. Sources: containerd's and CRI-O's configuration; pitfalls of Cilium and Multus.
+ * its conf dir. Sources: containerd's and CRI-O's configuration, and what Cilium and Multus do there.
  */
 import { readdirSync, statSync } from "node:fs";
 import { join } from "node:path";
