@@ -1,306 +1,107 @@
 /**
- * One attachment through its chain of plugins: ADD and CHECK forward, DEL in reverse. Derives what
- * each delegate gets, runs it, and turns every ending into a result or a CniError.
- * Source: CNI SPEC 1.1 §3 (chains), §4 (delegation); libcni for what the SPEC leaves open.
+ * One request to one delegate: its configuration, its environment, its ending.
+ * Source: CNI SPEC 1.1 §3 (request configuration), §4 (delegation).
  */
-import { type CniError, compareVersions, type Host, log, toCniError } from "./cni.ts";
-import { endingError, protocolError } from "./ending.ts";
+import type { Chain, PluginCall } from "./call.ts";
+import { type CniError, compareVersions, log } from "./cni.ts";
 import { run } from "./exec.ts";
-import { isObject, parseJson } from "./json.ts";
-import { type Journal, noteNetwork, notePlugin } from "./ledger.ts";
+import { isObject } from "./json.ts";
+import { noteNetwork, notePlugin } from "./ledger.ts";
 import { tokenVariable } from "./lock.ts";
-import { type NetworkConfigList, type PluginConfig, requestConfig } from "./netconf.ts";
-import { netnsId } from "./netns.ts";
-import { normalizeResult, type Result, toVersion } from "./result.ts";
-import { parseResult } from "./result_wire.ts";
-import type { Attachment } from "./state.ts";
-import { oneLine } from "./text.ts";
+import type { NetworkConfigList, PluginConfig } from "./networks.ts";
+import type { Attachment, Result } from "./record.ts";
+import { toVersion } from "./result.ts";
 
-/** What a chain needs besides the attachment. */
-export interface ChainOptions {
-  /** CNI_NETNS for the delegates; "" when it is gone. */
-  netns: string;
-  /** Marks the delegates of this operation in their environment, so that orphans can be found. */
-  token: string;
-  /** When the whole operation must have ended, ms since the epoch. */
-  deadlineMs: number;
-  /** Ends the running delegate when it aborts. */
-  signal?: AbortSignal;
-  /** Takes a row for every request to a plugin, and for every network. */
-  journal?: Journal;
+/** What varies per call. */
+export interface RequestConfigOptions {
+  /** Wire form of the previous plugin's result (ADD) or of the whole ADD (CHECK, DEL). */
+  prevResult?: object | undefined;
+  /** What the runtime offered, by capability name. */
+  capabilityArgs?: Record<string, unknown>;
+  /** Keys for `args`; they win over the config's own, key by key. */
+  args?: Record<string, unknown>;
+  /** Further reserved keys, e.g. `cni.dev/valid-attachments`. */
+  reserved?: Record<string, unknown>;
 }
-
-/** How an ADD through a chain ended. */
-export type Added =
-  | { kind: "attached"; result: Result }
-  /** `undo` holds the errors of its own undoing: empty when nothing of it is left. */
-  | { kind: "failed"; error: CniError; undo: CniError[] };
 
 /**
- * Runs ADD through the chain. When plugin k fails, DEL runs on k, k-1 ... 0 before this returns
- * (CNI SPEC 1.1 §4), in its own time: an ADD whose time is over must still be undone.
+ * Derives the request config of one delegate. Keys reserved by the SPEC (`runtimeConfig`,
+ * `prevResult`, `cni.dev/*`) are ours to set, so those of the stored config are dropped;
+ * `capabilities` "must not be set" in a request, though libcni keeps it.
  *
- * @returns the result with the pod's interface always in it, or the original error, with the
- *   delegate's own code, or 102-104, or 11 when it was ended from outside
+ * @see CNI SPEC 1.1 §3 "Deriving request configuration from plugin configuration"
  */
-export async function addChain(
-  host: Host,
-  attachment: Attachment,
-  options: ChainOptions,
-): Promise<Added> {
-  const { list, ifName } = attachment;
-  const note = noter(attachment, "ADD", options);
-  let result: Result | undefined;
-  for (const index of list.plugins.keys()) {
-    try {
-      result = await addOne(host, attachment, index, options, result);
-    } catch (error) {
-      note(error);
-      const undo = await delChain(host, attachment, result, undoOptions(host, options), index);
-      return { kind: "failed", error: toCniError(error), undo };
-    }
-  }
-  if (!result) throw new Error(`network ${attachment.network} has no plugins`);
-  note(undefined, result);
-  return { kind: "attached", result: normalizeResult(result, { ifName, netns: options.netns }) };
-}
-
-/** Notes a whole chain in the journal, with the time since this was called. */
-function noter(attachment: Attachment, command: string, { journal }: ChainOptions) {
-  const startedNs = Bun.nanoseconds();
-  return (error: unknown, result?: Result): void => {
-    const durationUs = (Bun.nanoseconds() - startedNs) / 1000;
-    const addresses = result?.ips.map(({ address }) => address) ?? [];
-    noteNetwork(journal, { ...attachment, command, durationUs, error }, addresses);
-  };
-}
-
-/** Limit for undoing one attachment, in ms. */
-const undoTimeoutMs = 30_000;
-
-/** Undoing has a deadline of its own, and is not ended by the signal that may have caused it. */
-export function undoOptions(host: Host, options: ChainOptions): ChainOptions {
-  return {
-    netns: options.netns,
-    token: options.token,
-    deadlineMs: host.now() + undoTimeoutMs,
-    ...(options.journal && { journal: options.journal }),
-  };
-}
-
-async function addOne(
-  host: Host,
-  attachment: Attachment,
-  index: number,
-  options: ChainOptions,
-  previous: Result | undefined,
-): Promise<Result> {
-  const { list, network } = attachment;
-  const { stdout, plugin } = await call(host, attachment, index, "ADD", options, previous);
-  if (stdout.trim() === "") throw protocolError(attachment, plugin, "it printed no result", "");
-  const value = decode(stdout, attachment, plugin);
-  if (isObject(value) && typeof value["code"] === "number" && "msg" in value) {
-    throw protocolError(attachment, plugin, "it printed an error but exited with status 0", stdout);
-  }
-  const what = `result of plugin "${plugin.type}" of network "${network}"`;
-  const result = parseResult(value, list.cniVersion, what);
-  checkOwnInterface(result, attachment, plugin);
-  return result;
-}
-
-/** A delegate that reports only other pod interfaces did not do what it was asked. */
-function checkOwnInterface(result: Result, attachment: Attachment, plugin: PluginConfig): void {
-  const inPod = result.interfaces.filter(({ sandbox }) => sandbox !== undefined && sandbox !== "");
-  if (inPod.length === 0 || inPod.some(({ name }) => name === attachment.ifName)) return;
-  throw protocolError(
-    attachment,
-    plugin,
-    `it reports interface "${oneLine(inPod[0]?.name ?? "", 40)}" instead of "${attachment.ifName}"`,
-    "",
+export function requestConfig(
+  list: NetworkConfigList,
+  plugin: PluginConfig,
+  { prevResult, capabilityArgs = {}, args = {}, reserved = {} }: RequestConfigOptions = {},
+): PluginConfig {
+  const declared = isObject(plugin.capabilities) ? plugin.capabilities : {};
+  const offered = Object.entries(capabilityArgs).filter(
+    ([name]) => Object.hasOwn(declared, name) && declared[name] === true,
   );
-}
-
-function decode(stdout: string, attachment: Attachment, plugin: PluginConfig): unknown {
-  try {
-    return parseJson(stdout, "its output");
-  } catch (error) {
-    throw protocolError(attachment, plugin, toCniError(error).message, stdout);
-  }
-}
-
-/**
- * Runs DEL through the whole chain in reverse, each plugin with the final result (SPEC §3).
- * Goes on after a failure.
- *
- * @param last index of the plugin to begin with: the one that failed in ADD, else the last
- * @returns the errors, in the order they happened; empty when everything is undone
- */
-export async function delChain(
-  host: Host,
-  attachment: Attachment,
-  result: Result | undefined,
-  options: ChainOptions,
-  last: number = attachment.list.plugins.length - 1,
-): Promise<CniError[]> {
-  const { list } = attachment;
-  const note = noter(attachment, "DEL", options);
-  const isGone = netnsId(options.netns) === "";
-  const errors: CniError[] = [];
-  for (let index = last; index >= 0; index--) {
-    const isUndone = isGone && insideOnly.has(list.plugins[index]?.type ?? "");
-    // Of a path that leads to nothing sbr makes a file, on which those before it would fail.
-    const given = isUndone ? { ...options, netns: "" } : options;
-    try {
-      await call(host, attachment, index, "DEL", given, result);
-    } catch (error) {
-      if (!isUndone) errors.push(toCniError(error));
-    }
-  }
-  note(errors[0]);
-  if (attachment.deviceInfoFile !== undefined && errors.length === 0) {
-    (await import("./kubernetes/device_info.ts")).removeDeviceInfo(host, attachment.deviceInfoFile);
-  }
-  return errors;
-}
-
-/**
- * Plugins that change nothing outside the pod's namespace, and some of which fail without it (sbr):
- * with the namespace gone, so is all they did.
- */
-const insideOnly = new Set(["sbr", "tuning", "loopback"]);
-
-/**
- * Runs CHECK through the chain, unless the list turns it off or is older than CHECK.
- * @throws CniError of the first plugin that says no
- */
-export async function checkChain(
-  host: Host,
-  attachment: Attachment,
-  result: Result | undefined,
-  options: ChainOptions,
-): Promise<void> {
-  const { list } = attachment;
-  if (list.disableCheck || compareVersions(list.cniVersion, "0.4.0") < 0) return;
-  const note = noter(attachment, "CHECK", options);
-  try {
-    for (const index of list.plugins.keys()) {
-      await call(host, attachment, index, "CHECK", options, result);
-    }
-  } catch (error) {
-    note(error);
-    throw error;
-  }
-  note(undefined);
-}
-
-/** A network as STATUS and GC see it: no container, no interface. */
-export interface NetworkCall {
-  network: string;
-  list: NetworkConfigList;
-  plugins: string[];
-  cniPath: string;
-  timeoutMs: number;
-}
-
-/**
- * Asks the plugins of a network whether an ADD could work now. Lists older than STATUS are passed.
- * @throws CniError of the first plugin that says no, with its code
- */
-export async function statusChain(
-  host: Host,
-  network: NetworkCall,
-  options: ChainOptions,
-): Promise<void> {
-  if (compareVersions(network.list.cniVersion, "1.1.0") < 0) return;
-  for (const index of network.list.plugins.keys()) {
-    await call(host, nobody(network), index, "STATUS", options, undefined);
-  }
-}
-
-/** One attachment that is still valid, by the names we gave its delegates. */
-export interface ValidAttachment {
-  containerID: string;
-  ifname: string;
-}
-
-/**
- * Runs GC on the plugins of a network with that network's own attachments. Goes on after a failure.
- * @returns the errors
- * @see CNI SPEC 1.1 §2 "GC"; the second key is what libcni sends for older plugins
- */
-export async function gcChain(
-  host: Host,
-  network: NetworkCall,
-  valid: ValidAttachment[],
-  options: ChainOptions,
-): Promise<CniError[]> {
-  const { list } = network;
-  if (list.disableGC || compareVersions(list.cniVersion, "1.1.0") < 0) return [];
-  const reserved = { "cni.dev/valid-attachments": valid, "cni.dev/attachments": valid };
-  const note = noter(nobody(network), "GC", options);
-  const errors: CniError[] = [];
-  for (const index of list.plugins.keys()) {
-    try {
-      await call(host, nobody(network), index, "GC", options, undefined, reserved);
-    } catch (error) {
-      errors.push(toCniError(error));
-    }
-  }
-  note(errors[0]);
-  return errors;
-}
-
-function nobody(network: NetworkCall): Attachment {
+  const own = Object.entries(plugin).filter(
+    ([key]) => !dropped.has(key) && !key.startsWith("cni.dev/"),
+  );
+  const ownArgs = isObject(plugin["args"]) ? plugin["args"] : {};
   return {
-    ...network,
-    containerId: "",
-    requestIfName: "",
-    requestNetwork: "",
-    ifName: "",
-    primary: false,
-    reason: "",
-    cniArgs: "",
-    capabilityArgs: {},
-    args: {},
-    netns: "",
-    pod: { namespace: "", name: "", uid: "" },
+    ...(Object.fromEntries(own) as PluginConfig),
+    cniVersion: list.cniVersion,
+    name: list.name,
+    ...(offered.length > 0 && { runtimeConfig: Object.fromEntries(offered) }),
+    ...(Object.keys(args).length > 0 && { args: mergeArgs(ownArgs, args) }),
+    ...(prevResult && { prevResult }),
+    ...reserved,
   };
 }
 
-/** Runs one plugin of the chain and returns what it printed, or throws what its ending means. */
-async function call(
-  host: Host,
+/** Objects are merged once more: a pod's `args.cni` keys win (NPWG v1.3 §4.1.2.1.6.2). */
+function mergeArgs(
+  own: Record<string, unknown>,
+  given: Record<string, unknown>,
+): Record<string, unknown> {
+  const merged = Object.entries(given).map(([key, value]) => {
+    const before = Object.hasOwn(own, key) ? own[key] : undefined;
+    return [key, isObject(before) && isObject(value) ? { ...before, ...value } : value];
+  });
+  return { ...own, ...Object.fromEntries(merged) };
+}
+
+const dropped = new Set(["capabilities", "runtimeConfig", "prevResult"]);
+
+/**
+ * Runs one plugin of a chain and returns what it printed.
+ * @throws CniError that says what its ending means
+ */
+export async function callPlugin(
+  chain: Chain,
   attachment: Attachment,
-  index: number,
-  command: "ADD" | "DEL" | "CHECK" | "GC" | "STATUS",
-  options: ChainOptions,
-  result: Result | undefined,
-  reserved: Record<string, unknown> = {},
-): Promise<{ stdout: string; plugin: PluginConfig }> {
-  const { list } = attachment;
+  { command, index, result, reserved = {} }: PluginCall,
+): Promise<string> {
+  const { host, journal, signal } = chain;
+  const { list, capabilityArgs, args } = attachment;
   const plugin = list.plugins[index];
   const path = attachment.plugins[index];
   if (!plugin || !path) throw new Error(`plan of network ${attachment.network} is incomplete`);
-  const hasResult =
-    result !== undefined && (command === "ADD" || compareVersions(list.cniVersion, "0.4.0") >= 0);
-  const config = requestConfig(list, plugin, {
-    ...(hasResult && { prevResult: toVersion(result, list.cniVersion) }),
-    capabilityArgs: attachment.capabilityArgs,
-    args: attachment.args,
-    reserved,
-  });
+  const takesResult = command === "ADD" || compareVersions(list.cniVersion, "0.4.0") >= 0;
+  const prevResult = result && takesResult ? toVersion(result, list.cniVersion) : undefined;
+  const config = requestConfig(list, plugin, { prevResult, capabilityArgs, args, reserved });
   const ending = await run(path, [], {
-    env: delegateEnv(host, attachment, command, options),
+    env: delegateEnv(chain, attachment, command),
     stdin: JSON.stringify(config),
-    timeoutMs: Math.max(1, Math.min(attachment.timeoutMs, options.deadlineMs - host.now())),
-    ...(options.signal && { signal: options.signal }),
+    timeoutMs: Math.max(1, Math.min(attachment.timeoutMs, chain.deadlineMs - host.now())),
+    signal,
   });
   // SPEC §4: what a delegate says on stderr belongs to our own.
   if (ending.stderr !== "") host.stderr(ending.stderr);
-  const error = endingError(ending, attachment, plugin, command);
+  let error: CniError | undefined;
+  if (ending.kind !== "exit" || ending.status !== 0) {
+    const { endingError } = await import("./recovery/delegate_error.ts");
+    error = endingError(ending, attachment, plugin, command);
+  }
   const { durationUs } = ending;
   if (command !== "STATUS") {
-    notePlugin(options.journal, plugin.type, { ...attachment, command, durationUs, error });
+    notePlugin(journal, plugin.type, { ...attachment, command, durationUs, error });
   }
   if (error) throw error;
   log(host, "debug", `${command} done`, {
@@ -309,15 +110,14 @@ async function call(
     interface: attachment.ifName,
     us: Math.round(durationUs),
   });
-  return { stdout: ending.stdout, plugin };
+  return ending.stdout;
 }
 
 /** The environment of a delegate: ours, with every CNI variable set anew (SPEC §4). */
 function delegateEnv(
-  host: Host,
+  { host, token, netns }: Chain,
   attachment: Attachment,
   command: string,
-  options: ChainOptions,
 ): Record<string, string> {
   const env: Record<string, string> = {};
   for (const [name, value] of Object.entries(host.env)) {
@@ -325,12 +125,22 @@ function delegateEnv(
   }
   env["CNI_COMMAND"] = command;
   env["CNI_PATH"] = attachment.cniPath;
-  env[tokenVariable] = options.token;
+  env[tokenVariable] = token;
   // STATUS and GC concern no attachment (SPEC §2), so they carry none.
   if (attachment.containerId === "") return env;
   env["CNI_CONTAINERID"] = attachment.containerId;
-  env["CNI_NETNS"] = options.netns;
+  env["CNI_NETNS"] = netns;
   env["CNI_IFNAME"] = attachment.ifName;
   env["CNI_ARGS"] = attachment.cniArgs;
   return env;
+}
+
+/** Starts the clock for a whole chain; what it returns notes the chain in the journal. */
+export function noter({ journal }: Chain, attachment: Attachment, command: string) {
+  const startedNs = Bun.nanoseconds();
+  return (error: unknown, result?: Result): void => {
+    const durationUs = (Bun.nanoseconds() - startedNs) / 1000;
+    const addresses = result?.ips.map(({ address }) => address) ?? [];
+    noteNetwork(journal, { ...attachment, command, durationUs, error }, addresses);
+  };
 }

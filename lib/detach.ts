@@ -8,39 +8,29 @@
  * replaced by what the request itself carries.
  * Source: CNI SPEC 1.1 §2 DEL; design D4, D5; facts 9-11.
  */
-import { CniError, code, type Host, log, type Request, toCniError } from "./cni.ts";
-import { closeState, openCopy, openState, type State } from "./database.ts";
-import { type ChainOptions, delChain } from "./delegate.ts";
-import { isObject } from "./json.ts";
+import type { Chain, Host, Request } from "./call.ts";
+import { CniError, code, log, toCniError } from "./cni.ts";
+import { closeState, openState, type State } from "./database.ts";
+import { openJournal, withAudit, writeAlone, writeAside, writeJournal } from "./ledger.ts";
+import { newOperation, release, takeLock } from "./lock.ts";
+import type { CallId, DamagedAttachment, Operation, StoredAttachment } from "./record.ts";
 import {
-  type Journal,
-  noteInterrupted,
-  openJournal,
-  pruneLedger,
-  withAudit,
-  writeAlone,
-  writeAside,
-  writeJournal,
-} from "./ledger.ts";
-import { endHolder, newOperation, type Operation, release, takeLock } from "./lock.ts";
-import { isForeignNetns } from "./netns.ts";
-import type { Result } from "./result.ts";
-import { parseResult } from "./result_wire.ts";
-import { loadConfig, loadNodeSettings, type NodeSettings } from "./settings.ts";
-import {
-  type CallId,
-  type DamagedAttachment,
+  type DelOutcome,
   endOf,
   forget,
+  forgetTraffic,
   hasRuleset,
+  noteInterrupted,
+  outcomeOf,
+  pruneLedger,
   recorded,
-  type StoredAttachment,
   setEnded,
   setFailing,
-} from "./state.ts";
-import { mark } from "./trace.ts";
-import { forgetTraffic } from "./traffic.ts";
-import { type Fate, fateOf, undo, undoAll, withPresentPlugins } from "./undo.ts";
+  undo,
+  undoAll,
+} from "./recorded.ts";
+import { loadNodeSettings, type NodeSettings } from "./settings.ts";
+import { mark } from "./streams.ts";
 
 /** Limit for a whole DEL, in ms. */
 const delTimeoutMs = 55_000;
@@ -55,7 +45,7 @@ const addEndMs = 35_000;
  * @throws CniError of the delegate that failed, inside the retry window; 11 when another operation
  *   of this container does not end in time
  */
-export async function del(
+export async function detach(
   host: Host,
   request: Request,
   isDue?: (rows: readonly StoredAttachment[]) => boolean,
@@ -64,39 +54,50 @@ export async function del(
   const settings = await loadNodeSettings(host, request.config);
   mark("config");
   const operation = newOperation(host, request.containerId, "DEL");
-  const chain: ChainOptions = {
+  const chain: Chain = {
+    host,
     netns: request.netns,
     token: operation.token,
     deadlineMs: host.now() + delTimeoutMs,
     signal: host.signal,
     journal: openJournal(host, request),
   };
-  const state = openOrReport(host, settings);
+  const state = await openOrReport(host, settings.stateDir);
   mark("open");
-  if (!state) {
-    if (request.config["delOnly"] === true) return undefined;
-    await deleteByGuess(host, request, chain);
-    return undefined;
-  }
+  if (!state) return guessTheRest(request, chain, nothingFound);
+  const call: DelCall = { host, request, settings, state, operation, chain, isDue };
   try {
-    await deleteRecorded(host, request, settings, state, operation, chain, isDue);
+    const found = await findLocked(call);
+    mark("lock");
+    if (isDue && !isDue(found.rows)) release(state, operation, () => undefined);
+    else await undoFound(call, found);
   } finally {
     closeState(state);
   }
-  return undefined;
+}
+
+/** One call of DEL, with its open record. */
+interface DelCall {
+  host: Host;
+  request: Request;
+  settings: NodeSettings;
+  state: State;
+  operation: Operation;
+  chain: Chain;
+  isDue: ((rows: readonly StoredAttachment[]) => boolean) | undefined;
 }
 
 /** DEL must not depend on the record: without it, it does what it can. */
-function openOrReport(host: Host, { stateDir }: NodeSettings): State | undefined {
+async function openOrReport(host: Host, dir: string): Promise<State | undefined> {
   try {
-    return openState(host, stateDir);
+    return await openState(host, dir);
   } catch (error) {
-    log(host, "error", toCniError(error).message, { dir: stateDir });
+    log(host, "error", toCniError(error).message, { dir });
   }
   try {
-    return openCopy(stateDir);
+    return (await import("./recovery/database.ts")).openCopy(dir);
   } catch (error) {
-    log(host, "debug", toCniError(error).message, { dir: stateDir });
+    log(host, "debug", toCniError(error).message, { dir });
     return undefined;
   }
 }
@@ -109,57 +110,37 @@ interface Found {
   ended: boolean;
 }
 
-async function deleteRecorded(
-  host: Host,
-  request: Request,
-  settings: NodeSettings,
-  state: State,
-  operation: Operation,
-  chain: ChainOptions,
-  isDue?: (rows: readonly StoredAttachment[]) => boolean,
-): Promise<void> {
-  const call = { containerId: request.containerId, requestIfName: request.ifName };
-  const endsAdd = isDue === undefined;
-  const found = await findLocked(host, state, operation, call, chain, endsAdd).catch(
-    (error: unknown) => {
-      if (chain.journal && endsAdd) writeAlone(host, state, chain.journal, error);
-      throw error;
-    },
-  );
-  mark("lock");
-  if (isDue && !isDue(found.rows)) return release(state, operation, () => undefined);
+const nothingFound: Found = { rows: [], damaged: [], ended: false };
+
+/** Undoes what is on record of a call, in reverse, and writes down what became of it. */
+async function undoFound(call: DelCall, found: Found): Promise<void> {
+  const { host, request, settings, chain } = call;
   for (const row of found.rows) noteInterrupted(chain.journal, row);
   const errors = new Map<StoredAttachment, CniError[]>();
   let outcomes: Outcome[] = [];
   try {
-    await undoAll(
-      found.rows.toReversed(),
-      (attachment) => undo(host, attachment, request.path, chain),
-      errors,
-    );
-    await guessTheRest(host, request, found, chain);
+    const undoOne = (row: StoredAttachment) => undo(chain, row, request.path);
+    await undoAll(found.rows.toReversed(), undoOne, errors);
+    await guessTheRest(request, chain, found);
   } finally {
     mark("undo");
     const nowMs = host.now();
     outcomes = [...errors].map(([attachment, failures]) => ({
       attachment,
       errors: failures,
-      fate: fateOf(attachment, failures, settings.delRetryWindowMs, nowMs),
+      outcome: outcomeOf(attachment, failures, settings.delRetryWindowMs, nowMs),
     }));
-    const settled = { call, outcomes, damaged: found.damaged };
-    settle(host, state, operation, settled, settings, chain.journal, nowMs);
+    settle(call, found, outcomes, nowMs);
     mark("commit");
   }
   // Not before: as long as something is attached the node agent keeps its rules in force.
-  await liftPolicies(host, state, call, errors);
+  await liftPolicies(call, errors);
   failIfRetryWanted(host, outcomes);
 }
 
 /** Rulesets that stand in a namespace where nothing of it is left. */
 async function liftPolicies(
-  host: Host,
-  state: State,
-  call: CallId,
+  { host, state, request }: DelCall,
   errors: ReadonlyMap<StoredAttachment, CniError[]>,
 ): Promise<void> {
   const rows = [...errors];
@@ -168,7 +149,7 @@ async function liftPolicies(
     const isLeft = rows.some(([row, failures]) => row.netnsId === netnsId && failures.length > 0);
     if (isLeft || !hasRuleset(state, netnsId)) continue;
     const { liftRuleset } = await import("./policy/rulesets.ts");
-    await liftRuleset(host, state, { netnsId, netns }, call);
+    await liftRuleset(host, state, { netnsId, netns }, callOf(request));
   }
 }
 
@@ -176,47 +157,51 @@ async function liftPolicies(
 interface Outcome {
   attachment: StoredAttachment;
   errors: CniError[];
-  fate: Fate;
+  outcome: DelOutcome;
+}
+
+/** By what the call is on record. */
+function callOf({ containerId, ifName }: Request): CallId {
+  return { containerId, requestIfName: ifName };
 }
 
 /**
  * Takes the container's lock and reads what is on record. Where nothing can be written, on a disk
  * that is full or read-only, no ADD can begin either: DEL goes on without the lock.
  */
-async function findLocked(
-  host: Host,
-  state: State,
-  operation: Operation,
-  call: CallId,
-  chain: ChainOptions,
-  endsAdd: boolean,
-): Promise<Found> {
+async function findLocked(call: DelCall): Promise<Found> {
+  const { host, state, operation, chain, isDue } = call;
+  const id = callOf(call.request);
   const find = (): Found => {
-    const { readable, damaged } = recorded(host, state, call.containerId);
-    const ofCall = (one: CallId) => one.requestIfName === call.requestIfName;
+    const { readable, damaged } = recorded(host, state, id.containerId);
+    const ofCall = (one: CallId) => one.requestIfName === id.requestIfName;
     return {
       rows: readable.filter(ofCall),
       damaged: damaged.filter(ofCall),
-      ended: endOf(state, call) !== undefined,
+      ended: endOf(state, id) !== undefined,
     };
   };
   const startedMs = host.now();
   const asked = new Set<string>();
   try {
     if (state.copyDir === "") {
-      return await takeLock(host, state, operation, chain, find, (holder) => {
-        if (endsAdd) endAdd(holder, asked, host.now() - startedMs);
+      return await takeLock({ ...chain, state, operation }, find, (holder) => {
+        // One that no runtime asked for waits for an ADD.
+        if (!isDue) endAdd(holder, asked, host.now() - startedMs);
       });
     }
   } catch (error) {
-    if (!(error instanceof CniError) || error.code !== code.stateUnavailable) throw error;
+    if (!(error instanceof CniError) || error.code !== code.stateUnavailable) {
+      if (chain.journal && !isDue) writeAlone(host, state, chain.journal, error);
+      throw error;
+    }
     log(host, "error", `${error.message}: DEL goes on without a lock`);
   }
   try {
     return find();
   } catch (error) {
     log(host, "error", `${toCniError(error).message}: DEL goes on without a record`);
-    return { rows: [], damaged: [], ended: false };
+    return nothingFound;
   }
 }
 
@@ -224,59 +209,61 @@ async function findLocked(
 const attaching: ReadonlySet<string> = new Set(["ADD", "repair", "switch"]);
 
 /** Asks an ADD that holds our container's lock to roll back, once; then ends it. */
-function endAdd(holder: Operation, asked: Set<string>, waitedMs: number): void {
+async function endAdd(holder: Operation, asked: Set<string>, waitedMs: number): Promise<void> {
   if (!attaching.has(holder.command)) return;
-  if (waitedMs > addEndMs) endHolder(holder, "SIGKILL");
-  else if (!asked.has(holder.token)) endHolder(holder, "SIGTERM");
+  const isFirst = !asked.has(holder.token);
   asked.add(holder.token);
+  if (!isFirst && waitedMs <= addEndMs) return;
+  const { endHolder } = await import("./recovery/orphans.ts");
+  endHolder(holder, waitedMs > addEndMs ? "SIGKILL" : "SIGTERM");
 }
 
+/** Writes down what became of everything, and gives the lock back. */
 function settle(
-  host: Host,
-  state: State,
-  operation: Operation,
-  found: { call: CallId; outcomes: Outcome[]; damaged: DamagedAttachment[] },
-  { auditKeepMs }: NodeSettings,
-  journal: Journal | undefined,
+  { host, state, operation, settings, request, chain: { journal } }: DelCall,
+  { damaged }: Found,
+  outcomes: Outcome[],
   nowMs: number,
 ): void {
   if (state.copyDir !== "") return;
-  const retried = found.outcomes.find(({ fate }) => fate === "failing");
+  const retried = outcomes.find(({ outcome }) => outcome === "failing");
   try {
     withAudit(host, (isAudited) =>
       release(state, operation, () => {
-        for (const { attachment, errors, fate } of found.outcomes) {
-          if (fate === "gone") forget(state, attachment);
+        for (const { attachment, errors, outcome } of outcomes) {
+          if (outcome === "gone") forget(state, attachment);
           else {
             const error = errors.map(({ message }) => message).join("; ");
-            setFailing(state, attachment, { state: fate, error, nowMs });
+            setFailing(state, attachment, { state: outcome, error, nowMs });
           }
         }
-        for (const one of found.damaged) {
+        for (const one of damaged) {
           setFailing(state, one, { state: "leaked", error: "Its plan cannot be read", nowMs });
         }
         // Whatever is left: an ADD that began before this moment must not attach any more.
-        setEnded(state, found.call, "DEL", nowMs);
+        setEnded(state, callOf(request), "DEL", nowMs);
         if (!isAudited) return;
         // A DEL with nothing to do, of which runtimes send three per pod, is no news.
         if (journal && journal.rows.length > 0) {
           writeJournal(host, state, journal, retried?.errors[0]);
         }
-        writeAside(host, state, "the ledger", () => pruneLedger(state, nowMs, auditKeepMs));
-        writeAside(host, state, "traffic", () => forgetTraffic(state, found.call.containerId));
+        writeAside(host, state, "the ledger", () =>
+          pruneLedger(state, nowMs, settings.auditKeepMs),
+        );
+        writeAside(host, state, "traffic", () => forgetTraffic(state, request.containerId));
       }),
     );
   } catch (error) {
     // The rows stay: a later DEL, ADD or gc calls the delegates again, which is harmless.
-    log(host, "error", toCniError(error).message, { container: found.call.containerId });
+    log(host, "error", toCniError(error).message, { container: request.containerId });
   }
 }
 
 function failIfRetryWanted(host: Host, outcomes: Outcome[]): void {
   const retried: CniError[] = [];
-  for (const { attachment, errors, fate } of outcomes) {
-    if (fate === "failing") retried.push(...errors);
-    if (fate === "leaked") {
+  for (const { attachment, errors, outcome } of outcomes) {
+    if (outcome === "failing") retried.push(...errors);
+    if (outcome === "leaked") {
       log(host, "error", "Attachment parked as leaked: genie gc retries it", {
         container: attachment.containerId,
         network: attachment.network,
@@ -306,56 +293,11 @@ export function withoutSuccessWords(text: string): string {
 }
 
 /** Best effort for what the record does not tell: a call it does not know, or damaged rows. */
-async function guessTheRest(
-  host: Host,
-  request: Request,
-  found: Found,
-  chain: ChainOptions,
-): Promise<void> {
-  if (found.ended) return;
-  if (found.damaged.length > 0) {
-    await deleteByGuess(host, request, chain, new Set(found.damaged.map(({ ifName }) => ifName)));
-  } else if (found.rows.length === 0 && request.config["delOnly"] !== true) {
-    await deleteByGuess(host, request, chain);
-  }
-}
-
-/**
- * DEL without a record: plans again from what the request itself carries, never from the API, and
- * calls DEL on every plugin of that plan. Errors are reported, the DEL succeeds (CNI SPEC 1.1 §2).
- *
- * @param ifNames the interfaces to delete; absent: all
- */
-async function deleteByGuess(
-  host: Host,
-  request: Request,
-  chain: ChainOptions,
-  ifNames?: ReadonlySet<string>,
-): Promise<void> {
-  const netns = isForeignNetns(request.netns) ? request.netns : "";
-  try {
-    const { guessPlan } = await import("./plan.ts");
-    const plan = await guessPlan(await loadConfig(request.config), request);
-    const result = carriedResult(request);
-    for (const attachment of plan.attachments.toReversed()) {
-      if (ifNames && !ifNames.has(attachment.ifName)) continue;
-      const present = withPresentPlugins(attachment, request.path);
-      for (const error of await delChain(host, present, result, { ...chain, netns })) {
-        log(host, "warn", `Best effort without a record: ${error.message}`);
-      }
-    }
-    for (const { message } of plan.problems) log(host, "debug", `Nothing to guess: ${message}`);
-  } catch (error) {
-    log(host, "debug", `Nothing on record and nothing to guess: ${toCniError(error).message}`);
-  }
-}
-
-function carriedResult(request: Request): Result | undefined {
-  if (!isObject(request.config.prevResult)) return undefined;
-  try {
-    return parseResult(request.config.prevResult, request.cniVersion, "prevResult");
-  } catch (error) {
-    if (error instanceof CniError) return undefined;
-    throw error;
-  }
+async function guessTheRest(request: Request, chain: Chain, found: Found): Promise<undefined> {
+  const { rows, damaged, ended } = found;
+  const isUnknown = rows.length === 0 && request.config["delOnly"] !== true;
+  if (ended || (damaged.length === 0 && !isUnknown)) return;
+  const { deleteByGuess } = await import("./recovery/guess.ts");
+  const ifNames = damaged.length > 0 ? new Set(damaged.map(({ ifName }) => ifName)) : undefined;
+  await deleteByGuess(chain, request, ifNames);
 }

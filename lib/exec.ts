@@ -1,78 +1,27 @@
 /**
- * The only spawn of the program: one child, one deadline, one ending.
- *
- * How a run ends is decided once, by whichever comes first: the child's exit, the deadline, an
- * abort, or too much output. Only the first is the child's own doing; after the other three its
- * whole process group is ended. A grandchild that outlives the child and keeps its stdout open
- * holds nobody: what the child wrote is read to its end, then the pipe is let go.
- *
- * Delegates get real pipes, made with pipe(2). Bun's own "pipe" is a socket pair, and a script that
- * writes to /dev/stdout or /dev/stderr fails on a socket (ENXIO) though it works under libcni.
+ * The only place that starts a program. Whatever comes first decides how the run ended: the child's
+ * exit, the deadline, an abort, or too much output. After the last three the whole process group is
+ * ended (`recovery/stuck_child.ts`). A grandchild that keeps the outputs open does not delay it.
  */
-import { closeSync, constants, openSync } from "node:fs";
+import { closeSync, constants, openSync, readSync } from "node:fs";
+import type { Ending, Output, RunOptions } from "./call.ts";
 import { CniError, code, toCniError } from "./cni.ts";
-import { libc } from "./libc.ts";
-import { inNetns } from "./netns.ts";
-import { type Collector, collect } from "./output.ts";
+import { inNetns, libc } from "./kernel.ts";
 
-/** Folders besides PATH: runtimes often leave out those of the administrator's programs. */
+/** Folders of the administrator's programs, which a runtime's PATH often leaves out. */
 export const programDirs = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin", "/bin"];
 
-/** The one way a run ended. `spawn` means that nothing ran at all. */
-export type Ending =
-  | { kind: "exit"; status: number }
-  | { kind: "signal"; signal: string }
-  | { kind: "timeout" }
-  | { kind: "overflow" }
-  | { kind: "aborted" }
-  /** `reason` is an errno name: ENOENT, EACCES, ENOEXEC, ETXTBSY, … */
-  | { kind: "spawn"; reason: string };
+type Untimed = Ending & Omit<Output, "durationUs">;
 
-/** What a run gave, whatever its ending. */
-export interface Output {
-  /** At most 1 MiB, or what was allowed; the beginning when the ending is `overflow`. */
-  stdout: string;
-  /** False when stdout was not UTF-8: `stdout` then holds replacement characters. */
-  stdoutIsText: boolean;
-  /** The last 64 KiB; invalid UTF-8 is replaced. */
-  stderr: string;
-  durationUs: number;
-}
-
-/** What varies per run. */
-export interface RunOptions {
-  /** The whole environment of the child: nothing is inherited. */
-  env: Record<string, string>;
-  stdin: string;
-  /** Deadline for everything, retries included. */
-  timeoutMs: number;
-  /** Ends the run like the deadline does, with the ending `aborted`. */
-  signal?: AbortSignal;
-  /** Path of the network namespace to run in; absent: ours. */
-  netns?: string;
-  /** Most that is read of stdout; default 1 MiB. */
-  stdoutBytesMax?: number;
-}
-
-const stdoutBytesMaxDefault = 1024 * 1024;
+const noOutput = { stdout: "", stdoutIsText: true, stderr: "" };
 const stderrBytesMax = 64 * 1024;
-/** Between SIGTERM and SIGKILL. */
-const killAfterMs = 2000;
-/** A killed process is waited for this long: the kernel may be stuck, or init slow to reap. */
-const reapTickMs = 5;
-const reapTicksMax = 40;
-/** A pipe still open after exit is let go when it was quiet this often, or after the maximum. */
-const drainTickMs = 10;
-const drainQuietTicks = 10;
-const drainTicksMax = 50;
 const busyRetries = 5;
 const busyRetryMs = 200;
-
-type Cut = "timeout" | "aborted" | "overflow";
+/** Time between two reads of the pipes while the child runs. */
+const pumpMs = 20;
 
 /**
- * Runs one executable in its own process group, in folder `/`, and waits for its ending.
- * Never rejects for anything the child does.
+ * Runs one executable in its own process group, in folder `/`. Never rejects for what it does.
  *
  * @param file absolute path; never a shell line
  * @throws CniError 999 when `file` is not absolute, 5 when our own end of a pipe fails
@@ -87,53 +36,51 @@ export async function run(
     throw new CniError(code.internal, `Cannot run "${file}": expected an absolute path`);
   }
   const startNs = Bun.nanoseconds();
-  const cut = cutter(options);
+  const timed = (ending: Untimed) => ({
+    ...ending,
+    durationUs: Math.round((Bun.nanoseconds() - startNs) / 1000),
+  });
+  const early = watchForEarlyEnd(options);
+  const start = () => spawn(file, args, options, early);
   try {
-    const child = await start(file, args, options, cut);
-    const { ending, stdout, stderr } =
-      "pid" in child
-        ? await finish(child, cut, options)
-        : { ending: child, stdout: none, stderr: none };
-    return {
-      ...ending,
-      ...decode(stdout),
-      stderr: new TextDecoder().decode(stderr),
-      durationUs: Math.round((Bun.nanoseconds() - startNs) / 1000),
-    };
+    for (let retries = 0; early.reason !== "aborted"; retries++) {
+      try {
+        const child = options.netns === undefined ? start() : inNetns(options.netns, start);
+        if (child) return timed(await waitFor(child, early));
+        return timed({ kind: "spawn", reason: `no way into ${options.netns}`, ...noOutput });
+      } catch (error) {
+        if (error instanceof CniError) throw error;
+        const reason = (error as NodeJS.ErrnoException).code ?? toCniError(error).message;
+        // ETXTBSY: somebody is just replacing the plugin.
+        if (reason !== "ETXTBSY" || retries === busyRetries || early.reason === "timeout") {
+          return timed({ kind: "spawn", reason, ...noOutput });
+        }
+        const { within } = await import("./recovery/stuck_child.ts");
+        await within(early.happened, busyRetryMs);
+      }
+    }
+    return timed({ kind: "aborted", ...noOutput });
   } finally {
-    cut.release();
-  }
-}
-
-const none = new Uint8Array(0);
-
-function decode(bytes: Uint8Array): { stdout: string; stdoutIsText: boolean } {
-  try {
-    return { stdout: new TextDecoder("utf-8", { fatal: true }).decode(bytes), stdoutIsText: true };
-  } catch (error) {
-    if (!(error instanceof TypeError)) throw error;
-    return { stdout: new TextDecoder().decode(bytes), stdoutIsText: false };
+    early.release();
   }
 }
 
 /** The first reason to end a run early; later ones are ignored. */
-interface Cutter {
-  reason: Cut | undefined;
+export interface EarlyEnd {
+  reason: "timeout" | "aborted" | "overflow" | undefined;
   /** Settles once there is a reason. */
   happened: Promise<void>;
-  because: (reason: Cut) => void;
+  because: (reason: "timeout" | "aborted" | "overflow") => void;
   release: () => void;
 }
 
-function cutter({ timeoutMs, signal }: RunOptions): Cutter {
+function watchForEarlyEnd({ timeoutMs, signal }: RunOptions): EarlyEnd {
   const { promise, resolve } = Promise.withResolvers<void>();
-  const onAbort = () => cut.because("aborted");
-  const timer = setTimeout(() => cut.because("timeout"), timeoutMs);
-  const cut: Cutter = {
+  const early: EarlyEnd = {
     reason: undefined,
     happened: promise,
     because: (reason) => {
-      cut.reason ??= reason;
+      early.reason ??= reason;
       resolve();
     },
     release: () => {
@@ -141,96 +88,70 @@ function cutter({ timeoutMs, signal }: RunOptions): Cutter {
       signal?.removeEventListener("abort", onAbort);
     },
   };
+  const onAbort = () => early.because("aborted");
+  const timer = setTimeout(early.because, timeoutMs, "timeout");
   if (signal?.aborted) onAbort();
   signal?.addEventListener("abort", onAbort, { once: true });
-  return cut;
+  return early;
 }
 
-/** A started child and the ends of its output that are ours. */
-interface Child {
-  pid: number;
-  exited: Promise<unknown>;
-  ending: () => Ending;
-  /** Our end of a pipe, or Bun's stream where there is none. */
-  stdout: number | ReadableStream<Uint8Array>;
-  stderr: number | ReadableStream<Uint8Array>;
-  /** Gives our ends back. Once, after both streams are done with. */
-  close: () => void;
+/** One output of a child, as far as it has been read. */
+export interface Capture {
+  /** Our end of the pipe; undefined where a stream of Bun's takes its place. */
+  fd: number | undefined;
+  bytesMax: number;
+  /** Called when there is more; the first `bytesMax` bytes are kept. Without it, the last are. */
+  onOverflow?: () => void;
+  chunks: Uint8Array[];
+  /** Bytes in `chunks`, and bytes read altogether. */
+  held: number;
+  seen: number;
+  /** False after the end of the output, or once it has given enough. */
+  isOpen: boolean;
 }
 
-/** Spawns, retrying while the file is being written (ETXTBSY: a plugin is just replaced). */
-async function start(
-  file: string,
-  args: string[],
-  options: RunOptions,
-  cut: Cutter,
-): Promise<Child | Ending> {
-  for (let retries = 0; ; retries++) {
-    if (cut.reason === "aborted") return { kind: "aborted" };
-    try {
-      return spawnIn(options.netns, () => spawn(file, args, options));
-    } catch (error) {
-      const reason = (error as NodeJS.ErrnoException).code ?? toCniError(error).message;
-      if (reason !== "ETXTBSY" || retries === busyRetries || cut.reason === "timeout") {
-        return { kind: "spawn", reason };
-      }
-      await within(cut.happened, busyRetryMs);
-    }
-  }
+/** A started child with its outputs. */
+export interface Child {
+  subprocess: Bun.Subprocess;
+  stdout: Capture;
+  stderr: Capture;
 }
 
-/** Every try enters anew, so that no retry ever runs in our own namespace instead. */
-function spawnIn(netns: string | undefined, act: () => Child): Child | Ending {
-  if (netns === undefined) return act();
-  return inNetns(netns, act) ?? { kind: "spawn", reason: `no way into ${netns}` };
-}
-
-function spawn(file: string, args: string[], { env, stdin }: RunOptions): Child {
+function spawn(file: string, args: string[], options: RunOptions, early: EarlyEnd): Child {
   const out = openPipe();
   const err = openPipe();
   const pipes = [out, err].filter((pipe) => pipe !== undefined);
-  const close = () => {
-    for (const pipe of pipes) closeSync(pipe.read);
-  };
   try {
-    const child = Bun.spawn([file, ...args], {
-      env,
+    const subprocess = Bun.spawn([file, ...args], {
+      env: options.env,
       cwd: "/",
       detached: true,
-      // A buffer reaches the child as a file in memory: no write to wait for, no broken pipe.
-      stdin: Buffer.from(stdin),
+      // The child gets a buffer as a file in memory: no write to wait for, no broken pipe.
+      stdin: Buffer.from(options.stdin),
       stdout: out?.write ?? "pipe",
       stderr: err?.write ?? "pipe",
     });
+    const bytesMax = options.stdoutBytesMax ?? 1024 * 1024;
+    const onOverflow = () => early.because("overflow");
+    const unread = { held: 0, seen: 0, isOpen: true };
     return {
-      pid: child.pid,
-      exited: child.exited,
-      ending: () =>
-        child.signalCode === null
-          ? { kind: "exit", status: child.exitCode ?? 0 }
-          : { kind: "signal", signal: String(child.signalCode) },
-      stdout: out?.read ?? streamOf(child.stdout),
-      stderr: err?.read ?? streamOf(child.stderr),
-      close,
+      subprocess,
+      stdout: { fd: out?.read, bytesMax, onOverflow, chunks: [], ...unread },
+      stderr: { fd: err?.read, bytesMax: stderrBytesMax, chunks: [], ...unread },
     };
   } catch (error) {
-    close();
+    for (const { read } of pipes) closeSync(read);
     throw error;
   } finally {
-    for (const pipe of pipes) closeSync(pipe.write);
+    for (const { write } of pipes) closeSync(write);
   }
-}
-
-function streamOf(stream: unknown): ReadableStream<Uint8Array> {
-  if (stream instanceof ReadableStream) return stream;
-  throw new CniError(code.internal, "Bun.spawn gave no stream for an output it was asked to pipe");
 }
 
 const closeOnExec = 0o2000000;
 
 /**
- * A pipe(2), or undefined where libc cannot be called: Bun's socket pair then has to do. Our end is
- * opened again, to be read without waiting; the child's stays as every program expects it.
+ * A pipe(2), or undefined where libc cannot be called. Bun's own are sockets, and a script that
+ * opens /dev/stdout fails on one. Our end is opened again, so that reading it never waits.
  */
 function openPipe(): { read: number; write: number } | undefined {
   const fds = new Int32Array(2);
@@ -247,86 +168,86 @@ function openPipe(): { read: number; write: number } | undefined {
   }
 }
 
-/** Waits for the ending, ends the group where it is not the child's own, reads what is left. */
-async function finish(child: Child, cut: Cutter, options: RunOptions) {
-  const bytesMax = options.stdoutBytesMax ?? stdoutBytesMaxDefault;
-  const stdout = collect(child.stdout, bytesMax, () => cut.because("overflow"));
-  const stderr = collect(child.stderr, stderrBytesMax);
-  const read = Promise.all([stdout.done, stderr.done]);
-  try {
-    const exited = child.exited.then(cut.release);
-    await Promise.race([exited, cut.happened, read.then(() => exited)]);
-    if (cut.reason === undefined) await drain([stdout, stderr]);
-    if (cut.reason !== undefined) {
-      if (cut.reason === "overflow") await stdout.cancel();
-      await endGroup(child);
-      await drain([stdout, stderr]);
+/**
+ * Waits for the ending and reads the outputs: at exit, and every 20 ms before, so that a child that
+ * writes much can go on. Streams would cost each call two threads and half a millisecond.
+ */
+async function waitFor(child: Child, early: EarlyEnd): Promise<Untimed> {
+  const { subprocess, stdout, stderr } = child;
+  const outputs = [stdout, stderr];
+  const { promise: failure, reject } = Promise.withResolvers<never>();
+  const timer = setInterval(() => {
+    try {
+      pump(outputs);
+    } catch (error) {
+      reject(error);
     }
-    const ending: Ending = cut.reason === undefined ? child.ending() : { kind: cut.reason };
-    return { ending, stdout: stdout.bytes(), stderr: stderr.bytes() };
-  } catch (error) {
-    signalGroup(child.pid, "SIGKILL");
-    throw new CniError(code.ioFailure, `Cannot read output: ${toCniError(error).message}`, {
-      cause: error,
-    });
-  } finally {
-    await Promise.all([stdout.cancel(), stderr.cancel()]);
-    child.close();
-  }
-}
-
-/**
- * Waits until the outputs of an exited child end, or are only held open. All the child wrote is in
- * the pipe by then, so silence means that it has been read; ticks rather than one long wait, since
- * a busy event loop must not be taken for silence.
- */
-async function drain(outputs: Collector[]): Promise<void> {
-  for (const output of outputs) output.pump();
-  if (outputs.every((output) => output.ended())) return;
-  const ended = Promise.all(outputs.map((output) => output.done));
-  const seen = () => outputs.reduce((sum, output) => sum + output.seen(), 0);
-  let last = seen();
-  for (let tick = 0, quiet = 0; tick < drainTicksMax && quiet < drainQuietTicks; tick++) {
-    if (await within(ended, drainTickMs)) return;
-    for (const output of outputs) output.pump();
-    quiet = seen() === last ? quiet + 1 : 0;
-    last = seen();
-  }
-}
-
-/**
- * SIGTERM to the group, SIGKILL 2 s later or as soon as its leader is gone; then waits for the last
- * member to die, so that a rollback never runs beside what it undoes.
- */
-async function endGroup(child: Child): Promise<void> {
-  signalGroup(child.pid, "SIGTERM");
-  await within(child.exited, killAfterMs);
-  for (let tick = 0; tick < reapTicksMax && signalGroup(child.pid, "SIGKILL"); tick++) {
-    await Bun.sleep(reapTickMs);
-  }
-}
-
-/** True when the group had a process to signal. */
-function signalGroup(pid: number, signal: NodeJS.Signals): boolean {
+  }, pumpMs);
+  let closeStreams: (() => Promise<unknown>) | undefined;
   try {
-    return process.kill(-pid, signal);
+    if (outputs.some(({ fd }) => fd === undefined)) {
+      closeStreams = (await import("./recovery/stuck_child.ts")).readStreams(child, reject);
+    }
+    await Promise.race([subprocess.exited.then(early.release), early.happened, failure]);
+    pump(outputs);
+    if (early.reason !== undefined || stdout.isOpen || stderr.isOpen) {
+      await (await import("./recovery/stuck_child.ts")).endEarly(child, early);
+    }
+    const last = Buffer.concat(stderr.chunks).subarray(-stderr.bytesMax);
+    const output = { ...decode(stdout), stderr: new TextDecoder().decode(last) };
+    if (early.reason !== undefined) return { kind: early.reason, ...output };
+    const { exitCode, signalCode } = subprocess;
+    if (signalCode !== null) return { kind: "signal", signal: String(signalCode), ...output };
+    return { kind: "exit", status: exitCode ?? 0, ...output };
   } catch (error) {
-    // ESRCH: none left. EPERM: those left are not ours to end (a setuid helper).
-    const reason = (error as NodeJS.ErrnoException).code;
-    if (reason !== "ESRCH" && reason !== "EPERM") throw error;
-    return false;
+    (await import("./recovery/stuck_child.ts")).signalGroup(subprocess.pid, "SIGKILL");
+    const msg = `Cannot read output: ${toCniError(error).message}`;
+    throw new CniError(code.ioFailure, msg, { cause: error });
+  } finally {
+    clearInterval(timer);
+    await closeStreams?.();
+    for (const { fd } of outputs) if (fd !== undefined) closeSync(fd);
   }
 }
 
-/** True when `promise` settles within `ms`. */
-async function within(promise: Promise<unknown>, ms: number): Promise<boolean> {
-  let timer: Timer | undefined;
-  const late = new Promise<false>((resolve) => {
-    timer = setTimeout(() => resolve(false), ms);
-  });
+/** Reads what the pipes hold now. */
+export function pump(outputs: readonly Capture[]): void {
+  for (const output of outputs) {
+    while (output.isOpen && output.fd !== undefined) {
+      try {
+        const count = readSync(output.fd, readBuffer);
+        if (count === 0) output.isOpen = false;
+        else keep(output, Buffer.from(readBuffer.subarray(0, count)));
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code === "EAGAIN") break;
+        throw error;
+      }
+    }
+  }
+}
+
+const readBuffer = Buffer.allocUnsafe(64 * 1024);
+
+/** Adds to an output, which stays bounded whatever the child writes. */
+export function keep(output: Capture, bytes: Uint8Array): void {
+  output.seen += bytes.length;
+  output.held += bytes.length;
+  output.chunks.push(bytes);
+  if (output.onOverflow && output.seen > output.bytesMax) {
+    output.isOpen = false;
+    output.onOverflow();
+  }
+  while (!output.onOverflow && output.held - (output.chunks[0]?.length ?? 0) >= output.bytesMax) {
+    output.held -= output.chunks.shift()?.length ?? 0;
+  }
+}
+
+function decode({ chunks, bytesMax }: Capture): { stdout: string; stdoutIsText: boolean } {
+  const bytes = Buffer.concat(chunks).subarray(0, bytesMax);
   try {
-    return await Promise.race([promise.then(() => true), late]);
-  } finally {
-    clearTimeout(timer);
+    return { stdout: new TextDecoder("utf-8", { fatal: true }).decode(bytes), stdoutIsText: true };
+  } catch (error) {
+    if (!(error instanceof TypeError)) throw error;
+    return { stdout: new TextDecoder().decode(bytes), stdoutIsText: false };
   }
 }

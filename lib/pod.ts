@@ -1,171 +1,59 @@
 /**
- * Who is the pod, and what do its annotations say. Five sources, first hit wins (design D2):
- * the runtime's hand-over, Mesos labels, CNI_ARGS, the Kubernetes API, none.
+ * Who is the pod, and what do its annotations say? What the call itself carries (from the runtime,
+ * Mesos labels or CNI_ARGS; from the API: `fetchPod` of `kubernetes/`), and the grammar of `cni`
+ * and `networks`. Users write annotations: they select networks by name and never carry
+ * configuration. Pure. Source: design D2, D3, D9; CNI-Genie's annotations.
  */
-
-import { CniError, code, type Host, type Request } from "./cni.ts";
-import type { Config } from "./config/schema.ts";
+import type { Request } from "./call.ts";
+import { CniError, code, interfaceNameIssue, isNetworkName, oneLine } from "./cni.ts";
 import { isObject, parseJson } from "./json.ts";
-import type { Pod as PodObject } from "./kubernetes/client.ts";
-import { isConfigured } from "./kubernetes/credentials.ts";
-import { type Objects, openObjects } from "./kubernetes/objects_of_call.ts";
-import type { PodIdentity } from "./state.ts";
-import { oneLine } from "./text.ts";
+import type { PodIdentity } from "./record.ts";
+import { parseArgs, podIdentity } from "./request.ts";
 
-/** Capability under which containerd ≥ 1.5 and CRI-O ≥ 1.29 hand over a pod's annotations. */
+/** Capability with which containerd ≥ 1.5 and CRI-O ≥ 1.29 pass a pod's annotations. */
 export const annotationsCapability = "io.kubernetes.cri.pod-annotations";
 /** Longest text of all annotations together, as Kubernetes limits them, in characters. */
 const annotationsLengthMax = 256 * 1024;
-/** Keys in CNI_ARGS that are ours and never reach a delegate. */
+/** Keys in CNI_ARGS that are for genie and never reach a delegate. */
 const ownArgs = new Set(["K8S_ANNOT", "cni", "networks"]);
 
-/** Where the annotations came from. */
-export type AnnotationSource = "runtime" | "mesos" | "cni-args" | "api" | "none";
-
-/** A pod as far as this call knows it. */
+/** A pod as far as the call knows it. */
 export interface Pod extends PodIdentity {
-  /** Only from the API; undefined where nobody asked it. */
+  /** Only the API knows it; undefined when it was not asked. */
   serviceAccount: string | undefined;
   annotations: Map<string, string>;
-  source: AnnotationSource;
-}
-
-/**
- * CNI_ARGS as pairs. Values may contain `=`; of a repeated key the last one counts.
- * @see CNI SPEC 1.1 §2 "Parameters"
- */
-export function parseArgs(args: string): Map<string, string> {
-  const pairs = new Map<string, string>();
-  for (const part of args.split(";")) {
-    const at = part.indexOf("=");
-    if (at > 0) pairs.set(part.slice(0, at).trim(), part.slice(at + 1));
-  }
-  return pairs;
+  /** Where the annotations came from. */
+  source: "runtime" | "mesos" | "cni-args" | "api" | "none";
 }
 
 /** CNI_ARGS for the delegates: as received, without our own keys (fact 24). */
 export function delegateArgs(args: string): string {
-  return args
-    .split(";")
-    .filter((part) => part !== "" && !ownArgs.has(part.replace(/=.*/s, "").trim()))
-    .join(";");
+  const isForeign = (part: string) => !ownArgs.has(part.replace(/=.*/s, "").trim());
+  const parts = args.split(";").filter((part) => part !== "");
+  return parts.filter(isForeign).join(";");
 }
 
-/** Who the call is for, as CNI_ARGS says. */
-export function podIdentity(args: string): PodIdentity {
-  const pairs = parseArgs(args);
-  return {
-    namespace: pairs.get("K8S_POD_NAMESPACE") ?? "",
-    name: pairs.get("K8S_POD_NAME") ?? "",
-    uid: pairs.get("K8S_POD_UID") ?? "",
-  };
-}
-
-/** The sources that need no request: what the call itself carries; undefined where that is none. */
-export function carriedPod(request: Request): Pod | undefined {
-  const base = { ...podIdentity(request.args), serviceAccount: undefined };
-  const handed = request.config.runtimeConfig?.[annotationsCapability];
-  if (handed !== undefined && handed !== null) {
-    return {
-      ...base,
-      annotations: readAnnotations(handed, annotationsCapability),
-      source: "runtime",
-    };
-  }
-  const labels = mesosLabels(request.config.args);
-  if (labels) return { ...base, annotations: labels, source: "mesos" };
-  const fromArgs = argsAnnotations(request.args);
-  if (fromArgs) return { ...base, annotations: fromArgs, source: "cni-args" };
-  return undefined;
-}
-
-/**
- * Finds the pod and its annotations.
- *
- * @throws CniError 7 for annotations of a wrong shape; 11 when the API cannot be asked, or the pod
- *   is gone or was made anew under the same name: never an empty success
- */
-export async function lookupPod(
-  host: Host,
-  config: Config,
-  request: Request,
-  objects: Objects = openObjects(host, config),
-): Promise<Pod> {
-  const carried = carriedPod(request);
-  if (carried) return carried;
+/** The pod of a call that brings no annotations. */
+export function podWithoutAnnotations(request: Request): Pod {
   const identity = podIdentity(request.args);
-  if (identity.namespace !== "" && identity.name !== "") {
-    if (isConfigured(host, config.kubernetes)) {
-      return fetchPod(objects, identity);
-    }
-  }
   return { ...identity, serviceAccount: undefined, annotations: new Map(), source: "none" };
 }
 
-/** A pod that is being looked up, and the API as it is asked for it. */
-export interface AskedPod {
-  objects: Objects;
-  pod: Promise<Pod>;
-}
-
-/** Begins to look a pod up, see {@link lookupPod}: what the caller does meanwhile costs nothing. */
-export function askForPod(host: Host, config: Config, request: Request): AskedPod {
-  const objects = openObjects(host, config);
-  const pod = lookupPod(host, config, request, objects);
-  // Whoever waits for it is told; a call that fails before that has its own reason.
-  pod.catch(() => undefined);
-  return { objects, pod };
-}
-
-/** Path of a pod in the API. */
-function podPath({ namespace, name }: { namespace: string; name: string }): string[] {
-  return ["api", "v1", "namespaces", namespace, "pods", name];
-}
-
 /**
- * The pod as the API describes it, and surely the one meant.
- * @throws CniError 11 when it is gone, was made anew, or the API cannot be asked
+ * The pod with the annotations that the call itself brings; undefined where it brings none.
+ * @throws CniError 7 for annotations of a wrong shape, 6 for K8S_ANNOT that is not JSON
  */
-export async function fetchPodObject(objects: Objects, identity: PodIdentity): Promise<PodObject> {
-  const { isNotFound, parsePod } = await import("./kubernetes/client.ts");
-  const api = await objects.kube();
-  const label = `${identity.namespace}/${identity.name}`;
-  const object = await objects.get(podPath(identity)).catch((error: unknown) => {
-    if (!isNotFound(error)) throw error;
-    throw new CniError(
-      code.tryAgainLater,
-      `Cannot attach pod ${label}: ${api.server} does not know it any more`,
-      { cause: error },
-    );
-  });
-  const pod = parsePod(object, podPath(identity), api);
-  // The kubelet knows a static pod by another uid than the API, where its mirror names that one.
-  const known = [pod.metadata.uid, pod.metadata.annotations?.["kubernetes.io/config.mirror"]];
-  if (identity.uid !== "" && !known.includes(identity.uid)) {
-    throw new CniError(
-      code.tryAgainLater,
-      `Cannot attach pod ${label}: it was made anew, its uid is ${pod.metadata.uid} ` +
-        `and the runtime asks for ${oneLine(identity.uid, 64)}`,
-    );
+export function carriedPod(request: Request): Pod | undefined {
+  const pod = podWithoutAnnotations(request);
+  const passed = request.config.runtimeConfig?.[annotationsCapability] ?? undefined;
+  if (passed !== undefined) {
+    const annotations = readAnnotations(passed, annotationsCapability);
+    return { ...pod, annotations, source: "runtime" };
   }
-  return pod;
-}
-
-/**
- * A pod from the API, which alone knows its service account.
- * @throws CniError 11 when it is gone or was made anew under the same name
- */
-export async function fetchPod(objects: Objects, identity: PodIdentity): Promise<Pod> {
-  const pod = await fetchPodObject(objects, identity);
-  const label = `${identity.namespace}/${identity.name}`;
-  return {
-    namespace: identity.namespace,
-    name: identity.name,
-    uid: pod.metadata.uid,
-    serviceAccount: pod.spec?.serviceAccountName,
-    annotations: readAnnotations(pod.metadata.annotations ?? {}, `annotations of pod ${label}`),
-    source: "api",
-  };
+  const labels = mesosLabels(request.config.args);
+  if (labels) return { ...pod, annotations: labels, source: "mesos" };
+  const fromArgs = argsAnnotations(request.args);
+  return fromArgs && { ...pod, annotations: fromArgs, source: "cni-args" };
 }
 
 /** Labels of a Mesos task: `args["org.apache.mesos"].network_info.labels.labels[{key,value}]`. */
@@ -174,36 +62,31 @@ function mesosLabels(args: Record<string, unknown> | undefined): Map<string, str
   if (!isObject(mesos)) return undefined;
   const info = mesos["network_info"];
   const outer = isObject(info) ? info["labels"] : undefined;
-  const list = isObject(outer) ? outer["labels"] : outer;
-  const found = new Map<string, string>();
-  if (list === undefined || list === null) return found;
+  const list = (isObject(outer) ? outer["labels"] : outer) ?? [];
   if (!Array.isArray(list)) throw wrongShape("Mesos labels", "they are not a list");
+  const labels = new Map<string, string>();
   for (const label of list) {
-    if (!isObject(label) || typeof label["key"] !== "string") {
-      throw wrongShape("Mesos labels", "one has no key");
-    }
-    const text = label["value"] ?? "";
+    const { key, value }: Record<string, unknown> = isObject(label) ? label : {};
+    if (typeof key !== "string") throw wrongShape("Mesos labels", "one has no key");
+    const text = value ?? "";
     if (typeof text !== "string") {
-      throw wrongShape("Mesos labels", `the value of "${oneLine(label["key"], 80)}" is no string`);
+      throw wrongShape("Mesos labels", `the value of "${oneLine(key, 80)}" is no string`);
     }
-    found.set(label["key"], text);
+    labels.set(key, text);
   }
-  return found;
+  return labels;
 }
 
 function argsAnnotations(args: string): Map<string, string> | undefined {
   const pairs = parseArgs(args);
   const json = pairs.get("K8S_ANNOT");
   if (json !== undefined) return readAnnotations(parseJson(json, "K8S_ANNOT"), "K8S_ANNOT");
-  const bare = ["cni", "networks"].flatMap((key) => {
-    const value = pairs.get(key);
-    return value === undefined ? [] : ([[key, value]] as const);
-  });
+  const bare = [...pairs].filter(([key]) => key === "cni" || key === "networks");
   return bare.length === 0 ? undefined : new Map(bare);
 }
 
-/** Hostile until parsed: an object of strings, bounded. A Map, because users write the keys. */
-function readAnnotations(value: unknown, what: string): Map<string, string> {
+/** Checks annotations: an object of strings, not too long. @throws CniError 7 */
+export function readAnnotations(value: unknown, what: string): Map<string, string> {
   if (!isObject(value)) throw wrongShape(what, "they are not an object");
   const found = new Map<string, string>();
   let length = 0;
@@ -224,8 +107,89 @@ function wrongShape(what: string, issue: string): CniError {
   return new CniError(code.invalidConfig, `Invalid ${what}: ${issue}`);
 }
 
-/** Pod as people know it. */
-export function podLabel({ namespace, name }: { namespace: string; name: string }): string {
-  if (name === "") return "(unnamed)";
-  return namespace === "" ? name : `${namespace}/${name}`;
+/** CNI-Genie's annotation keys; Mesos labels and CNI_ARGS have the same ones. */
+export const annotationKeys = { cni: "cni", networks: "networks" } as const;
+
+/** Annotation keys of the NPWG specification, and Multus' key for a pod's own default network. */
+export const npwgKeys = {
+  networks: "k8s.v1.cni.cncf.io/networks",
+  status: "k8s.v1.cni.cncf.io/network-status",
+  defaultNetwork: "v1.multus-cni.io/default-network",
+  resourceName: "k8s.v1.cni.cncf.io/resourceName",
+} as const;
+
+/** One network a pod asks for, and the interface name it wants for it. */
+export interface SelectionElement {
+  network: string;
+  ifName?: string;
+}
+
+/**
+ * What a pod's annotations select for the primary set (design D3): networks of the node,
+ * Logicalnetwork objects of its namespace, whatever genie chooses, or nothing (`default`).
+ */
+export type Selection =
+  | { kind: "networks" | "logical"; elements: SelectionElement[] }
+  | { kind: "choose" }
+  | { kind: "default" };
+
+/** Most attachments one pod may ask for. */
+export const attachmentsMax = 32;
+/** Longest selection text, in characters. */
+const selectionLengthMax = 8192;
+
+/**
+ * Parses what a pod selects for its primary set by its (hostile) annotations.
+ * @throws CniError 7 for an annotation that breaks the grammar or names too many networks
+ */
+export function parseSelection(annotations: ReadonlyMap<string, string>): Selection {
+  const cni = annotations.get(annotationKeys.cni);
+  if (cni === undefined) return { kind: "default" };
+  if (cni.trim() !== "") return { kind: "networks", elements: parseElements(cni, "cni") };
+  const networks = annotations.get(annotationKeys.networks);
+  if (networks === undefined || networks.trim() === "") return { kind: "choose" };
+  return { kind: "logical", elements: parseElements(networks, "networks") };
+}
+
+/**
+ * Parses `a,b@eth3,a`: names separated by commas, each with an optional interface name.
+ * @param what names the text in errors, e.g. the annotation's key
+ * @throws CniError 7
+ */
+export function parseElements(text: string, what: string): SelectionElement[] {
+  if (text.length > selectionLengthMax) {
+    throw malformed(what, `it is longer than ${selectionLengthMax} characters`);
+  }
+  const parts = text.split(",");
+  if (parts.length > attachmentsMax) {
+    const issue = `it names ${parts.length} networks, at most ${attachmentsMax} are allowed`;
+    throw malformed(what, issue);
+  }
+  return parts.map((part) => parseElement(part.trim(), what));
+}
+
+function parseElement(text: string, what: string): SelectionElement {
+  if (text === "") throw malformed(what, "a name between commas is empty");
+  const at = text.indexOf("@");
+  const network = at < 0 ? text : text.slice(0, at).trim();
+  if (!isNetworkName(network) || network.length > 253) {
+    const rule = 'a network name of letters, digits, "_", "." and "-"';
+    throw malformed(what, `"${oneLine(network, 64)}" is not ${rule}`);
+  }
+  if (at < 0) return { network };
+  const ifName = text.slice(at + 1).trim();
+  const issue = ifName.includes("@") ? 'it holds "@"' : interfaceNameIssue(ifName);
+  if (issue === undefined) return { network, ifName };
+  const name = oneLine(ifName, 40);
+  throw malformed(what, `"${name}" cannot name an interface for network "${network}": ${issue}`);
+}
+
+function malformed(what: string, issue: string): CniError {
+  return new CniError(code.invalidConfig, `Invalid annotation "${what}": ${issue}`);
+}
+
+/** Why a pod may not ask for this interface name, or undefined when it may. */
+export function requestedNameIssue(ifName: string): string | undefined {
+  // Every network namespace has these already, as an interface or as a folder of sysctls.
+  return /^(lo|all|default)$/.test(ifName) ? "it is reserved" : interfaceNameIssue(ifName);
 }

@@ -1,85 +1,33 @@
 /**
- * Results of ADD: types, conversion between CNI versions, completing and merging.
- * One internal form, CNI 1.1.0 without `cniVersion`; other versions exist only in `result_wire.ts`,
- * which reads them, and in `toVersion`. Pure: no I/O. Nothing here mutates what it is given.
- * Source: CNI SPEC 1.1 §5 "ADD Success"; the older shapes are those of libcni's pkg/types.
+ * Results of ADD: reading and writing them in any CNI version. The internal form is 1.1.0
+ * without `cniVersion`. Pure: nothing here changes what it is given.
+ * Source: CNI SPEC 1.1 §5 "ADD Success"; libcni's pkg/types for older shapes, and for what plugins
+ * rely on: null lists, empty gateways and unknown keys pass. What libcni would silently lose is
+ * kept (a result whose shape is not that of its version) or refused (an invalid address).
  */
-import { type CniVersion, compareVersions } from "./cni.ts";
+import {
+  CniError,
+  type CniVersion,
+  code,
+  compareVersions,
+  isSupported,
+  oneLine,
+  supportedVersions,
+} from "./cni.ts";
+import { isObject } from "./json.ts";
+import type { Dns, Interface, Ip, Result, Route } from "./record.ts";
 
-/** A network interface an attachment made, in the pod or on the host. */
-export interface Interface {
-  name: string;
-  mac?: string;
-  mtu?: number;
-  /** Network namespace it is in; absent for one on the host. */
-  sandbox?: string;
-  socketPath?: string;
-  pciID?: string;
-}
-
-/** An IP address that an attachment assigned. */
-export interface Ip {
-  /** Canonical text with prefix length, e.g. `10.1.0.5/16`. */
-  address: string;
-  gateway?: string;
-  /** Index into {@link Result.interfaces}; never outside of it. */
-  interface?: number;
-}
-
-/** A route that an attachment made. */
-export interface Route {
-  /** Canonical text with prefix length. */
-  dst: string;
-  gw?: string;
-  mtu?: number;
-  advmss?: number;
-  /** Lower is preferred. */
-  priority?: number;
-  /** Routing table; absent means main. */
-  table?: number;
-  /** 0 global, 253 link, 254 host. */
-  scope?: number;
-}
-
-/** Resolver settings a network knows of; no list is ever empty. */
-export interface Dns {
-  nameservers?: string[];
-  domain?: string;
-  search?: string[];
-  options?: string[];
-}
-
-/** What an ADD achieved, in the one internal form. */
-export interface Result {
-  interfaces: Interface[];
-  ips: Ip[];
-  routes: Route[];
-  dns: Dns;
-}
-
-/** The result of one attachment, with what identifies its interface in the pod. */
-export interface AttachmentResult {
-  ifName: string;
-  /** Path of the pod's network namespace; "" when there is none. */
-  netns: string;
-  result: Result;
-}
-
-type Absent<T> = { [K in keyof T]-?: T[K] & (null | undefined) extends never ? never : K }[keyof T];
-type Compact<T> = Omit<T, Absent<T>> & { [K in Absent<T>]?: NonNullable<T[K]> };
-
-/** A copy without the keys that are undefined or null. */
-export function compact<T extends object>(value: T): Compact<T> {
-  const copy: Partial<T> = {};
-  for (const key in value)
-    if (value[key] !== undefined && value[key] !== null) copy[key] = value[key];
-  return copy as Compact<T>;
-}
-
-/** The address pointing at `index`, or at nothing when that is outside of `interfaces`. */
+/** The address pointing at interface `index`, or at none when there is no such interface. */
 export function pointAt(ip: Ip, index: number | undefined, interfaces: Interface[]): Ip {
   const { interface: _, ...rest } = ip;
   return index !== undefined && interfaces[index] ? { ...rest, interface: index } : rest;
+}
+
+/** A copy of the value with the keys that are named and set. */
+function pick<T extends object>(value: T, ...keys: (keyof T)[]): Partial<T> {
+  const copy: Partial<T> = {};
+  for (const key of keys) if (value[key] !== undefined) copy[key] = value[key];
+  return copy;
 }
 
 /**
@@ -93,167 +41,216 @@ export function toVersion(result: Result, version: CniVersion): Record<string, u
   if (compareVersions(version, "0.3.0") < 0) {
     return { cniVersion: version, ...toIp4Shape(result), ...dns };
   }
-  const namesFamily = compareVersions(version, "1.0.0") < 0;
   const { interfaces, routes } = result;
-  const pointed = result.ips.map((ip) => pointAt(ip, ip.interface, interfaces));
-  const withFamily = (ip: Ip) => ({ version: `${family(ip.address)}`, ...withOwnGateway(ip) });
-  const ips = namesFamily ? pointed.map(withFamily) : pointed;
+  const ips = result.ips.map((ip) => pointAt(ip, ip.interface, interfaces));
   if (version === "1.1.0") return { cniVersion: version, interfaces, ips, routes, ...dns };
-  const links = interfaces.map(({ name, mac, sandbox }) => compact({ name, mac, sandbox }));
-  return { cniVersion: version, interfaces: links, ips, routes: routes.map(plainRoute), ...dns };
+  const namesFamily = compareVersions(version, "1.0.0") < 0;
+  const withFamily = (ip: Ip) => ({ version: `${family(ip.address)}`, ...withOwnGateway(ip) });
+  return {
+    cniVersion: version,
+    interfaces: interfaces.map((item) => pick(item, "name", "mac", "sandbox")),
+    ips: namesFamily ? ips.map(withFamily) : ips,
+    routes: routes.map((route) => pick(route, "dst", "gw")),
+    ...dns,
+  };
 }
 
 /**
- * The shape of 0.1.0 and 0.2.0: of each family the first address of the pod, else the first there
- * is, with the routes of the family. libcni refuses a result without addresses; here it is just
- * empty, because a network may have none.
+ * The shape of 0.1.0 and 0.2.0: for each family the first address of the pod, else the first of
+ * all, with the routes of the family. A result without addresses, which libcni refuses, is empty.
  */
 function toIp4Shape({ interfaces, ips, routes }: Result): Record<string, unknown> {
-  const isOfPod = ({ interface: index = -1 }: Ip) => isPodSide(interfaces[index]);
-  const ofFamily = (wanted: 4 | 6) => {
+  const shape: Record<string, unknown> = {};
+  for (const wanted of [4, 6] as const) {
     const candidates = ips.filter(({ address }) => family(address) === wanted);
-    const ip = candidates.find(isOfPod) ?? candidates[0];
-    const own = routes.filter(({ dst }) => family(dst) === wanted).map(plainRoute);
-    const { address, gateway } = withOwnGateway(ip ?? { address: "" });
-    return ip && compact({ ip: address, gateway, routes: own.length > 0 ? own : undefined });
-  };
-  return compact({ ip4: ofFamily(4), ip6: ofFamily(6) });
+    const ofPod = candidates.find(({ interface: i = -1 }) => isPodSide(interfaces[i]));
+    const ip = ofPod ?? candidates[0];
+    if (!ip) continue;
+    const { address, gateway } = withOwnGateway(ip);
+    const ofFamily = routes.filter(({ dst }) => family(dst) === wanted);
+    const own = ofFamily.map((route) => pick(route, "dst", "gw"));
+    const more = { ...(gateway && { gateway }), ...(own.length > 0 && { routes: own }) };
+    shape[`ip${wanted}`] = { ip: address, ...more };
+  }
+  return shape;
 }
 
-/** Before 1.0.0 a gateway is of the family of its address: "valid for the given `version`". */
+/** Before 1.0.0 a gateway must be of its address's family ("valid for the given `version`"). */
 function withOwnGateway({ gateway, ...ip }: Ip): Ip {
   return gateway && family(gateway) === family(ip.address) ? { ...ip, gateway } : ip;
 }
 
-function plainRoute({ dst, gw }: Route): object {
-  return compact({ dst, gw });
-}
-
-/** True for an interface in a sandbox, and for none at all: that is assumed to be the pod's. */
-function isPodSide(item: Interface | undefined): boolean {
+/** True for an interface in a sandbox; also for undefined, which is taken for the pod's. */
+export function isPodSide(item: Interface | undefined): boolean {
   return item === undefined || (item.sandbox ?? "") !== "";
 }
 
-/**
- * Completes the result of one attachment: an interface `ifName` in a sandbox exists, and every
- * address points at an interface. Many plugins leave that out: Weave and Romana speak 0.2.0 and
- * have no interfaces, Calico lists none or only the host's end. Idempotent.
- *
- * - An interface of that name without a sandbox is taken for the pod's; one with another sandbox
- *   than `netns` is left as it is (a VM's, or the same namespace by another path).
- * - Addresses without a valid index get the pod's interface. So do all of them when the plugin
- *   listed nothing in a sandbox: it then knows of no address but the pod's.
- * - Without `netns` no interface is made up.
- */
-export function normalizeResult(
-  result: Result,
-  { ifName, netns }: Pick<AttachmentResult, "ifName" | "netns">,
-): Result {
-  const listsPod = result.interfaces.some(isPodSide);
-  const interfaces = [...result.interfaces];
-  let pod = podIndex(interfaces, ifName, netns);
-  if (netns !== "") {
-    pod ??= interfaces.length;
-    const found = interfaces[pod] ?? { name: ifName };
-    interfaces[pod] = isPodSide(found) ? found : { ...found, sandbox: netns };
-  }
-  const ips = result.ips.map((ip) => {
-    const index = pointAt(ip, ip.interface, result.interfaces).interface;
-    return pointAt(ip, listsPod ? (index ?? pod) : (pod ?? index), interfaces);
-  });
-  return { ...result, interfaces, ips };
-}
-
-/** Index of the interface `ifName` in the pod: in `netns`, else in any sandbox, else anywhere. */
-function podIndex(interfaces: Interface[], ifName: string, netns: string): number | undefined {
-  const named = interfaces.filter(({ name }) => name === ifName);
-  const found = named.find(({ sandbox }) => sandbox === netns) ?? named.find(isPodSide) ?? named[0];
-  return found && interfaces.indexOf(found);
-}
-
-/**
- * Merges the results of a pod's attachments, each completed by `normalizeResult`.
- *
- * - Interfaces and addresses are concatenated, every index re-pointed to the same interface.
- * - A host interface that several attachments list (a bridge: equal name and mac) appears once.
- *   One named like an interface of the pod is dropped and its addresses go to that attachment's
- *   pod interface: containerd tells interfaces apart by name only.
- * - Routes and DNS are de-duplicated, earlier ones win. After the first attachment a route without
- *   `gw` gets its own network's gateway, which a reader could no longer tell (§5 `routes`).
- *
- * @param attachments in the order they were asked for, primary first
- */
-export function mergeResults(attachments: AttachmentResult[]): Result {
-  const parts = attachments.map((part) => ({ ...part, ...normalizeResult(part.result, part) }));
-  const inPod = parts.flatMap((part) => part.interfaces.filter(isPodSide));
-  const podNames = new Set(inPod.map(({ name }) => name));
-  const interfaces: Interface[] = [];
-  const hostIndexes = new Map<string, number>();
-  const place = (item: Interface): number | undefined => {
-    if (isPodSide(item)) return interfaces.push(item) - 1;
-    if (podNames.has(item.name)) return undefined;
-    const { name, mac = "", socketPath, pciID } = item;
-    const key = JSON.stringify([name, mac.toLowerCase(), socketPath, pciID]);
-    const index = hostIndexes.get(key) ?? interfaces.push(item) - 1;
-    hostIndexes.set(key, index);
-    return index;
-  };
-  const ips = parts.flatMap((part) => {
-    const indexes = part.interfaces.map(place);
-    const pod = indexes[podIndex(part.interfaces, part.ifName, part.netns) ?? -1];
-    return part.ips.map((ip) => {
-      const index = ip.interface === undefined ? undefined : (indexes[ip.interface] ?? pod);
-      return pointAt(ip, index, interfaces);
-    });
-  });
-  const routes = parts.flatMap((part, i) => (i === 0 ? part.routes : routesWithGateway(part)));
-  return { interfaces, ips, routes: uniqueRoutes(routes), dns: mergeDns(parts) };
-}
-
-/** Plugins give a route without `gw` the first gateway of its family, as done here. */
-function routesWithGateway({ ips, routes }: Result): Route[] {
-  const gateways = ips.flatMap(({ gateway }) => gateway ?? []);
-  return routes.map((route) => {
-    const gw = gateways.find((gateway) => family(gateway) === family(route.dst));
-    const isDirect = route.gw !== undefined || (route.scope ?? 0) !== 0;
-    return isDirect || gw === undefined ? route : { ...route, gw };
-  });
-}
-
-function uniqueRoutes(routes: Route[]): Route[] {
-  const same = Map.groupBy(routes, (route) => {
-    const { dst, gw, priority, scope } = route;
-    return JSON.stringify([dst, gw, priority, scope, isInMainTable(route) || route.table]);
-  });
-  return [...same.values()].flatMap(([first]) => first ?? []);
-}
-
-function mergeDns(parts: Result[]): Dns {
-  const joined = (key: "nameservers" | "search" | "options") => {
-    const values = new Set(parts.flatMap(({ dns }) => dns[key] ?? []));
-    return values.size > 0 && { [key]: [...values] };
-  };
-  const domain = compact({ domain: parts.find(({ dns }) => dns.domain)?.dns.domain });
-  return { ...joined("nameservers"), ...domain, ...joined("search"), ...joined("options") };
-}
-
-/** Tables 0 (unspecified) and 254 are what a route without `table` goes to. */
-function isInMainTable({ table = 0 }: Route): boolean {
+/** True for a route in the main table (254), where routes without a table or with 0 go too. */
+export function isInMainTable({ table = 0 }: Route): boolean {
   return table === 0 || table === 254;
 }
 
-/** True for a route to everywhere in the main table; those of policy routing do not count. */
+/** True for a default route in the main table; other tables are for policy routing. */
 export function isDefaultRoute(route: Route): boolean {
   return route.dst.endsWith("/0") && isInMainTable(route);
 }
 
-/** IP version of an address, with or without prefix length, that was validated before. */
+/** IP version of a valid address, with or without prefix length. */
 export function family(address: string): 4 | 6 {
   return address.includes(":") ? 6 : 4;
 }
 
-/** The result without the default routes of `families`; all else as it was. */
+/** The result without the default routes of `families`. */
 export function withoutDefaultRoutes(result: Result, families: ReadonlySet<4 | 6>): Result {
   const isKept = (route: Route) => !isDefaultRoute(route) || !families.has(family(route.dst));
   return { ...result, routes: result.routes.filter(isKept) };
+}
+
+/** An object within the value that is read, its path (e.g. `ips.0`), and the name of the value. */
+interface Part {
+  value: Record<string, unknown>;
+  path: string;
+  what: string;
+}
+
+/** Parses a value (undefined if it is null, as in Go): undefined if not set, null if wrong. */
+type Parse<T> = (value: unknown, part: Part, key: string) => T | undefined | null;
+/** How one kind of value is read. A schema library would take 1 ms of an ADD's 7. */
+type Kind<T> = [expected: string, parse: Parse<T>];
+/** The kind of each key of an object, in the order they are read. */
+type Fields<T> = { [K in keyof T]-?: Kind<NonNullable<T[K]>> };
+
+function readValue<T>(part: Part, key: string, [expected, parse]: Kind<T>): T | undefined {
+  const found = parse(part.value[key] ?? undefined, part, key);
+  if (found === null) throw unfit(part, key, expected);
+  return found;
+}
+
+function unfit(part: Part, key: string, expected: string): CniError {
+  const path = pathTo(part, key);
+  const place = path === "" ? part.what : `${path} in ${part.what}`;
+  const { [key]: value = "" } = part.value;
+  const got = value === "" ? "nothing" : oneLine(JSON.stringify(value), 80);
+  return new CniError(code.delegateProtocol, `Invalid ${place}: got ${got}, expected ${expected}`);
+}
+
+const pathTo = ({ path }: Part, key: string) => (path === "" ? key : `${path}.${key}`);
+
+function optional<T>([expected, parse]: Kind<T>): Kind<T> {
+  return [expected, (v, part, key) => (v === undefined ? undefined : parse(v, part, key))];
+}
+
+/** A list of one kind of value; an empty one is not set. */
+function listOf<T>(kind: Kind<T>): Kind<T[]> {
+  const parse: Parse<T[]> = (items = [], part, key) => {
+    if (!Array.isArray(items)) return null;
+    const list = { value: { ...items }, path: pathTo(part, key), what: part.what };
+    const found = items.flatMap((_, i): T[] | T => readValue(list, String(i), kind) ?? []);
+    return found.length > 0 ? found : undefined;
+  };
+  return ["a list", parse];
+}
+
+function objectOf<T extends object>(fields: Fields<T>): Kind<T> {
+  const parse: Parse<T> = (value, part, key) => {
+    if (!isObject(value)) return null;
+    const object = { value, path: pathTo(part, key), what: part.what };
+    const read: Partial<T> = {};
+    for (const name in fields) {
+      const found = readValue(object, name, fields[name]);
+      if (found !== undefined) read[name] = found;
+    }
+    return read as T;
+  };
+  return ["an object", parse];
+}
+
+const isText = (value: unknown) => typeof value === "string";
+const isInteger = (value: unknown): value is number => Number.isInteger(value);
+const text: Kind<string> = ["a string", (v = "") => (isText(v) ? v || undefined : null)];
+const name: Kind<string> = ["a name", (v) => (isText(v) && v !== "" ? v : null)];
+const address: Kind<string> = ["an IP", (v = "") => (v === "" ? undefined : canonicalAddress(v))];
+const cidr: Kind<string> = ["an IP with prefix length", canonicalCidr];
+const index = optional<number>(["an index", (v) => (isInteger(v) ? v : null)]);
+/** All numbers in a result but indexes are 32 bits wide in the kernel. */
+const count = optional<number>([
+  `an integer from 0 to ${0xffff_ffff}`,
+  (v) => (isInteger(v) && v >= 0 && v <= 0xffff_ffff ? v : null),
+]);
+/** A count for which 0 means "not set", as in libcni. */
+const size: Kind<number> = [count[0], (v, ...at) => (v === 0 ? undefined : count[1](v, ...at))];
+const texts = listOf(text);
+const link = objectOf<Interface>({
+  name,
+  mac: text,
+  mtu: size,
+  sandbox: text,
+  socketPath: text,
+  pciID: text,
+});
+const route = objectOf<Route>({
+  dst: cidr,
+  gw: address,
+  mtu: size,
+  advmss: size,
+  priority: size,
+  table: count,
+  scope: count,
+});
+/** The address of one family, as in 0.1.0 and 0.2.0. */
+type OldIp = { ip: string; gateway?: string; routes?: Route[] };
+const oldIp = optional(objectOf<OldIp>({ ip: cidr, gateway: address, routes: listOf(route) }));
+const wire = objectOf<Partial<Result> & { cniVersion?: string; ip4?: OldIp; ip6?: OldIp }>({
+  cniVersion: text,
+  interfaces: listOf(link),
+  ips: listOf(objectOf<Ip>({ address: cidr, gateway: address, interface: index })),
+  routes: listOf(route),
+  dns: optional(objectOf<Dns>({ nameservers: texts, domain: text, search: texts, options: texts })),
+  ip4: oldIp,
+  ip6: oldIp,
+});
+
+/**
+ * Reads the result of a delegate, a `prevResult` or a stored row. Addresses are found in
+ * `ip4`/`ip6` (0.1.0, 0.2.0) or `ips` (0.3.0 and up); the version decides only when there are both.
+ * `ips[].version` is not read, the address tells it. An index out of range is dropped.
+ *
+ * @param input parsed JSON, hostile
+ * @param listVersion version the plugin was called with, used when the value names none
+ * @param what names the value in the error, e.g. `result of plugin "bridge"`
+ * @throws CniError 104 for a version we do not speak, a wrong type, an invalid address, or a
+ *   missing `name`, `address`, `dst` or `ip`
+ */
+export function parseResult(input: unknown, listVersion: CniVersion, what = "result"): Result {
+  const whole = { value: { "": input }, path: "", what };
+  const read = readValue(whole, "", wire) ?? {};
+  const { cniVersion = listVersion, interfaces = [], ips = [], routes = [], dns = {} } = read;
+  if (!isSupported(cniVersion)) {
+    const expected = `one of ${supportedVersions.join(", ")}`;
+    throw unfit({ ...whole, value: { cniVersion } }, "cniVersion", expected);
+  }
+  const old = [read.ip4, read.ip6].filter((item) => item !== undefined);
+  if (old.length === 0 || (ips.length > 0 && compareVersions(cniVersion, "0.3.0") >= 0)) {
+    return { interfaces, ips: ips.map((ip) => pointAt(ip, ip.interface, interfaces)), routes, dns };
+  }
+  const oldIps = old.map(({ ip, gateway }) => ({ address: ip, ...(gateway && { gateway }) }));
+  return { interfaces, ips: oldIps, routes: old.flatMap((one) => one.routes ?? []), dns };
+}
+
+const ipv4 = /^(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(?:\.(?!$)|$)){4}$/;
+
+/** The address as libcni would print it, or null when it is none. */
+function canonicalAddress(input: unknown): string | null {
+  if (!isText(input)) return null;
+  if (ipv4.test(input)) return input;
+  // The URL parser knows every spelling of IPv6, and its shortest.
+  if (!/^[0-9a-f:.]{2,45}$/i.test(input) || !input.includes(":")) return null;
+  return URL.parse(`http://[${input}]`)?.hostname.slice(1, -1) ?? null;
+}
+
+function canonicalCidr(input: unknown): string | null {
+  const [, host, length] = (isText(input) && /^([^/]+)\/(\d{1,3})$/.exec(input)) || [];
+  const found = canonicalAddress(host);
+  const bits = Number(length);
+  return found === null || bits > (family(found) === 4 ? 32 : 128) ? null : `${found}/${bits}`;
 }

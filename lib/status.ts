@@ -1,29 +1,22 @@
 /**
- * STATUS of the node, from the configuration: could an ADD work now? Runtimes poll it every few
- * seconds, so it loads little. Source: CNI SPEC 1.1 §2 "STATUS".
+ * STATUS of the node, from the configuration: could an ADD work now? Source: CNI SPEC 1.1 §2
+ * "STATUS". Runtimes poll it every few seconds, so it loads little.
  */
 import { existsSync } from "node:fs";
-import { CniError, code, compareVersions, type Host, type Request, toCniError } from "./cni.ts";
+import { findPlugins, type PluginSearch, pluginSearch } from "./binaries.ts";
+import type { Host, Request } from "./call.ts";
+import { CniError, code, compareVersions, toCniError } from "./cni.ts";
 import type { Config } from "./config/schema.ts";
-import {
-  findListOnDisk,
-  findPlugins,
-  type Network,
-  networkAt,
-  type PluginSearch,
-  pluginSearch,
-  resolveNetwork,
-} from "./networks.ts";
+import { type Network, type NetworkConfigList, resolveNetwork } from "./networks.ts";
+import type { Attachment } from "./record.ts";
 import { loadConfig } from "./settings.ts";
 
-/** STATUS is polled every few seconds, so a delegate that hangs must not hold it for long. */
+/** Short, because STATUS is polled every few seconds. */
 const statusTimeoutMs = 5_000;
 
 /**
  * STATUS: could an ADD of a pod that asks for nothing work now?
- *
- * @throws CniError 50 when not, or the code of the delegate that says no
- * @see CNI SPEC 1.1 §2 "STATUS"
+ * @throws CniError 50 when not, or 51 from a delegate that answers so
  */
 export async function status(host: Host, request: Request): Promise<undefined> {
   if (request.config["delOnly"] === true) return undefined;
@@ -46,49 +39,46 @@ export async function status(host: Host, request: Request): Promise<undefined> {
 }
 
 /**
- * Asks every network that a pod needs, and where one is chosen, the candidates.
- * @throws CniError of the first that says no
+ * Asks every network that a pod needs; where one is chosen, one candidate that works is enough.
+ * @throws CniError of the first network that fails
  */
 export async function askNetworks(host: Host, config: Config, search: PluginSearch): Promise<void> {
   const { needed, candidates } = await neededNetworks(config, search);
-  if (candidates) await askAny(host, config, candidates, search);
+  if (candidates) {
+    const asked = await Promise.allSettled(
+      candidates.map(async (name) => ask(host, resolveNetwork(config, name), search)),
+    );
+    const [first] = asked.flatMap((one) => (one.status === "rejected" ? [one.reason] : []));
+    if (asked.every(({ status }) => status === "rejected")) throw first;
+  }
   for (const network of needed) await ask(host, network, search);
 }
 
-/**
- * Asks the plugins of a network. @throws CniError of the first that says no, 102 for a missing one
- */
+/** Asks a network. @throws CniError of the first plugin that fails, 102 for a missing one */
 async function ask(host: Host, network: Network, search: PluginSearch): Promise<void> {
   const { name, list } = network;
   const plugins = findPlugins(network, search);
-  // Older plugins do not know STATUS: nothing runs, and nothing is loaded for running it.
-  if (compareVersions(list.cniVersion, "1.1.0") < 0) return;
-  const { statusChain } = await import("./delegate.ts");
   const cniPath = search.dirs.join(":");
-  const deadlineMs = host.now() + statusTimeoutMs;
-  const call = { network: name, list, plugins, cniPath, timeoutMs: statusTimeoutMs };
-  await statusChain(host, call, { netns: "", token: "status", deadlineMs, signal: host.signal });
+  await statusChain(host, { network: name, list, plugins, cniPath, timeoutMs: statusTimeoutMs });
 }
 
 /**
- * Where the choice is ours, one network that works is enough. @throws as {@link ask}, of the first
+ * Asks the plugins of a network whether an ADD could work now; lists older than STATUS pass.
+ * @throws CniError of the first plugin that fails, with its code
  */
-async function askAny(
-  host: Host,
-  config: Config,
-  names: string[],
-  search: PluginSearch,
-): Promise<void> {
-  const asked = await Promise.allSettled(
-    names.map(async (name) => ask(host, resolveNetwork(config, name), search)),
-  );
-  const [first] = asked.flatMap((one) => (one.status === "rejected" ? [one.reason] : []));
-  if (asked.every(({ status }) => status === "rejected")) throw first;
+export async function statusChain(host: Host, network: NetworkCall): Promise<void> {
+  if (compareVersions(network.list.cniVersion, "1.1.0") < 0) return;
+  const { callPlugin } = await import("./delegate.ts");
+  const deadlineMs = host.now() + network.timeoutMs;
+  const chain = { host, netns: "", token: "status", deadlineMs, signal: host.signal };
+  for (const index of network.list.plugins.keys()) {
+    await callPlugin(chain, withoutAttachment(network), { command: "STATUS", index });
+  }
 }
 
 /**
- * Networks of the node that every pod needs, and those of which one is chosen. Those that are
- * objects of the API are left out: STATUS is polled, and must not depend on the API server.
+ * The networks that every pod needs, and the names of those of which one is chosen. Objects of the
+ * API are left out, because STATUS must not depend on the API server.
  * @throws CniError 50 when there are none at all
  */
 export async function neededNetworks(
@@ -96,17 +86,47 @@ export async function neededNetworks(
   search: PluginSearch,
 ): Promise<{ needed: Network[]; candidates?: string[] }> {
   const clusterNetwork = config.multus?.clusterNetwork ?? "";
-  if (clusterNetwork.includes("/")) return { needed: [networkAt(clusterNetwork)] };
+  if (clusterNetwork.includes("/")) {
+    return { needed: [(await import("./node_networks.ts")).networkAt(clusterNetwork)] };
+  }
   if (clusterNetwork !== "") {
+    const { findListOnDisk } = await import("./node_networks.ts");
     const found = findListOnDisk(config, clusterNetwork);
     return { needed: found ? [{ name: clusterNetwork, ...found }] : [] };
   }
-  const names = config.default.networks.map((text) => text.replace(/@.*/, ""));
-  const always = config.default.always.filter((text) => !text.includes("/"));
-  const candidates =
-    names.length > 0 ? undefined : (await import("./wanted.ts")).candidateNetworks(config, search);
-  if (candidates?.length === 0) throw new CniError(code.unavailable, "No network is configured");
-  const all = new Set([...names, ...always.map((text) => text.replace(/@.*/, ""))]);
-  const needed = [...all].map((name) => resolveNetwork(config, name));
-  return { needed, ...(candidates && { candidates }) };
+  const { networks, always } = config.default;
+  const all = [...networks, ...always.filter((text) => !text.includes("/"))];
+  const names = new Set(all.map((text) => text.replace(/@.*/, "")));
+  const needed = () => [...names].map((name) => resolveNetwork(config, name));
+  if (networks.length > 0) return { needed: needed() };
+  const candidates = (await import("./node_networks.ts")).candidateNetworks(config, search);
+  if (candidates.length === 0) throw new CniError(code.unavailable, "No network is configured");
+  return { needed: needed(), candidates };
+}
+
+/** A network as STATUS and GC see it, without a container or an interface. */
+export interface NetworkCall {
+  network: string;
+  list: NetworkConfigList;
+  plugins: string[];
+  cniPath: string;
+  timeoutMs: number;
+}
+
+/** A network as {@link callPlugin} takes it, for operations that concern no attachment. */
+export function withoutAttachment(network: NetworkCall): Attachment {
+  return {
+    ...network,
+    containerId: "",
+    requestIfName: "",
+    requestNetwork: "",
+    ifName: "",
+    primary: false,
+    reason: "",
+    cniArgs: "",
+    capabilityArgs: {},
+    args: {},
+    netns: "",
+    pod: { namespace: "", name: "", uid: "" },
+  };
 }

@@ -1,29 +1,17 @@
 /**
- * The plan goes on disk before anything is done: under the container's lock, after undoing what an
- * earlier attempt left, and never over what is not ours.
- * Source: design D4, D6.
+ * What an ADD writes down. Before anything is done, its plan: under the container's lock, after
+ * undoing what an earlier attempt left, and never over what is not ours. Afterwards its results,
+ * and the bytes that have passed the host-side interfaces, for the bandwidth KPI. What reads it:
+ * `recorded.ts`. Source: design D4, D6.
  */
-import { CniError, code, type Host, log, toCniError } from "./cni.ts";
-import type { Config } from "./config/schema.ts";
+import { existsSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import type { Call } from "./call.ts";
+import { CniError, code } from "./cni.ts";
 import { type State, write } from "./database.ts";
-import { type ChainOptions, undoOptions } from "./delegate.ts";
-import { noteInterrupted } from "./ledger.ts";
-import { type Operation, release, takeLock } from "./lock.ts";
-import { interfacesIn, netnsId } from "./netns.ts";
-import { checkQuota } from "./quota.ts";
-import {
-  type Attachment,
-  attachments,
-  type CallId,
-  endOf,
-  forget,
-  hasRuleset,
-  insertPlanned,
-  recorded,
-  type StoredAttachment,
-  setEnded,
-} from "./state.ts";
-import { undo } from "./undo.ts";
+import { interfacesIn, netnsId } from "./kernel.ts";
+import { takeLock } from "./lock.ts";
+import type { Attachment, CallId, TrafficSource } from "./record.ts";
 
 /**
  * Takes the lock and writes the plan down, after undoing what an earlier attempt left (a killed
@@ -33,69 +21,46 @@ import { undo } from "./undo.ts";
  *   interface of a planned name already; 11 when another operation does not end in time, or what
  *   was left cannot be undone; 106
  */
-export async function intend(
-  host: Host,
-  state: State,
-  config: Config,
-  operation: Operation,
-  planned: Attachment[],
-  chain: ChainOptions,
-  startedMs: number,
-): Promise<void> {
-  const stale = await takeLock(host, state, operation, chain, () => {
-    checkNotDeleted(state, planned, startedMs, host.now());
-    const left = leftovers(host, state, planned);
-    if (left.length === 0) insertAdmitted(state, config, planned, host.now());
-    return left;
-  });
-  if (stale.length === 0) return;
+export async function writeAhead(call: Call, planned: Attachment[]): Promise<void> {
+  const { host, state, operation, chain, config } = call;
+  const quota = config.access.maxAttachments ? await import("./policy/access.ts") : undefined;
+  const insert = () => {
+    quota?.checkQuota(state, config, planned);
+    checkNotPresent(planned);
+    insertPlanned(state, planned, host.now());
+  };
   try {
-    const path = planned[0]?.cniPath.split(":") ?? [];
-    await undoStored(host, state, stale.reverse(), path, undoOptions(host, chain));
-    write(state, () => insertAdmitted(state, config, planned, host.now()));
+    const mayHaveLeftovers = await takeLock({ ...chain, state, operation }, () => {
+      checkNotDeleted(call, planned);
+      if (isOnRecord(state, operation.containerId)) return true;
+      insert();
+      return false;
+    });
+    if (!mayHaveLeftovers) return;
+    const { undoLeftovers } = await import("./recovery/failed_add.ts");
+    await undoLeftovers(call, planned);
+    write(state, insert);
   } catch (error) {
-    release(state, operation, () => undefined);
+    const { giveUp } = await import("./recovery/failed_add.ts");
+    giveUp(call, planned);
     throw error;
   }
 }
 
 /**
- * The DEL that follows a refused ADD has nothing to undo: guessing would delete what is not ours.
+ * Refuses a plan with an interface of a name that the pod has and we did not make: a delegate would
+ * refuse it (SPEC §2 "ADD"), and its DEL would then remove what is not ours.
+ * @throws CniError 105
  */
-export function rememberRefusal(host: Host, state: State, planned: Attachment[]): void {
-  const [first] = planned;
-  if (!first) return;
-  try {
-    write(state, () => {
-      const { readable, damaged } = recorded(host, state, first.containerId);
-      const rows: CallId[] = [...readable, ...damaged];
-      const isKnown = rows.some((row) => row.requestIfName === first.requestIfName);
-      // An end by DEL must stay one: other ADDs may have been overtaken by it as well.
-      if (!isKnown && !endOf(state, first)) setEnded(state, first, "ADD", host.now());
-    });
-  } catch (error) {
-    log(host, "warn", toCniError(error).message, { container: first.containerId });
-  }
-}
-
-/**
- * Writes the plan down, unless it is too much, or the pod has an interface of a planned name that
- * we did not make: a delegate would refuse it (SPEC §2 "ADD"), and its DEL would then remove what
- * is not ours.
- * @throws CniError 100 or 105
- */
-function insertAdmitted(state: State, config: Config, planned: Attachment[], nowMs: number): void {
-  if (config.access.maxAttachments) checkQuota(state, config, planned);
+function checkNotPresent(planned: Attachment[]): void {
   const present = new Set(interfacesIn(planned[0]?.netns ?? ""));
   const taken = planned.find(({ ifName }) => present.has(ifName));
-  if (taken) {
-    throw new CniError(
-      code.interfaceConflict,
-      `Cannot attach network "${taken.network}": the pod has an interface "${taken.ifName}" ` +
-        "already, and genie did not make it",
-    );
-  }
-  insertPlanned(state, planned, nowMs);
+  if (!taken) return;
+  throw new CniError(
+    code.interfaceConflict,
+    `Cannot attach network "${taken.network}": the pod has an interface "${taken.ifName}" ` +
+      "already, and genie did not make it",
+  );
 }
 
 /**
@@ -103,63 +68,140 @@ function insertAdmitted(state: State, config: Config, planned: Attachment[], now
  * was killed or gave up, so nobody would ever delete what it attaches.
  * @throws CniError 11
  */
-function checkNotDeleted(
-  state: State,
-  planned: Attachment[],
-  startedMs: number,
-  nowMs: number,
-): void {
+function checkNotDeleted({ host, state, startedMs }: Call, planned: Attachment[]): void {
   const [first] = planned;
-  const end = first && endOf(state, first);
+  const atMs = first && deletedAtMs(state, first);
   // A DEL that is still to come was there before the clock was set back.
-  if (end?.command !== "DEL" || end.atMs <= startedMs || end.atMs > nowMs) return;
+  if (atMs === undefined || atMs <= startedMs || atMs > host.now()) return;
   throw new CniError(
     code.tryAgainLater,
     `Cannot ADD container ${first?.containerId}: it was deleted while this ADD was being prepared`,
   );
 }
 
-/** Attachments of an earlier attempt that are in the way; a live one in the way is an error. */
-function leftovers(host: Host, state: State, planned: Attachment[]): StoredAttachment[] {
-  const [first] = planned;
-  if (!first) return [];
-  const names = new Set(planned.map(({ ifName }) => ifName));
-  const found = attachments(host, state, first.containerId).filter(
-    (one) => one.requestIfName === first.requestIfName || names.has(one.ifName),
+/**
+ * Inserts the plan, one row per attachment, as `planned`. Call under the container's lock, with the
+ * rows in the way undone; one that cannot be read is replaced.
+ */
+export function insertPlanned(state: State, attachments: Attachment[], nowMs: number): void {
+  const insert = state.database.query(
+    `INSERT OR REPLACE INTO attachments (container_id, request_ifname, ifname, position, network,
+       request_network, state, plan, netns_id, created_at_ms)
+     VALUES (?, ?, ?, ?, ?, ?, 'planned', ?, ?, ?)`,
   );
-  const here = netnsId(first.netns);
-  const live = found.find(
-    (one) => one.state === "attached" && [here, netnsId(one.netns)].includes(one.netnsId),
-  );
-  if (!live) return found;
+  attachments.forEach((attachment, position) => {
+    insert.run(
+      attachment.containerId,
+      attachment.requestIfName,
+      attachment.ifName,
+      position,
+      attachment.network,
+      attachment.requestNetwork,
+      JSON.stringify(attachment),
+      netnsId(attachment.netns),
+      nowMs,
+    );
+  });
+  const first = attachments[0];
+  if (!first) return;
+  state.database
+    .query("DELETE FROM ended WHERE container_id = ? AND request_ifname = ?")
+    .run(first.containerId, first.requestIfName);
+}
+
+const attachedSql =
+  "UPDATE attachments SET state = 'attached', result = ? WHERE container_id = ? AND ifname = ?";
+
+/** Prepares what {@link setAttached} runs. */
+export function prepareAttached({ database }: State): void {
+  database.query(attachedSql);
+}
+
+/**
+ * Marks one attachment as attached, with the wire form of its final result.
+ * @throws CniError 11 when its row is gone: nobody could ever delete it
+ */
+export function setAttached({ database }: State, attachment: Attachment, result: object): void {
+  const { containerId, ifName } = attachment;
+  const text = JSON.stringify(result);
+  if (database.query(attachedSql).run(text, containerId, ifName).changes === 1) return;
   throw new CniError(
-    code.interfaceConflict,
-    `Container ${first.containerId} has interface "${live.ifName}" on network "${live.network}" ` +
-      "already: DEL it before another ADD",
+    code.tryAgainLater,
+    `Cannot record interface "${ifName}" of container ${containerId}: its plan has vanished from ` +
+      "the record",
   );
 }
 
-/** Undoes stored attachments, or keeps them and says why the new ADD cannot go on. */
-async function undoStored(
-  host: Host,
-  state: State,
-  stale: StoredAttachment[],
-  path: string[],
-  chain: ChainOptions,
-): Promise<void> {
-  for (const attachment of stale) {
-    noteInterrupted(chain.journal, attachment);
-    const errors = await undo(host, attachment, path, { ...chain, netns: attachment.netns });
-    if (errors.length > 0) {
-      throw new CniError(
-        code.tryAgainLater,
-        `Cannot undo an earlier attempt on interface "${attachment.ifName}": ${errors[0]?.message}`,
-        { cause: errors[0] },
-      );
-    }
-    write(state, () => forget(state, attachment));
-    if (!hasRuleset(state, attachment.netnsId)) continue;
-    const { liftRuleset } = await import("./policy/rulesets.ts");
-    await liftRuleset(host, state, attachment, attachment);
+/** When a DEL of this call was completed, ms since the epoch; undefined where none was. */
+export function deletedAtMs({ database }: State, call: CallId): number | undefined {
+  const sql = `SELECT at_ms FROM ended
+    WHERE container_id = ? AND request_ifname = ? AND command = 'DEL'`;
+  const [row] = database.query(sql).values(call.containerId, call.requestIfName);
+  return row?.[0] as number | undefined;
+}
+
+/** Is any attachment of a container on record? */
+export function isOnRecord({ database }: State, containerId: string): boolean {
+  const sql = "SELECT 1 FROM attachments WHERE container_id = ? LIMIT 1";
+  return database.query(sql).get(containerId) !== null;
+}
+
+const interfacesDir = "/sys/class/net";
+
+/**
+ * The host-side interface of each attachment whose result has one: the first that is not a bridge,
+ * which carries the traffic of others too.
+ */
+export function trafficSources(
+  made: readonly {
+    attachment: { containerId: string; ifName: string; network: string };
+    result: { interfaces: readonly { name: string; sandbox?: string }[] };
+  }[],
+): TrafficSource[] {
+  return made.flatMap(({ attachment: { containerId, ifName, network }, result }) => {
+    const isBridge = (name: string) =>
+      isName(name) && existsSync(join(interfacesDir, name, "bridge"));
+    const found = result.interfaces.find(({ name, sandbox }) => !sandbox && !isBridge(name));
+    return found ? [{ containerId, ifName, network, hostIfName: found.name }] : [];
+  });
+}
+
+/** A delegate wrote the name: it must not lead to another folder. */
+function isName(name: string): boolean {
+  return name !== "" && !name.includes("/") && !name.startsWith(".");
+}
+
+/** What keeps one count. */
+export const putTrafficSql = "INSERT OR REPLACE INTO traffic VALUES (?, ?, ?, ?, ?, ?, ?)";
+
+/** Prepares what {@link startTraffic} runs. */
+export function prepareTraffic({ database }: State): void {
+  database.query(putTrafficSql);
+}
+
+/** Counts the bytes of host-side interfaces for the first time: their rate is not known yet. */
+export function startTraffic(
+  { database }: State,
+  sources: readonly TrafficSource[],
+  nowMs: number,
+): void {
+  const put = database.query(putTrafficSql);
+  for (const { containerId, ifName, network, hostIfName } of sources) {
+    const bytes = countBytes(hostIfName);
+    if (!Number.isFinite(bytes)) continue;
+    put.run(containerId, ifName, network, hostIfName, nowMs, bytes, null);
+  }
+}
+
+/** The bytes that have passed an interface of the node; NaN when there is no such interface. */
+export function countBytes(name: string): number {
+  if (!isName(name)) return Number.NaN;
+  const dir = join(interfacesDir, name, "statistics");
+  const read = (file: string) => Number(readFileSync(join(dir, file), "utf8"));
+  try {
+    return read("rx_bytes") + read("tx_bytes");
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === undefined) throw error;
+    return Number.NaN;
   }
 }

@@ -1,7 +1,12 @@
 /** Who may use which network: rules, their order, and what happens when a fact is unknown. */
 import { describe, expect, test } from "bun:test";
-import { type AccessPod, checkAccess, type Decision, matchGlob } from "../lib/access.ts";
 import { parseConfig } from "../lib/config/parse.ts";
+import {
+  type AccessDecision,
+  type AccessPod,
+  checkAccess,
+  matchGlob,
+} from "../lib/policy/access_rules.ts";
 
 const table = `
 [plugins.open]
@@ -18,7 +23,7 @@ const closed = parseConfig(`access.default = "deny"${table}`, "/p.toml");
 
 const allowRule = "plugins.storage.allow at /p.toml:4";
 const denyRule = "plugins.storage.deny at /p.toml:5";
-const byDefault: Decision = {
+const byDefault: AccessDecision = {
   allowed: true,
   reason: 'access.default is "allow" and no rule speaks against it',
 };
@@ -70,7 +75,7 @@ describe("checkAccess()", () => {
       byDefault,
     ],
     ["outside Kubernetes, where there are no accounts", "accounts", {}, byDefault],
-  ] as [string, string, AccessPod, Decision][])("allows %s", (_, network, who, expected) => {
+  ] as [string, string, AccessPod, AccessDecision][])("allows %s", (_, network, who, expected) => {
     expect(checkAccess(config, network, who)).toEqual(expected);
   });
 
@@ -171,7 +176,7 @@ describe("checkAccess()", () => {
         rule: "plugins.nobody.allow at /p.toml:9",
       },
     ],
-  ] as [string, string, AccessPod, Decision][])("denies %s", (_, network, who, expected) => {
+  ] as [string, string, AccessPod, AccessDecision][])("denies %s", (_, network, who, expected) => {
     expect(checkAccess(config, network, who)).toEqual(expected);
   });
 

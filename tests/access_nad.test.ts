@@ -1,9 +1,6 @@
-/**
- * lib/kubernetes/nad_access.ts: what an object may be, judged by what its config would run and
- * take.
- */
+/** lib/policy/access_rules.ts: what an object may be, by what its config would run and take. */
 import { describe, expect, test } from "bun:test";
-import { checkDefinition, type Definition, type NadRule } from "../lib/kubernetes/nad_access.ts";
+import { checkDefinition, type Definition, type NadRule } from "../lib/policy/access_rules.ts";
 
 const rule = (more: Partial<NadRule>): NadRule => ({
   namespaces: ["*"],

@@ -1,5 +1,5 @@
 /**
- * lib/cluster/admission.ts: the policies say what the node says. Their CEL is evaluated
+ * lib/policy/admission.ts: the policies say what the node says. Their CEL is evaluated
  * (@bufbuild/cel,
  * with `findAll` as Kubernetes has it) against the same pods and objects as the gate's own
  * functions.
@@ -16,15 +16,15 @@ import {
   plan,
 } from "@bufbuild/cel";
 import { strings } from "@bufbuild/cel/ext";
-import { checkAccess } from "../lib/access.ts";
-import { compileAccess, type Manifest } from "../lib/cluster/admission.ts";
+import type { KubeObject } from "../lib/cluster/yaml.ts";
 import { CniError } from "../lib/cni.ts";
 import { parseConfig } from "../lib/config/parse.ts";
 import type { Config } from "../lib/config/schema.ts";
-import { checkIsolation } from "../lib/gate.ts";
-import { checkDefinition } from "../lib/kubernetes/nad_access.ts";
 import type { Pod } from "../lib/pod.ts";
-import { selectWanted } from "../lib/wanted.ts";
+import { checkIsolation } from "../lib/policy/access.ts";
+import { checkAccess, checkDefinition } from "../lib/policy/access_rules.ts";
+import { compileAccess } from "../lib/policy/admission.ts";
+import { selectWanted } from "../lib/selection.ts";
 
 const networksKey = "k8s.v1.cni.cncf.io/networks";
 const defaultKey = "v1.multus-cni.io/default-network";
@@ -61,7 +61,7 @@ function evaluate(expression: string, bindings: Json): unknown {
 
 /** What the API server would answer: the messages of a refusal, none where it is let through. */
 function admit(
-  policies: Manifest[],
+  policies: KubeObject[],
   name: string,
   object: Json,
   { oldObject = null, namespace = "team" }: { oldObject?: Json | null; namespace?: string } = {},

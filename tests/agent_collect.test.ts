@@ -1,7 +1,7 @@
 /**
- * What the agent collects (lib/agent/collect.ts, lib/kubernetes/cri.ts, lib/kubernetes/grpc.ts),
- * and the CNI config that
- * it keeps (lib/agent/conflist.ts): with fake plugins, and a container runtime's own protocol.
+ * What the agent collects (lib/agent/upkeep.ts, lib/kubernetes/grpc.ts), and
+ * the CNI config that it keeps (lib/agent/installed_files.ts): with fake plugins, and a container
+ * runtime's own protocol.
  */
 import { describe, expect, test } from "bun:test";
 import {
@@ -15,21 +15,21 @@ import {
 } from "node:fs";
 import { join } from "node:path";
 import { Server, ServerCredentials, type ServerUnaryCall, type sendUnaryData } from "@grpc/grpc-js";
-import { newCollector } from "../lib/agent/collect.ts";
-import { runConflist } from "../lib/agent/conflist.ts";
-import { openHealth } from "../lib/agent/health.ts";
-import { openRecord } from "../lib/agent/record.ts";
-import { netnsFate } from "../lib/collect.ts";
+import { runConflist } from "../lib/agent/installed_files.ts";
+import { openHealth, openRecord } from "../lib/agent/task.ts";
+import { attachmentCollector } from "../lib/agent/upkeep.ts";
 import { defaultConfig } from "../lib/config/parse.ts";
-import { criSocket, listSandboxes } from "../lib/kubernetes/cri.ts";
-import { lookAround } from "../lib/live_containers.ts";
-import { bootId, netnsId } from "../lib/netns.ts";
-import { lastList, ownListText } from "../lib/node/genie_list.ts";
+import { bootId, netnsId } from "../lib/kernel.ts";
+import { criSocket, listSandboxes } from "../lib/kubernetes/grpc.ts";
+import { netnsState } from "../lib/node/garbage.ts";
+import { lastList, ownListText } from "../lib/node/genie_config.ts";
 import { noted, openSite, put, takeOff } from "../lib/node/installation.ts";
+import { findLiveContainers } from "../lib/node/live_containers.ts";
 import { callOrder, fakePlugin, makeHost, type Script, tempDir } from "./fakes.ts";
 import { field } from "./podresources.ts";
 import { rowsOf, startAgent, until } from "./policed.ts";
 import { addAttachment, withLedger } from "./record.ts";
+import { lacks } from "./skip.ts";
 
 /** A container runtime that knows these sandboxes, or answers with this status. */
 async function startRuntime(dir: string, answer: readonly string[] | number) {
@@ -84,7 +84,7 @@ describe("listSandboxes()", () => {
   });
 });
 
-describe("netnsFate()", () => {
+describe("netnsState()", () => {
   const here = `${bootId()}:1:2`;
   test.each([
     ["of another boot", "/run/netns/a", "old:1:2", "rebooted"],
@@ -95,7 +95,7 @@ describe("netnsFate()", () => {
     ["that was never known", "", "", "unknown"],
     ["without an identity", "/run/netns/a", "", "unknown"],
   ])("one %s", (_what, netns, id, expected) => {
-    expect(netnsFate({ netns, netnsId: id })).toBe(expected as "gone");
+    expect(netnsState({ netns, netnsId: id })).toBe(expected as "gone");
   });
 });
 
@@ -154,7 +154,7 @@ agent = { listen = "", cri_socket = "${socket}" }
   });
 }
 
-describe("genie agent collects", () => {
+describe.skipIf(lacks("the binary"))("genie agent collects", () => {
   test("after a reboot, and what DEL gave up; what may live stays", async () => {
     await withLeft(async ({ dir, state, plugins, table, leave, containers }) => {
       leave("before-boot", {});
@@ -198,29 +198,36 @@ describe("genie agent collects", () => {
     );
   });
 
-  test.skipIf(!lookAround())("an address that host-local keeps for nobody", async () => {
-    await withLeft(async ({ dir, table }) => {
-      const store = join(dir, "addresses", "blue");
-      const ipam = { type: "host-local", dataDir: join(dir, "addresses"), subnet: "10.253.0.0/24" };
-      const list = { cniVersion: "1.0.0", plugins: [{ type: "bridge", ipam }] };
-      writeFileSync(join(dir, "blue.json"), JSON.stringify({ ...list, name: "blue" }));
-      appendFileSync(table, `[plugins.blue]\nconf = "${dir}/blue.json"\n`);
-      mkdirSync(store, { recursive: true });
-      const [old, young] = ["10.253.0.7", "10.253.0.8"].map((one) => join(store, one));
-      for (const file of [old, young]) {
-        writeFileSync(`${file}`, `nobody-${crypto.randomUUID()}\r\neth0`);
-      }
-      utimesSync(`${old}`, 1, 1);
-      const agent = startAgent(dir, table);
-      try {
-        await until(() => !existsSync(`${old}`));
-        expect(existsSync(`${young}`)).toBe(true);
-        await agent.said("An address of nobody is released network=blue address=10.253.0.7");
-      } finally {
-        await agent.end("SIGKILL");
-      }
-    });
-  });
+  test.skipIf(lacks("root") || !findLiveContainers())(
+    "an address that host-local keeps for nobody",
+    async () => {
+      await withLeft(async ({ dir, table }) => {
+        const store = join(dir, "addresses", "blue");
+        const ipam = {
+          type: "host-local",
+          dataDir: join(dir, "addresses"),
+          subnet: "10.253.0.0/24",
+        };
+        const list = { cniVersion: "1.0.0", plugins: [{ type: "bridge", ipam }] };
+        writeFileSync(join(dir, "blue.json"), JSON.stringify({ ...list, name: "blue" }));
+        appendFileSync(table, `[plugins.blue]\nconf = "${dir}/blue.json"\n`);
+        mkdirSync(store, { recursive: true });
+        const [old, young] = ["10.253.0.7", "10.253.0.8"].map((one) => join(store, one));
+        for (const file of [old, young]) {
+          writeFileSync(`${file}`, `nobody-${crypto.randomUUID()}\r\neth0`);
+        }
+        utimesSync(`${old}`, 1, 1);
+        const agent = startAgent(dir, table);
+        try {
+          await until(() => !existsSync(`${old}`));
+          expect(existsSync(`${young}`)).toBe(true);
+          await agent.said("An address of nobody is released network=blue address=10.253.0.7");
+        } finally {
+          await agent.end("SIGKILL");
+        }
+      });
+    },
+  );
 
   /** A container that no process of this machine belongs to. */
   const nobody = `nobody-${crypto.randomUUID()}`;
@@ -237,7 +244,7 @@ describe("genie agent collects", () => {
     const config = { ...defaultConfig(), stateDir: state };
     const record = openRecord(host, state, () => undefined);
     const own = { cniVersion: "1.0.0", name: "genie", type: "genie", plugins_file: table };
-    const look = newCollector(own, () => nowMs);
+    const look = attachmentCollector(() => nowMs);
     const agent = {
       ...{ host, own, record, health: openHealth() },
       config: { ...config, agent: { ...config.agent, listen: "", criSocket: socket ?? "/absent" } },
@@ -257,7 +264,7 @@ describe("genie agent collects", () => {
   test.each([
     ["at the first look", [0], [nobody]],
     ["too soon", [0, 14_000], [nobody]],
-    ["at the second look", [0, 16_000], lookAround() ? [] : [nobody]],
+    ["at the second look", [0, 16_000], findLiveContainers() ? [] : [nobody]],
   ])("a namespace that is gone, %s", async (_when, atMs, expected) => {
     await withLeft(async (node) => {
       node.leave(nobody, { id: `${bootId()}:1:2` });
@@ -266,22 +273,25 @@ describe("genie agent collects", () => {
     });
   });
 
-  test.skipIf(!lookAround())("not while a process seems to be of the container", async () => {
-    await withLeft(async (node) => {
-      const id = crypto.randomUUID();
-      node.leave(id, { id: `${bootId()}:1:2` });
-      const child = Bun.spawn(["sleep", "600", "0.0"], { argv0: `pause-${id}` });
-      try {
+  test.skipIf(lacks("root") || !findLiveContainers())(
+    "not while a process seems to be of the container",
+    async () => {
+      await withLeft(async (node) => {
+        const id = crypto.randomUUID();
+        node.leave(id, { id: `${bootId()}:1:2` });
+        const child = Bun.spawn(["sleep", "600", "0.0"], { argv0: `pause-${id}` });
+        try {
+          await looks(node, undefined, [0, 16_000]);
+          expect(node.containers()).toEqual([id]);
+        } finally {
+          child.kill("SIGKILL");
+          await child.exited;
+        }
         await looks(node, undefined, [0, 16_000]);
-        expect(node.containers()).toEqual([id]);
-      } finally {
-        child.kill("SIGKILL");
-        await child.exited;
-      }
-      await looks(node, undefined, [0, 16_000]);
-      expect(node.containers()).toEqual([]);
-    });
-  });
+        expect(node.containers()).toEqual([]);
+      });
+    },
+  );
 
   test("not one that was back in between", async () => {
     await withLeft(async (node) => {
@@ -325,7 +335,7 @@ describe("genie agent collects", () => {
 
 describe("runConflist()", () => {
   const path = "/etc/cni/net.d/00-genie.conflist";
-  const wanted = { kind: "conflist" as const, path, mode: 0o644, others: "replace" as const };
+  const wanted = { kind: "conflist" as const, path };
 
   /** A node, and the agent's part at work on it; `rounds` waits until it went round so often. */
   async function withSite(

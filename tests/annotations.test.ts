@@ -1,14 +1,13 @@
 /** What a pod may write to select networks, and what is refused. */
 import { describe, expect, test } from "bun:test";
+import { CniError } from "../lib/cni.ts";
 import {
   attachmentsMax,
-  formatElements,
   parseElements,
   parseSelection,
   type Selection,
   type SelectionElement,
-} from "../lib/annotations.ts";
-import { CniError } from "../lib/cni.ts";
+} from "../lib/pod.ts";
 
 /** What a call throws, as the runtime sees it. */
 function failure(act: () => unknown): { code: number; msg: string } {
@@ -20,6 +19,12 @@ function failure(act: () => unknown): { code: number; msg: string } {
   }
   return { code: 0, msg: "it did not fail" };
 }
+
+/** Elements as the annotation writes them. */
+const formatElements = (elements: SelectionElement[]): string =>
+  elements
+    .map(({ network, ifName }) => network + (ifName === undefined ? "" : `@${ifName}`))
+    .join();
 
 describe("parseSelection()", () => {
   test.each<[string, Record<string, string>, Selection]>([

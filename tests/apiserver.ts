@@ -20,6 +20,7 @@ import { pipeline } from "node:stream/promises";
 import type { TLSSocket } from "node:tls";
 import { parseArgs } from "node:util";
 import { isInside, makeWatchCache, type WatchCache, type Watches } from "./apiwatch.ts";
+import { type Issuer, makeCertificate } from "./certificate.ts";
 
 /** What may go wrong with one request. */
 export type Fault =
@@ -195,26 +196,23 @@ async function close(server: Server): Promise<void> {
 type KeyName = "ca" | "ca2" | "server" | "client";
 
 /**
- * A CA, a second one that signed nothing, a server and a client: P-256, valid for two days. The CAs
- * come before what they sign.
+ * A CA, a second one that signed nothing, a server and a client. The CAs come before what they
+ * sign.
  */
 function makeKeys(dir: string, names: readonly KeyName[]): void {
-  const ca = ["-addext", "keyUsage=critical,keyCertSign"];
-  const signed = ["-CA", "ca.crt", "-CAkey", "ca.key", "-addext"];
-  const hosts = "subjectAltName=IP:127.0.0.1,DNS:localhost,DNS:kubernetes.default.svc";
-  const extras: Record<KeyName, string[]> = {
-    ca,
-    ca2: ca,
-    server: [...signed, hosts],
-    client: [...signed, "extendedKeyUsage=clientAuth"],
-  };
+  const hosts = ["127.0.0.1", "localhost", "kubernetes.default.svc"];
   for (const name of names) {
-    const key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
-    const files = ["-keyout", `${name}.key`, "-out", `${name}.crt`, "-days", "2"];
-    const args = ["req", "-x509", ...key, ...files, "-subj", `/CN=${name}`, ...extras[name]];
-    const { exitCode, stderr } = Bun.spawnSync(["openssl", ...args], { cwd: dir });
-    if (exitCode !== 0) throw new Error(`openssl: ${stderr}`);
+    const isAuthority = name === "ca" || name === "ca2";
+    const holder = { name, ...(name === "server" && { hosts }), isClient: name === "client" };
+    const made = isAuthority ? makeCertificate(holder) : makeCertificate(holder, issuerIn(dir));
+    writeFileSync(join(dir, `${name}.crt`), made.certificate);
+    writeFileSync(join(dir, `${name}.key`), made.key, { mode: 0o600 });
   }
+}
+
+/** The CA of a server's folder, which signs certificates. */
+export function issuerIn(dir: string): Issuer {
+  return { name: "ca", key: readFileSync(join(dir, "ca.key"), "utf8") };
 }
 
 async function see(request: IncomingMessage, token: string): Promise<Seen> {

@@ -21,9 +21,10 @@ import {
   writeSync,
 } from "node:fs";
 import { join } from "node:path";
-import { migrations } from "../lib/migrations.ts";
+import { migrations } from "../lib/recovery/migrations.ts";
 import { callOrder, forgetCalls, type GenieRun } from "./fakes.ts";
 import { noise } from "./record.ts";
+import { lacks } from "./skip.ts";
 import {
   annotated,
   checkFailure,
@@ -290,20 +291,14 @@ describe("a record of another genie", () => {
   });
 });
 
-/** A small disk of its own, where we may mount one. */
+/** Mounts a small disk. @returns whether that worked */
 function mountDisk(path: string): boolean {
   mkdirSync(path);
   const args = ["mount", "-t", "tmpfs", "-o", "size=512k", "genie-test", path];
-  return process.getuid?.() === 0 && Bun.spawnSync(args).exitCode === 0;
+  return Bun.spawnSync(args).exitCode === 0;
 }
 
-const canMount = (() => {
-  using node = makeNode();
-  const path = join(node.dir, "disk");
-  return mountDisk(path) && Bun.spawnSync(["umount", path]).exitCode === 0;
-})();
-
-describe.skipIf(!canMount)("an automatic choice on a disk that is", () => {
+describe.skipIf(lacks("mounts"))("an automatic choice on a disk that is", () => {
   async function withDisk(fn: (node: Node, disk: string) => Promise<void>) {
     using made = makeNetworks();
     const disk = join(made.dir, "disk");

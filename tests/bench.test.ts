@@ -3,21 +3,16 @@ import { describe, expect, test } from "bun:test";
 import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { readCount, readStages } from "./bench/anatomy.ts";
-import { readOptions } from "./bench/options.ts";
+import { benchNeeds, readOptions } from "./bench/options.ts";
 import { fillTemplate, needFolders, readPeer } from "./bench/peers.ts";
 import { formatMarkdown, formatSections, sections } from "./bench/report.ts";
 import type { Storm } from "./bench/storm.ts";
 import { median, quantile, type Summary, summarize } from "./bench/summary.ts";
 import { targets, verdict } from "./bench/targets.ts";
-import { canNetns, fakePlugin, realPluginDir, tempDir } from "./fakes.ts";
+import { fakePlugin, tempDir } from "./fakes.ts";
+import { lacks } from "./skip.ts";
 
 const root = join(import.meta.dir, "..");
-const canRun =
-  canNetns &&
-  realPluginDir !== undefined &&
-  process.getuid?.() === 0 &&
-  Bun.which("openssl") !== null;
-
 describe("quantile()", () => {
   test.each<[number[], number, number]>([
     [[3, 1, 2], 0.5, 2],
@@ -168,9 +163,8 @@ describe("peers", () => {
   });
 });
 
-test.skipIf(!canRun)(
-  "a short bench measures everything, peers too, and leaves nothing (needs root, " +
-    "containernetworking-plugins and openssl)",
+test.skipIf(lacks("the binary", ...benchNeeds))(
+  "a short bench measures everything, peers too, and leaves nothing",
   async () => {
     using dir = tempDir();
     using tmp = tempDir();

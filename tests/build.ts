@@ -9,7 +9,15 @@
  * the second has their bytecode side by side. A call of genie is over in milliseconds, and this
  * saves one in eight of them.
  */
-import { chmodSync, existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  existsSync,
+  mkdtempSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 
@@ -26,15 +34,41 @@ const flags = [
   "--compile-jit-policy=10",
 ];
 
-const node = mkdtempSync(join(tmpdir(), "genie-build-"));
-try {
-  const first = join(node, "genie");
-  // For this machine whatever the target: the notes name functions, not machine code.
-  build([`--outfile=${first}`]);
-  const orders = practise(first, node);
-  build([`--bytecode-order=${orders.join(",")}`, "--outfile=dist/genie", ...process.argv.slice(2)]);
-} finally {
-  rmSync(node, { recursive: true, force: true });
+/** Path of the binary. */
+export const binary = join(root, "dist", "genie");
+
+/**
+ * Builds the binary where there is none, or a source is newer: tests that run side by side share
+ * one, and nobody replaces it meanwhile.
+ *
+ * @returns its path
+ * @throws Error with what `bun build` said
+ */
+export function buildIfStale(): string {
+  const builtMs = statSync(binary, { throwIfNoEntry: false })?.mtimeMs ?? 0;
+  const folder = join(root, "lib");
+  const modules = readdirSync(folder, { recursive: true, encoding: "utf8" });
+  const sources = [
+    ...modules.map((name) => join(folder, name)),
+    ...["genie.ts", "bun.lock", "tests/build.ts"].map((name) => join(root, name)),
+  ];
+  if (sources.some((path) => statSync(path).mtimeMs > builtMs)) buildTwice([]);
+  return binary;
+}
+
+if (import.meta.main) buildTwice(process.argv.slice(2));
+
+function buildTwice(more: string[]): void {
+  const node = mkdtempSync(join(tmpdir(), "genie-build-"));
+  try {
+    const first = join(node, "genie");
+    // For this machine whatever the target: the notes name functions, not machine code.
+    build([`--outfile=${first}`]);
+    const orders = practise(first, node);
+    build([`--bytecode-order=${orders.join(",")}`, "--outfile=dist/genie", ...more]);
+  } finally {
+    rmSync(node, { recursive: true, force: true });
+  }
 }
 
 function build(more: string[]): void {

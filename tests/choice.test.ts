@@ -1,14 +1,16 @@
 /**
  * Automatic choice through the compiled program: what a pod gets that asks for nothing, what
  * happens when that fails, how a herd spreads, and how `genie plan` explains it
- * (`lib/cli/plan_choice.ts`).
+ * (`lib/cli/plan_command.ts`).
  */
 import { Database } from "bun:sqlite";
 import { describe, expect, test } from "bun:test";
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { closeState, openState, write } from "../lib/database.ts";
-import { insertLedger, type LedgerRow } from "../lib/ledger.ts";
+import { closeState, write } from "../lib/database.ts";
+import { insertLedger } from "../lib/ledger.ts";
+import type { LedgerRow } from "../lib/record.ts";
+import { openState } from "../lib/recovery/database.ts";
 import { startApiServer } from "./apiserver.ts";
 import {
   callOrder,
@@ -19,8 +21,9 @@ import {
   type Script,
   tempDir,
 } from "./fakes.ts";
-import { hostLocal, noTraces, skipReason, withNode } from "./fixtures/quirks/node.ts";
+import { hostLocal, noTraces, realNeeds, withNode } from "./fixtures/quirks/node.ts";
 import { ledgerRow } from "./record.ts";
+import { reasonToSkip } from "./skip.ts";
 import {
   annotated,
   compiledGenie,
@@ -34,6 +37,8 @@ import {
   wireEnv,
   wireError,
 } from "./wire.ts";
+
+const skipReason = reasonToSkip(...realNeeds);
 
 const listOf = (name: string, cniVersion = "1.0.0") => ({
   cniVersion,

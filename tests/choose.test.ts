@@ -1,38 +1,40 @@
 /**
- * The automatic choice: lib/choice/choose.ts and lib/gate.ts, with fake plugins and a real record.
+ * The automatic choice: lib/choice/choose.ts and lib/policy/access.ts, with fake plugins and a real
+ * record.
  */
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { mkdirSync, writeFileSync } from "node:fs";
+import { beforeAll, describe, expect, test } from "bun:test";
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { type Choice, type Chooser, chooseNetwork, formatChoice } from "../lib/choice/choose.ts";
+import type { PlanCall, Request } from "../lib/call.ts";
+import { type Choice, chooseNetwork, formatChoice } from "../lib/choice/choose.ts";
 import { CniError } from "../lib/cni.ts";
 import { parseConfig } from "../lib/config/parse.ts";
-import { closeState, openState, type State, write } from "../lib/database.ts";
-import { openObjects } from "../lib/kubernetes/objects_of_call.ts";
+import { closeState, type State, write } from "../lib/database.ts";
 import { insertLedger } from "../lib/ledger.ts";
 import type { Pod } from "../lib/pod.ts";
-import { calls, type FakeHost, fakePlugin, forgetCalls, makeHost, tempDir } from "./fakes.ts";
+import { openState } from "../lib/recovery/database.ts";
+import { calls, type FakeHost, fakePlugin, forgetCalls, makeHost } from "./fakes.ts";
 import { addAttachment, ledgerRow } from "./record.ts";
+import { configList, fileDir } from "./stage.ts";
 
-const dir = tempDir();
+const dir = fileDir();
 const confDir = join(dir.path, "net.d");
 const bin = join(dir.path, "bin");
-afterAll(() => dir[Symbol.dispose]());
 const nowMs = 1_700_000_000_000;
 let folders = 0;
 
-const list = (name: string, type: string, more: object = {}) => ({
-  cniVersion: "1.0.0",
-  name,
-  plugins: [{ type, ...more }],
-});
+const list = (name: string, type: string, more: object = {}) =>
+  configList(name, [{ type, ...more }], "1.0.0");
 
 beforeAll(() => {
   for (const path of [confDir, bin]) mkdirSync(path);
   fakePlugin(bin, "bridge");
   fakePlugin(bin, "ill", { STATUS: { error: { code: 50, msg: "no route to its peers" } } });
   fakePlugin(bin, "well");
-  fakePlugin(bin, "slow", { STATUS: { delayMs: 30 } });
+  // Answers once six of it are running: in turns it never would.
+  const began = join(dir.path, "began");
+  const six = `until [ $(wc -l <${began}) -ge 6 ]; do sleep 0.02; done`;
+  fakePlugin(bin, "slow", `#!/bin/sh\ncat >/dev/null\necho >>${began}\n${six}\n`);
   const lists: [string, object][] = [
     ["10-blue", list("blue", "bridge")],
     ["20-green", list("green", "bridge")],
@@ -61,7 +63,7 @@ const pod: Pod = {
 /** Chooses for a pod; `table` comes after the folders. */
 function choose(
   table: string,
-  chooser: Partial<Chooser> = {},
+  more: Partial<PlanCall> = {},
   host: FakeHost = makeHost({ now: nowMs }),
   containerId = "c1",
 ): Promise<Choice> {
@@ -69,11 +71,21 @@ function choose(
   const config = parseConfig(`${head}[kubernetes]\nkubeconfig = "/nowhere"\n${table}`, "/p.toml");
   const kubeless = { ...config.kubernetes, kubeconfigIsExplicit: false };
   const own = { ...config, kubernetes: kubeless };
-  const search = { dirs: [bin], ownType: "genie" };
-  const objects = openObjects(host, own);
-  const request = { config: own, search, objects, pod, containerId };
-  return chooseNetwork(host, request, { failed: new Map(), ...chooser });
+  const request: Request = {
+    command: "ADD",
+    containerId,
+    netns: "",
+    ifName: "eth0",
+    args: "",
+    path: [],
+    cniVersion: "1.1.0",
+    config: { name: "genie", type: "genie" },
+  };
+  return chooseNetwork({ host, config: own, request, ...more }, pod);
 }
+
+const asErrors = (failed: ReadonlyMap<string, string>) =>
+  new Map([...failed].map(([network, message]) => [network, new CniError(11, message)]));
 
 const among = (...names: string[]) => `[select]\ncandidates = ${JSON.stringify(names)}\n`;
 const at = (ms: number) => makeHost({ now: nowMs + ms });
@@ -123,7 +135,7 @@ describe("chooseNetwork()", () => {
        [plugins.full]
        conf = "90-small.conflist"
        capacity = 1`,
-      { failed: new Map([["green", "plugin bridge timed out"]]) },
+      { failed: new Map([["green", new CniError(11, "plugin bridge timed out")]]) },
     );
     // Without a record nobody knows that it is full.
     expect([choice.network, order(choice)]).toEqual(["blue", ["blue", "full"]]);
@@ -225,7 +237,7 @@ describe("chooseNetwork()", () => {
     ],
   ])("fails with %s", async (_name, table, failed, number, part) => {
     const head = table.startsWith("select") ? `[select]\n${table.slice(7)}` : table;
-    const error = await failure(() => choose(head, { failed }));
+    const error = await failure(() => choose(head, { failed: asErrors(failed) }));
     expect([error.code, error.message]).toEqual([number, expect.stringContaining(part)]);
     // Only a denial by a rule is one in the ledger.
     expect(error.rule !== "").toBe(number === 100);
@@ -283,22 +295,18 @@ describe("STATUS", () => {
   });
 
   test("is asked of all candidates side by side", async () => {
-    forgetCalls(bin);
     const names = Array.from({ length: 6 }, (_, i) => `slow${i}`);
     const table = names
       .map((name) => `[plugins.${name}.config]\ncniVersion="1.1.0"\nplugins=[{type="slow"}]\n`)
       .join("");
     expect(order(await choose(table))).toEqual(names);
-    const times = calls(bin, "slow").map(({ timeMs }) => timeMs);
-    expect(times).toHaveLength(6);
-    // In turns the last would begin after five times its delay.
-    expect(Math.max(...times) - Math.min(...times)).toBeLessThan(150);
+    expect(readFileSync(join(dir.path, "began"), "utf8")).toBe("\n".repeat(6));
   });
 
   test("of a plan is asked, and leaves nothing behind", async () => {
     await withRecord(async (state) => {
       forgetCalls(bin);
-      const reader: Chooser["reader"] = (inside) => inside(state);
+      const reader: PlanCall["reader"] = (inside) => inside(state);
       expect((await choose(both, { reader })).network).toBe("well");
       expect(asked().sort()).toEqual(["ill STATUS", "well STATUS"]);
       for (const table of ["health", "choices", "ledger", "traffic"]) {

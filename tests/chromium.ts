@@ -5,7 +5,7 @@
 import { type TempDir, tempDir } from "./fakes.ts";
 
 /** The browser's path; null where it is not installed. */
-export const chromium: string | null = Bun.which("chromium");
+const chromium: string | null = Bun.which("chromium");
 
 /** How a page is looked at. */
 export interface Look {
@@ -82,7 +82,7 @@ function removeProfile(profile: TempDir): void {
       profile[Symbol.dispose]();
       return;
     } catch (error) {
-      if (tries === 50) throw error;
+      if (tries === 1000) throw error;
       Bun.sleepSync(20);
     }
   }

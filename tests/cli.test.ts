@@ -1,23 +1,21 @@
 /**
- * The operator's commands (lib/cli/commands.ts): what they print for people and for programs, and
- * their
- * exit status. With lib/cli/command_line.ts go lib/cli/usage.ts, lib/node/genie_config.ts,
- * lib/cli/plan_command.ts and
- * lib/node/validate.ts; what a report says is in report.test.ts.
+ * The operator's commands (lib/cli/commands.ts, lib/cli/command_line.ts, lib/cli/plan_command.ts,
+ * lib/config/usage.ts, lib/node/genie_config.ts, lib/node/validate.ts): what they print for people
+ * and for programs, and their exit status. What a report says is in report.test.ts.
  */
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { beforeAll, describe, expect, test } from "bun:test";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { runCommand } from "../lib/cli/command_line.ts";
 import { supportedVersions } from "../lib/cni.ts";
 import manifest from "../package.json";
 import { calls, fakePlugin, genieProgram, makeHost, runGenie, tempDir } from "./fakes.ts";
+import { fileDir } from "./stage.ts";
 
-const dir = tempDir();
+const dir = fileDir();
 const confDir = join(dir.path, "net.d");
 const bin = join(dir.path, "bin");
 const conf = join(dir.path, "genie.conf");
-afterAll(() => dir[Symbol.dispose]());
 
 /** Writes a file into the throw-away folder and returns its path. */
 function write(name: string, content: string | object): string {

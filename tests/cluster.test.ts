@@ -1,38 +1,36 @@
 /**
- * `genie report --cluster`: lib/report/cluster_report.ts, lib/report/cluster_nodes.ts, and
- * lib/agent/report.ts of
- * the agents that answer; compiled agents behind an API server that passes requests on to them.
- * The others are imported below; lib/report/nodes.ts is what --html shows of them, and
- * lib/cluster/report_access.ts is in tests/manifest.test.ts.
+ * `genie report --cluster`: lib/report/cluster.ts, and lib/agent/listen.ts of the agents that
+ * answer; compiled agents behind an API server that passes requests on to them. The others are
+ * imported below; the roles of its readers (lib/cluster/manifest.yaml) are in
+ * tests/manifest.test.ts.
  */
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { describe, expect, test } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { openReports } from "../lib/agent/report.ts";
+import { openReports } from "../lib/agent/listen.ts";
 import { runCommand } from "../lib/cli/command_line.ts";
 import { parseConfig } from "../lib/config/parse.ts";
 import type { State } from "../lib/database.ts";
-import { insertLedger, type LedgerRow } from "../lib/ledger.ts";
+import { insertLedger } from "../lib/ledger.ts";
+import type { LedgerRow } from "../lib/record.ts";
 import { startMerge } from "../lib/report/cluster_merge.ts";
-import { type ParsedReport, parseReport } from "../lib/report/cluster_parse.ts";
+import {
+  type ClusterReport,
+  latencyEdgesUs,
+  type ParsedReport,
+  parseReport,
+  type Report,
+} from "../lib/report/document.ts";
 import { makeReport } from "../lib/report/model.ts";
-import type { ClusterReport, Report } from "../lib/report/shape.ts";
-import { latencyEdgesUs } from "../lib/report/tally.ts";
 import manifest from "../package.json";
-import { type ApiServer, startApiServer } from "./apiserver.ts";
-import { makeHost, tempDir } from "./fakes.ts";
+import { makeHost } from "./fakes.ts";
 import { startAgent, until } from "./policed.ts";
 import { addAttachment, addTraffic, ledgerRow, noise, startMs, withLedger } from "./record.ts";
+import { lacks } from "./skip.ts";
+import { fileApi, fileDir } from "./stage.ts";
 
-const dir = tempDir();
-let api: ApiServer;
-beforeAll(async () => {
-  api = await startApiServer(join(dir.path, "api"));
-});
-afterAll(async () => {
-  await api.stop();
-  dir[Symbol.dispose]();
-});
+const dir = fileDir();
+const api = await fileApi(dir, true);
 
 const minute = 60_000;
 const nowMs = startMs + 12 * 60 * minute;
@@ -330,72 +328,76 @@ async function withNodes(
 describe("genie report --cluster", () => {
   const answer = (report: object) => () => Response.json(report);
 
-  test("merges agents through the nodes: some are down, shut, garbage or old", async () => {
-    const agents = ["one", "two", "shut"].map((name) => {
-      const home = join(dir.path, name);
-      const stateDir = join(home, "state");
-      withLedger(stateDir, (state) => {
-        insertLedger(state, manyRows(name === "one" ? 30 : 20, name.length));
-        addAttachment(state, { containerId: name });
-      });
-      const file = join(home, "plugins.toml");
-      const listen = `agent = { listen = "127.0.0.1:0", report = ${name !== "shut"} }`;
-      writeFileSync(
-        file,
-        `state_dir = "${stateDir}"\nconf_dir = "${home}"\naudit.keep = "3650d"\n${listen}\n`,
-      );
-      return { name, agent: startAgent(home, file) };
-    });
-    try {
-      const urls: Record<string, string> = {};
-      for (const { name, agent } of agents) {
-        await agent.said("Metrics and health are served");
-        urls[name] = `http://${/address=(\S+)/.exec(agent.log())?.[1]}`;
-      }
-      const old = reportOf(manyRows(10, 7));
-      const servers = {
-        garbage: () => new Response("\u001b[2J<html>"),
-        old: answer({ ...old, genie: "0.0.1" }),
-        later: answer({ ...old, version: 2, genie: "9.0.0" }),
-      };
-      await withServers(servers, async (more) => {
-        const names = ["down", "garbage", "later", "old", "one", "shut", "two"];
-        await withNodes(names, { ...urls, ...more }, async (who) => {
-          const { status, stdout } = await cluster(who, "--json", "--limit=3", "--timeout=5m");
-          expect(status).toBe(1);
-          const report = JSON.parse(stdout) as ClusterReport;
-          expect(report.record).toBe(`nodes of ${api.url}`);
-          expect(report.nodes.map(({ node, error, genie }) => [node, error, genie])).toEqual([
-            ["down", expect.stringContaining("status 503: error trying to reach"), ""],
-            ["garbage", "the answer is not a JSON object", ""],
-            ["later", expect.stringContaining("of version 2"), ""],
-            ["old", "", "0.0.1"],
-            ["one", "", manifest.version],
-            ["shut", "404, it does not exist: agent.report of the plugin table is off", ""],
-            ["two", "", manifest.version],
-          ]);
-          expect(report.totals).toMatchObject({ requests: 60, attachments: 2 });
-          expect(report.failed.length).toBeLessThanOrEqual(3);
-          const limited = await cluster(who, "--json", "--network=green", "--timeout=5m");
-          const { networks, filter } = JSON.parse(limited.stdout) as ClusterReport;
-          expect(filter.network).toBe("green");
-          expect(networks.length).toBeGreaterThan(0);
-          const wrong = await fetch(`${urls["one"]}/report?since=soon`);
-          expect([wrong.status, await wrong.json()]).toEqual([
-            400,
-            { message: expect.stringContaining('Invalid --since "soon"') },
-          ]);
-          const direct = await cluster(`--endpoints=${urls["shut"]}`, "--timeout=5m");
-          expect(direct.stdout).toContain("status 404: agent.report of the plugin table is off");
-          for (const query of ["limit=1001", "html=/tmp/x", "pod=%00", "failed=maybe"]) {
-            expect((await fetch(`${urls["two"]}/report?${query}`)).status).toBe(400);
-          }
+  test.skipIf(lacks("the binary"))(
+    "merges agents through the nodes: some are down, shut, garbage or old",
+    async () => {
+      const agents = ["one", "two", "shut"].map((name) => {
+        const home = join(dir.path, name);
+        const stateDir = join(home, "state");
+        withLedger(stateDir, (state) => {
+          insertLedger(state, manyRows(name === "one" ? 30 : 20, name.length));
+          addAttachment(state, { containerId: name });
         });
+        const file = join(home, "plugins.toml");
+        const listen = `agent = { listen = "127.0.0.1:0", report = ${name !== "shut"} }`;
+        writeFileSync(
+          file,
+          `state_dir = "${stateDir}"\nconf_dir = "${home}"\naudit.keep = "3650d"\n${listen}\n`,
+        );
+        return { name, agent: startAgent(home, file) };
       });
-    } finally {
-      await Promise.all(agents.map(({ agent }) => agent.end("SIGKILL")));
-    }
-  }, 120_000);
+      try {
+        const urls: Record<string, string> = {};
+        for (const { name, agent } of agents) {
+          await agent.said("Metrics and health are served");
+          urls[name] = `http://${/address=(\S+)/.exec(agent.log())?.[1]}`;
+        }
+        const old = reportOf(manyRows(10, 7));
+        const servers = {
+          garbage: () => new Response("\u001b[2J<html>"),
+          old: answer({ ...old, genie: "0.0.1" }),
+          later: answer({ ...old, version: 2, genie: "9.0.0" }),
+        };
+        await withServers(servers, async (more) => {
+          const names = ["down", "garbage", "later", "old", "one", "shut", "two"];
+          await withNodes(names, { ...urls, ...more }, async (who) => {
+            const { status, stdout } = await cluster(who, "--json", "--limit=3", "--timeout=5m");
+            expect(status).toBe(1);
+            const report = JSON.parse(stdout) as ClusterReport;
+            expect(report.record).toBe(`nodes of ${api.url}`);
+            expect(report.nodes.map(({ node, error, genie }) => [node, error, genie])).toEqual([
+              ["down", expect.stringContaining("status 503: error trying to reach"), ""],
+              ["garbage", "the answer is not a JSON object", ""],
+              ["later", expect.stringContaining("of version 2"), ""],
+              ["old", "", "0.0.1"],
+              ["one", "", manifest.version],
+              ["shut", "404, it does not exist: agent.report of the plugin table is off", ""],
+              ["two", "", manifest.version],
+            ]);
+            expect(report.totals).toMatchObject({ requests: 60, attachments: 2 });
+            expect(report.failed.length).toBeLessThanOrEqual(3);
+            const limited = await cluster(who, "--json", "--network=green", "--timeout=5m");
+            const { networks, filter } = JSON.parse(limited.stdout) as ClusterReport;
+            expect(filter.network).toBe("green");
+            expect(networks.length).toBeGreaterThan(0);
+            const wrong = await fetch(`${urls["one"]}/report?since=soon`);
+            expect([wrong.status, await wrong.json()]).toEqual([
+              400,
+              { message: expect.stringContaining('Invalid --since "soon"') },
+            ]);
+            const direct = await cluster(`--endpoints=${urls["shut"]}`, "--timeout=5m");
+            expect(direct.stdout).toContain("status 404: agent.report of the plugin table is off");
+            for (const query of ["limit=1001", "html=/tmp/x", "pod=%00", "failed=maybe"]) {
+              expect((await fetch(`${urls["two"]}/report?${query}`)).status).toBe(400);
+            }
+          });
+        });
+      } finally {
+        await Promise.all(agents.map(({ agent }) => agent.end("SIGKILL")));
+      }
+    },
+    120_000,
+  );
 
   test("goes on without a node that is slow", async () => {
     const hang = () => Promise.withResolvers<Response>().promise;

@@ -1,9 +1,9 @@
-/** `genie completion`, lib/cli/completion.ts: what real shells make of it. */
+/** `genie completion`, lib/cli/command_line.ts: what real shells make of it. */
 import { describe, expect, test } from "bun:test";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { runCommand } from "../lib/cli/command_line.ts";
-import { commandLines } from "../lib/cli/commands.ts";
+import { commandLines, optionsOf } from "../lib/cli/commands.ts";
 import { makeHost, tempDir } from "./fakes.ts";
 
 async function print(...words: string[]) {
@@ -65,9 +65,9 @@ describe.each(present)("%s", (shell) => {
 describe("every shell", () => {
   test.each(["bash", "zsh", "fish"])("%s knows every command and option", async (shell) => {
     const { stdout } = await print(shell);
-    for (const [name, { options = {} }] of Object.entries(commandLines)) {
+    for (const [name, command] of Object.entries(commandLines)) {
       expect(stdout).toContain(name);
-      for (const option of Object.keys(options)) {
+      for (const { name: option } of optionsOf(command)) {
         expect(stdout).toContain(shell === "fish" ? `-l ${option}` : `--${option}`);
       }
     }

@@ -6,10 +6,10 @@
 import { describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { CniError } from "../lib/cni.ts";
-import { withStdinConfig } from "../lib/config/genie_conf.ts";
+import { withStdinConfig } from "../lib/config/foreign_config.ts";
 import { defaultConfig, parseConfig, parseTopLevel } from "../lib/config/parse.ts";
-import { parseDuration } from "../lib/config/quantity.ts";
 import type { Config } from "../lib/config/schema.ts";
+import { parseDuration } from "../lib/config/usage.ts";
 import { parseJson } from "../lib/json.ts";
 
 const file = "/etc/cni/genie/plugins.toml";

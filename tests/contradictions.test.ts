@@ -1,7 +1,7 @@
-/** lib/node/contradictions.ts: rules that are valid alone and make no sense together. */
+/** lib/node/validate.ts: rules that are valid alone and make no sense together. */
 import { expect, test } from "bun:test";
 import { parseConfig } from "../lib/config/parse.ts";
-import { findContradictions } from "../lib/node/contradictions.ts";
+import { findContradictions } from "../lib/node/validate.ts";
 
 const say = (table: string) =>
   findContradictions(parseConfig(table, "/p")).map(

@@ -1,7 +1,46 @@
+/**
+ * The custom resources (lib/cluster/crds.yaml): what their schemas refuse and let pass; and YAML
+ * (lib/cluster/yaml.ts) as kubectl reads it.
+ */
 import { describe, expect, test } from "bun:test";
-import { comment, customResourceDefinitions, type Schema, toYaml } from "../lib/cluster/crds.ts";
+import { customResourceDefinitions as documents } from "../lib/cluster/manifest.ts";
+import { comment, fillTemplate, toYaml } from "../lib/cluster/yaml.ts";
 import { isObject } from "../lib/json.ts";
+import { lacks } from "./skip.ts";
 
+/** A structural OpenAPI v3 schema, as far as these manifests use it. */
+interface Schema {
+  type: "object" | "string" | "boolean";
+  description?: string;
+  properties?: Readonly<Record<string, Schema>>;
+  required?: readonly string[];
+  maxLength?: number;
+  pattern?: string;
+  /** CEL rules; `self` is the value of the schema. */
+  "x-kubernetes-validations"?: readonly { rule: string; message: string }[];
+}
+
+/** A CustomResourceDefinition with its one version. */
+interface CustomResourceDefinition {
+  metadata: { name: string; annotations: Readonly<Record<string, string>> };
+  spec: {
+    group: string;
+    names: {
+      plural: string;
+      singular: string;
+      kind: string;
+      listKind: string;
+      shortNames?: readonly string[];
+    };
+    versions: readonly {
+      storage: true;
+      schema: { openAPIV3Schema: Schema };
+      additionalPrinterColumns: readonly { name: string; jsonPath: string }[];
+    }[];
+  };
+}
+
+const customResourceDefinitions = documents as unknown as readonly CustomResourceDefinition[];
 const byKind = new Map(customResourceDefinitions.map((one) => [one.spec.names.kind, one]));
 
 /** The schema of a kind. */
@@ -318,10 +357,8 @@ describe("toYaml()", () => {
     expect(toYaml([{ a: undefined, b: 1 }])).toBe("---\nb: 1\n");
   });
 
-  const kubectl = Bun.which("kubectl");
-  // The reader that will see it; absent from most machines that run these tests.
-  test.skipIf(kubectl === null)("is read by kubectl as it was meant", () => {
-    const command = [kubectl ?? "", "annotate", "--local", "-f", "-", "-o", "json", "read=yes"];
+  test.skipIf(lacks("kubernetes-client"))("is read by kubectl as it was meant", () => {
+    const command = ["kubectl", "annotate", "--local", "-f", "-", "-o", "json", "read=yes"];
     const stdin = Buffer.from(toYaml(customResourceDefinitions));
     const { stdout, stderr } = Bun.spawnSync(command, { stdin });
     expect(stderr.toString()).toBe("");
@@ -331,5 +368,25 @@ describe("toYaml()", () => {
       metadata: { ...metadata, annotations: { ...metadata.annotations, read: "yes" } },
     }));
     expect(read).toEqual(JSON.parse(JSON.stringify(meant)));
+  });
+});
+
+describe("fillTemplate()", () => {
+  test("fills values, items and texts; what is undefined is left out; comments stay", () => {
+    const place = (name: string) => `\${${name}}`;
+    const template =
+      `# about the file\n---\na: ${place("a")}\nb: x-${place("b")}-y\nc: ${place("c")}\nd:\n` +
+      `  - 1\n  - ${place("d")}\n---\ne:\n  # one ${place("b")}\n  # two\n  f: 1\n` +
+      "g:\n  - # three\n    h: []\n";
+    const objects = fillTemplate(template, { a: { k: place("b") }, b: "B", d: [2, 3] });
+    expect(toYaml(objects)).toBe(
+      `---\na:\n  k: ${JSON.stringify(place("b"))}\nb: x-B-y\nd:\n  - 1\n  - 2\n  - 3\n` +
+        "---\ne:\n  # one B\n  # two\n  f: 1\ng:\n  - # three\n    h: []\n",
+    );
+  });
+
+  test("gives back what toYaml() wrote", () => {
+    const text = toYaml(documents);
+    expect(toYaml(fillTemplate(text))).toBe(text);
   });
 });

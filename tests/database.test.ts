@@ -1,10 +1,9 @@
 /**
- * The file of the record: modes, migration by the steps of lib/migrations.ts, and every way in
- * which it
- * can be unusable.
+ * The file of the record: modes, migration by the steps of lib/recovery/migrations.ts, and every
+ * way in which it can be unusable.
  */
 import { Database } from "bun:sqlite";
-import { afterAll, describe, expect, test } from "bun:test";
+import { describe, expect, test } from "bun:test";
 import {
   chmodSync,
   closeSync,
@@ -21,14 +20,16 @@ import {
 } from "node:fs";
 import { join } from "node:path";
 import { code } from "../lib/cni.ts";
-import { closeState, openCopy, openState, type State, write, writeFirst } from "../lib/database.ts";
-import { type FakeHost, makeHost, tempDir } from "./fakes.ts";
+import { closeState, type State, write } from "../lib/database.ts";
+import { openCopy, openState, reopen } from "../lib/recovery/database.ts";
+import { type FakeHost, makeHost } from "./fakes.ts";
+import { fileDir } from "./stage.ts";
 
 const module = JSON.stringify(join(import.meta.dir, "../lib/database.ts"));
+const recovery = JSON.stringify(join(import.meta.dir, "../lib/recovery/database.ts"));
 const fakes = JSON.stringify(join(import.meta.dir, "fakes.ts"));
 
-const dir = tempDir();
-afterAll(() => dir[Symbol.dispose]());
+const dir = fileDir();
 
 let folders = 0;
 /** A path for a state folder that is not there yet. */
@@ -77,7 +78,8 @@ async function race(script: string, processes: number): Promise<string[]> {
   const go = join(dir.path, `go-${folders++}`);
   const text = `
     import { existsSync, readFileSync } from "node:fs";
-    import { closeState, openState, write } from ${module};
+    import { closeState, write } from ${module};
+    import { openState, reopen } from ${recovery};
     import { makeHost } from ${fakes};
     const me = process.pid;
     while (!existsSync(${JSON.stringify(go)})) Bun.sleepSync(1);
@@ -205,12 +207,18 @@ function foreign(folder: string, version: number): void {
   database.close();
 }
 
-/** The first read and write of an operation. */
+/** The first read and write of an operation, as taking a lock does it. */
 function use(host: FakeHost, state: State, id: string): string[] {
-  return writeFirst(host, state, () => {
+  const act = () => {
     state.database.query(insertEnded).run(id);
     return endedIds(state);
-  });
+  };
+  try {
+    return write(state, act);
+  } catch (error) {
+    reopen(host, state, error);
+    return write(state, act);
+  }
 }
 
 describe("a file that is unusable", () => {
@@ -237,13 +245,18 @@ describe("a file that is unusable", () => {
       fillMany(folder);
       spoil(folder);
       const said = await race(
-        `const { writeFirst } = await import(${module});
-         const host = { ...makeHost(), now: Date.now };
+        `const host = { ...makeHost(), now: Date.now };
          const state = openState(host, ${JSON.stringify(folder)});
-         writeFirst(host, state, () => {
+         const act = () => {
            state.database.query("SELECT count(*) FROM ended").get();
            state.database.query(${JSON.stringify(insertEnded)}).run("c" + me);
-         });
+         };
+         try {
+           write(state, act);
+         } catch (error) {
+           reopen(host, state, error);
+           write(state, act);
+         }
          closeState(state);
          process.stderr.write(host.written.stderr.replace(/ .*/s, ""));`,
         8,

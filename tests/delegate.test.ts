@@ -1,26 +1,22 @@
 /** One attachment through its chain: what each plugin is given, and what its ending leads to. */
-import { afterAll, describe, expect, test } from "bun:test";
+import { describe, expect, test } from "bun:test";
 import { closeSync, copyFileSync, mkdirSync, openSync, rmSync } from "node:fs";
 import { join } from "node:path";
-import { code, type Host } from "../lib/cni.ts";
-import {
-  addChain,
-  type ChainOptions,
-  checkChain,
-  delChain,
-  gcChain,
-  type NetworkCall,
-  statusChain,
-  undoOptions,
-} from "../lib/delegate.ts";
+import { addChain } from "../lib/attach.ts";
+import type { Chain as DelegateChain, Host } from "../lib/call.ts";
+import { checkChain } from "../lib/check.ts";
+import { code } from "../lib/cni.ts";
+import { gcChain } from "../lib/gc.ts";
 import { isObject } from "../lib/json.ts";
-import type { PluginConfig } from "../lib/netconf.ts";
+import type { PluginConfig } from "../lib/networks.ts";
+import type { Attachment } from "../lib/record.ts";
+import { delChain, undoChain } from "../lib/recorded.ts";
 import { toVersion } from "../lib/result.ts";
-import type { Attachment } from "../lib/state.ts";
-import { callOrder, calls, fakePlugin, makeHost, type Script, tempDir } from "./fakes.ts";
+import { type NetworkCall, statusChain } from "../lib/status.ts";
+import { callOrder, calls, fakePlugin, makeHost, type Script } from "./fakes.ts";
+import { fileDir } from "./stage.ts";
 
-const dir = tempDir();
-afterAll(() => dir[Symbol.dispose]());
+const dir = fileDir();
 
 /** Variables of our own caller, none of which may reach a delegate. */
 const leaking = {
@@ -42,7 +38,7 @@ interface Chain {
   host: Host;
   bin: string;
   attachment: Attachment;
-  options: ChainOptions;
+  options: Omit<DelegateChain, "host">;
 }
 
 let folders = 0;
@@ -81,7 +77,7 @@ function makeChain(scripts: (Script | string)[], more: Partial<Attachment["list"
   return { host: makeClock(), bin, attachment, options };
 }
 
-const add = ({ host, attachment, options }: Chain) => addChain(host, attachment, options);
+const add = ({ host, attachment, options }: Chain) => addChain({ host, ...options }, attachment);
 
 /** What the failed ADD of a chain gives: code, message after the subject, errors of the undoing. */
 async function failure(chain: Chain): Promise<[number, string, number[]]> {
@@ -199,10 +195,10 @@ describe("addChain()", () => {
 
   test("fails by the deadline of the plugin, or of the whole operation", async () => {
     const slow = makeChain([{ ADD: { hang: true } }]);
-    slow.attachment.timeoutMs = 300;
-    expect(await failure(slow)).toEqual([103, expect.stringContaining("timed out after 3"), []]);
+    slow.attachment.timeoutMs = 1500;
+    expect(await failure(slow)).toEqual([103, expect.stringContaining("timed out after 1"), []]);
     const late = makeChain([{ ADD: { hang: true } }]);
-    late.options.deadlineMs = Date.now() + 300;
+    late.options.deadlineMs = Date.now() + 1500;
     expect(await failure(late)).toEqual([103, expect.stringContaining("timed out after"), []]);
     expect(callOrder(late.bin)).toEqual(["a ADD c1 eth1", "a DEL c1 eth1"]);
   });
@@ -212,7 +208,7 @@ describe("addChain()", () => {
     const ended = new AbortController();
     chain.options.signal = ended.signal;
     const adding = failure(chain);
-    for (let ms = 0; calls(chain.bin).length === 0 && ms < 20_000; ms += 5) await Bun.sleep(5);
+    while (calls(chain.bin).length === 0) await Bun.sleep(5);
     ended.abort();
     expect(await adding).toEqual([11, expect.stringContaining("genie was asked to end"), []]);
     expect(callOrder(chain.bin)).toEqual(["a ADD c1 eth1", "a DEL c1 eth1"]);
@@ -268,7 +264,9 @@ describe("addChain()", () => {
     chain.options.deadlineMs = Date.now() - 1000;
     const [number, , undo] = await failure(chain);
     expect([number, undo]).toEqual([103, []]);
-    expect(undoOptions(chain.host, chain.options).deadlineMs).toBeGreaterThan(Date.now() + 20_000);
+    expect(undoChain({ host: chain.host, ...chain.options }).deadlineMs).toBeGreaterThan(
+      Date.now() + 20_000,
+    );
   });
 });
 
@@ -280,7 +278,7 @@ describe("delChain()", () => {
     dns: {},
   };
   const del = ({ host, attachment, options }: Chain, final: typeof result | undefined = result) =>
-    delChain(host, attachment, final, options);
+    delChain({ host, ...options }, attachment, { result: final });
 
   test("runs in reverse, with the final result for each (fact 10)", async () => {
     const chain = makeChain([{}, {}, {}]);
@@ -297,7 +295,7 @@ describe("delChain()", () => {
     ["since 0.4.0", "0.4.0", result, true],
   ] as const)("%s: prevResult", async (_name, cniVersion, final, expected) => {
     const chain = makeChain([{}], { cniVersion });
-    await delChain(chain.host, chain.attachment, final, chain.options);
+    await delChain({ host: chain.host, ...chain.options }, chain.attachment, { result: final });
     expect("prevResult" in stdinOf(chain, "a", "DEL")).toBe(expected);
   });
 
@@ -347,7 +345,7 @@ describe("delChain()", () => {
 
 describe("checkChain()", () => {
   const check = ({ host, attachment, options }: Chain) =>
-    checkChain(host, attachment, { interfaces: [], ips: [], routes: [], dns: {} }, options);
+    checkChain({ host, ...options }, attachment, { interfaces: [], ips: [], routes: [], dns: {} });
 
   test("runs forward, with the final result, and stops at the first that says no", async () => {
     const chain = makeChain([{}, { error: { code: 119, msg: "gone" } }, {}]);
@@ -373,7 +371,7 @@ function asNetwork({ attachment }: Chain): NetworkCall {
 }
 
 describe("statusChain()", () => {
-  const status = (chain: Chain) => statusChain(chain.host, asNetwork(chain), chain.options);
+  const status = (chain: Chain) => statusChain(chain.host, asNetwork(chain));
 
   test("asks each plugin, of no attachment, and throws the first no", async () => {
     const chain = makeChain([{}, { error: { code: 51, msg: "full" } }, {}]);
@@ -397,7 +395,8 @@ describe("statusChain()", () => {
 
 describe("gcChain()", () => {
   const valid = [{ containerID: "c1", ifname: "eth1" }];
-  const gc = (chain: Chain) => gcChain(chain.host, asNetwork(chain), valid, chain.options);
+  const gc = (chain: Chain) =>
+    gcChain({ host: chain.host, ...chain.options }, asNetwork(chain), valid);
 
   test("sends the list under both keys, over what the config has, and goes on", async () => {
     const chain = makeChain([{ error: { code: 120, msg: "no" } }, {}]);
@@ -427,7 +426,7 @@ describe("a delegate's stderr", () => {
   test("is passed on, of a success too (SPEC §4)", async () => {
     const chain = makeChain([{ stderr: "a hint\n" }]);
     const host = { ...makeHost(), now: Date.now };
-    await addChain(host, chain.attachment, chain.options);
+    await addChain({ host, ...chain.options }, chain.attachment);
     expect(host.written).toEqual({ stdout: "", stderr: "a hint\n" });
   });
 

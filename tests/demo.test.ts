@@ -2,11 +2,13 @@
 import { describe, expect, test } from "bun:test";
 import { existsSync, mkdirSync, readdirSync } from "node:fs";
 import { join } from "node:path";
+import { demoNeeds } from "./demo/real.ts";
 import { formatCommand, formatJson } from "./demo/screen.ts";
-import { canNetns, realPluginDir, tempDir } from "./fakes.ts";
+import { tempDir } from "./fakes.ts";
+import { lacks } from "./skip.ts";
+import { sealed } from "./wire.ts";
 
 const program = join(import.meta.dir, "demo", "demo.ts");
-const canReal = canNetns && realPluginDir !== undefined && Bun.which("ping") !== null;
 
 interface DemoRun {
   status: number;
@@ -18,9 +20,14 @@ interface DemoRun {
  * Runs the demo to its end.
  * @param tmp the folder in which it makes its own
  * @param interruptAt text upon which it gets a SIGINT
+ * @param enter what runs it
  */
-async function demo(tmp: string, args: string[], interruptAt?: string): Promise<DemoRun> {
-  const child = Bun.spawn([process.execPath, program, ...args], {
+async function demo(
+  tmp: string,
+  args: string[],
+  { interruptAt, enter = [] }: { interruptAt?: string; enter?: readonly string[] } = {},
+): Promise<DemoRun> {
+  const child = Bun.spawn([...enter, process.execPath, program, ...args], {
     env: { ...process.env, TMPDIR: tmp },
     stdin: "ignore",
     stdout: "pipe",
@@ -96,7 +103,7 @@ describe("demo with fake plugins", () => {
 
   test("removes everything when it is interrupted", async () => {
     using tmp = tempDir();
-    const { status, lines } = await demo(tmp.path, ["--fake"], "── 6.");
+    const { status, lines } = await demo(tmp.path, ["--fake"], { interruptAt: "── 6." });
     expect(lines.at(-2)).toBe("Ended by SIGINT: everything the demo made is removed.");
     expect(readdirSync(tmp.path)).toEqual([]);
     expect(status).toBe(130);
@@ -107,7 +114,7 @@ describe("demo with fake plugins", () => {
     // The quote ends the strings of the plugin table.
     const folder = join(tmp.path, 'a"b');
     mkdirSync(folder);
-    const { status, lines } = await demo(folder, ["--fake"]);
+    const { status, lines } = await demo(folder, ["--fake"], { enter: sealed });
     expect(lines).toContain("FAILED  ADD of pod web ended with status 1");
     expect(lines.at(-2)).toMatch(/^2 of \d+ checks FAILED$/);
     expect(readdirSync(folder)).toEqual([]);
@@ -123,43 +130,38 @@ describe("demo with fake plugins", () => {
   });
 });
 
-describe.skipIf(!canReal)(
-  "demo with real plugins (needs root and containernetworking-plugins)",
-  () => {
-    test("attaches two pods, pings, and leaves nothing", async () => {
-      using tmp = tempDir();
-      const { status, lines, stderr } = await demo(tmp.path, []);
-      expect(stderr).toBe("");
-      expect(lines[0]).toMatch(
-        /^genie demo: two pods on two networks, with the real plugins of \//,
-      );
-      expect(headlines(lines)).toEqual(steps);
-      expect(lines).toEqual(expect.arrayContaining(planRows));
-      const text = lines.join("\n");
-      expect(text).toMatch(
-        /^eth0@if\d+ +UP +198\.18\.\d+\.2\/24\neth5@if\d+ +UP +198\.19\.\d+\.2\/24$/m,
-      );
-      expect(text).toMatch(/^default via 198\.18\.\d+\.1 dev eth0$/m);
-      expect(text).toMatch(/^64 bytes from 198\.18\.\d+\.3: icmp_seq=1 /m);
-      expect(lines).toContain("ok      web reaches db over blue");
-      expect(lines).toContain("ok      every plugin of pod db says yes");
-      expect(lines).toContain("ok      no network namespace of these pods");
-      expect(lines.slice(-2)).toEqual([`All ${countChecks(lines)} checks ok`, ""]);
-      expect(kernelLeftovers(lines)).toEqual([]);
-      expect(readdirSync(tmp.path)).toEqual([]);
-      expect(status).toBe(0);
-    });
+describe.skipIf(lacks("the binary", ...demoNeeds))("demo with real plugins", () => {
+  test("attaches two pods, pings, and leaves nothing", async () => {
+    using tmp = tempDir();
+    const { status, lines, stderr } = await demo(tmp.path, []);
+    expect(stderr).toBe("");
+    expect(lines[0]).toMatch(/^genie demo: two pods on two networks, with the real plugins of \//);
+    expect(headlines(lines)).toEqual(steps);
+    expect(lines).toEqual(expect.arrayContaining(planRows));
+    const text = lines.join("\n");
+    expect(text).toMatch(
+      /^eth0@if\d+ +UP +198\.18\.\d+\.2\/24\neth5@if\d+ +UP +198\.19\.\d+\.2\/24$/m,
+    );
+    expect(text).toMatch(/^default via 198\.18\.\d+\.1 dev eth0$/m);
+    expect(text).toMatch(/^64 bytes from 198\.18\.\d+\.3: icmp_seq=1 /m);
+    expect(lines).toContain("ok      web reaches db over blue");
+    expect(lines).toContain("ok      every plugin of pod db says yes");
+    expect(lines).toContain("ok      no network namespace of these pods");
+    expect(lines.slice(-2)).toEqual([`All ${countChecks(lines)} checks ok`, ""]);
+    expect(kernelLeftovers(lines)).toEqual([]);
+    expect(readdirSync(tmp.path)).toEqual([]);
+    expect(status).toBe(0);
+  });
 
-    test("removes everything when it is interrupted", async () => {
-      using tmp = tempDir();
-      const { status, lines } = await demo(tmp.path, [], "── 7.");
-      expect(lines.at(-2)).toBe("Ended by SIGINT: everything the demo made is removed.");
-      expect(kernelLeftovers(lines)).toEqual([]);
-      expect(readdirSync(tmp.path)).toEqual([]);
-      expect(status).toBe(130);
-    });
-  },
-);
+  test("removes everything when it is interrupted", async () => {
+    using tmp = tempDir();
+    const { status, lines } = await demo(tmp.path, [], { interruptAt: "── 7." });
+    expect(lines.at(-2)).toBe("Ended by SIGINT: everything the demo made is removed.");
+    expect(kernelLeftovers(lines)).toEqual([]);
+    expect(readdirSync(tmp.path)).toEqual([]);
+    expect(status).toBe(130);
+  });
+});
 
 describe("formatCommand()", () => {
   const line = {

@@ -5,9 +5,9 @@
 import { describe, expect, test } from "bun:test";
 import { mkdirSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { closeState, openState, write } from "../lib/database.ts";
 import { withoutSuccessWords } from "../lib/detach.ts";
-import { callOrder, calls, fakePlugin, forgetCalls, makeHost, type Script } from "./fakes.ts";
+import { callOrder, calls, fakePlugin, forgetCalls, type Script } from "./fakes.ts";
+import { runSql } from "./stage.ts";
 import {
   annotated,
   left,
@@ -52,11 +52,7 @@ async function add(node: Node): Promise<void> {
 const del = (node: Node, call: Partial<WireCall> = {}) => wire(node, { ...call, command: "DEL" });
 const netnsGiven = (node: Node) => [...new Set(calls(node.bin).map(({ env }) => env["CNI_NETNS"]))];
 
-function sql(node: Node, text: string): void {
-  const state = openState(makeHost(), node.state);
-  write(state, () => state.database.run(text));
-  closeState(state);
-}
+const sql = runSql;
 
 const broken = { error: { code: 118, msg: "lease file not found" } };
 
@@ -214,7 +210,8 @@ describe("a plugin that fails in DEL", () => {
   test("that hangs is ended, and the others are asked", async () => {
     using node = makeNetworks({
       b: { DEL: { hang: true } },
-      table: `${table}timeout = "300ms"\n`,
+      // Of green alone: its ADD has that time as well.
+      table: `${table}timeout = "2s"\n`,
     });
     await add(node);
     expect(wireError(await del(node)).code).toBe(103);

@@ -2,8 +2,8 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { CniError, code } from "../lib/cni.ts";
-import { podDevices, takeDevice } from "../lib/kubernetes/device.ts";
-import { assignDevices } from "../lib/kubernetes/device_assign.ts";
+import { assignDevices, takeDevice } from "../lib/kubernetes/devices.ts";
+import { podDevices } from "../lib/kubernetes/grpc.ts";
 import { makeHost, tempDir } from "./fakes.ts";
 import {
   field,
@@ -19,7 +19,7 @@ import {
 } from "./podresources.ts";
 import { madeAttachment } from "./record.ts";
 
-const deviceModule = join(import.meta.dir, "../lib/kubernetes/device.ts");
+const deviceModule = join(import.meta.dir, "../lib/kubernetes/grpc.ts");
 const dir = tempDir();
 afterAll(() => dir[Symbol.dispose]());
 
@@ -304,7 +304,7 @@ describe("takeDevice()", () => {
   });
 });
 
-describe("assignDevices(), lib/kubernetes/device_assign.ts", () => {
+describe("assignDevices(), lib/kubernetes/devices.ts", () => {
   test.each<[string, string[], string[]]>([
     ["the first ones", [], ["0000:3b:01.7", "0000:3b:02.0"]],
     ["those that the pod does not use yet", ["0000:3b:01.7"], ["0000:3b:02.0", "0000:3b:02.1"]],
@@ -318,7 +318,7 @@ describe("assignDevices(), lib/kubernetes/device_assign.ts", () => {
     const held = inUse.map((deviceId) => madeAttachment({ device: { resourceName, deviceId } }));
     const planned = ["net1", "net2"].map((ifName) => madeAttachment({ ifName }));
     const wanted = planned.map(() => ({ resourceName }));
-    const assigned = assignDevices(makeHost(), folder, { ...pod, uid: "" }, planned, wanted, held);
+    const assigned = assignDevices(makeHost(), { pod, kubeletDir: folder, held }, planned, wanted);
     if (given.length === 0) {
       await expect(assigned).rejects.toMatchObject({ code: code.invalidConfig });
       return;

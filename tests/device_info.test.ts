@@ -6,7 +6,7 @@ import {
   deviceInfoPath,
   readDeviceInfo,
   removeDeviceInfo,
-} from "../lib/kubernetes/device_info.ts";
+} from "../lib/kubernetes/devices.ts";
 import { makeHost, tempDir } from "./fakes.ts";
 
 /** The example of the Device Information Specification 1.1.0 §4.3. */

@@ -1,21 +1,17 @@
 /**
  * `genie doctor`, by the compiled program in throw-away roots of a node that has one fault each:
- * lib/node/doctor.ts, lib/node/doctor_api.ts, lib/node/doctor_networks.ts, lib/node/doctor_node.ts,
- * lib/node/doctor_plugins.ts, lib/node/doctor_runtime.ts, lib/node/finding.ts,
- * lib/node/node_view.ts.
+ * lib/node/doctor.ts, lib/node/doctor_node.ts, lib/node/node_view.ts, lib/report/record_reader.ts.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { chmodSync, copyFileSync, cpSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { gzipSync } from "node:zlib";
-import { closeState, openState, write } from "../lib/database.ts";
-import { formatFindings } from "../lib/node/doctor.ts";
-import { checkApi } from "../lib/node/doctor_api.ts";
-import { nodeRoutes } from "../lib/node/doctor_networks.ts";
-import { foreignMachine } from "../lib/node/doctor_plugins.ts";
-import type { Finding } from "../lib/node/finding.ts";
-import { ownList } from "../lib/node/genie_list.ts";
-import { viewNode } from "../lib/node/node_view.ts";
+import { closeState, write } from "../lib/database.ts";
+import { foreignMachine } from "../lib/node/doctor.ts";
+import { checkApi, nodeRoutes } from "../lib/node/doctor_node.ts";
+import { ownList } from "../lib/node/genie_config.ts";
+import { type Finding, formatFindings, viewNode } from "../lib/node/node_view.ts";
+import { openState } from "../lib/recovery/database.ts";
 import manifest from "../package.json";
 import { type ApiServer, startApiServer } from "./apiserver.ts";
 import { fakePlugin, makeHost, tempDir } from "./fakes.ts";

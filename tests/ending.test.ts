@@ -1,9 +1,10 @@
 /** What each ending of a delegate means to the runtime. */
 import { describe, expect, test } from "bun:test";
+import type { Ending, Output } from "../lib/call.ts";
 import { CniError, code } from "../lib/cni.ts";
-import { endingError, isPluginGone, protocolError } from "../lib/ending.ts";
-import type { Ending, Output } from "../lib/exec.ts";
-import type { Attachment } from "../lib/state.ts";
+import type { Attachment } from "../lib/record.ts";
+import { isPluginGone } from "../lib/recorded.ts";
+import { endingError, protocolError } from "../lib/recovery/delegate_error.ts";
 
 const attachment: Attachment = {
   containerId: "c1",

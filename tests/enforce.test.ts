@@ -1,14 +1,13 @@
 /**
- * lib/policy/enforce.ts, lib/policy/rulesets.ts, lib/policy/store.ts, lib/policy/file_lock.ts and
- * lib/policy/host_end.ts:
- * policy as a part of ADD, CHECK and DEL, through the compiled program, in real network namespaces.
+ * Policy at ADD, CHECK and DEL, through the compiled program, in real network namespaces:
+ * lib/policy/enforce.ts, lib/policy/rulesets.ts, lib/policy/store.ts.
  */
 import { describe, expect, test } from "bun:test";
 import { appendFileSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import { closeState, openState, write } from "../lib/database.ts";
-import { takeFileLock } from "../lib/policy/file_lock.ts";
+import { closeState, write } from "../lib/database.ts";
 import { parsePolicy, parsePolicyPod } from "../lib/policy/objects.ts";
+import { takeFileLock } from "../lib/policy/rulesets.ts";
 import {
   aliveSince,
   neededResources,
@@ -17,7 +16,8 @@ import {
   putProblems,
   type Resource,
 } from "../lib/policy/store.ts";
-import { canNetns, fakePlugin, makeHost, tempDir, withNetns } from "./fakes.ts";
+import { openState } from "../lib/recovery/database.ts";
+import { fakePlugin, makeHost, tempDir, withNetns } from "./fakes.ts";
 import {
   addressOf,
   command,
@@ -25,7 +25,7 @@ import {
   type Node,
   type Pod,
   pluginDir,
-  skipReason,
+  realNeeds,
   withNode,
 } from "./fixtures/quirks/node.ts";
 import {
@@ -38,7 +38,10 @@ import {
   startCluster,
   until,
 } from "./policed.ts";
+import { reasonToSkip } from "./skip.ts";
 import { annotated, makeNode, wire, wireError, writeTable } from "./wire.ts";
+
+const skipReason = reasonToSkip(...realNeeds, "nftables");
 
 /** What the agent would have written. */
 function know(
@@ -61,10 +64,10 @@ function know(
   write(open, () => {
     for (const [name, object] of Object.entries(policies)) {
       const parsed = parsePolicy({ kind: "NetworkPolicy", ...metadata(name, object) });
-      if (!("policy" in parsed)) throw new Error("no policy");
-      const many = parsed.policy.kind === "MultiNetworkPolicy";
+      if (parsed === undefined) throw new Error("no policy");
+      const many = parsed.kind === "MultiNetworkPolicy";
       const resource = many ? "multi-networkpolicies" : "networkpolicies";
-      putInputs(open, [change(resource, name, parsed.policy)]);
+      putInputs(open, [change(resource, name, parsed)]);
     }
     for (const [name, object] of Object.entries(pods)) {
       putInputs(open, [change("pods", name, parsePolicyPod(metadata(name, object)))]);
@@ -424,50 +427,53 @@ describe.skipIf(skipReason !== undefined)("policy at ADD", () => {
   });
 });
 
-test.skipIf(!canNetns)("labels of a pod that the agent has not seen are the API's", async () => {
-  await withNetns(async (netns) => {
-    const result = { cniVersion: "1.0.0", ips: [{ address: "10.9.0.2/24", interface: 0 }] };
-    const interfaces = [{ name: "eth0", sandbox: netns.path }];
-    const script = { ADD: { result: { ...result, interfaces } } };
-    using node = makeNode({
-      delegates: { plug: script },
-      lists: { "a.conflist": { cniVersion: "1.0.0", name: "a", plugins: [{ type: "plug" }] } },
-    });
-    const api = await startCluster(join(node.dir, "api"));
-    try {
-      api.put("/api/v1/namespaces/default/pods/web", podObject("web", "u1"));
-      const file = JSON.stringify(api.kubeconfig("token"));
-      const table = `[kubernetes]\nkubeconfig = ${file}\nstatus = "off"\n`;
-      writeTable(node, `${table}[plugins.a]\nenforce_policy = true\n`);
-      know(node.state, { policies: { web: allowFrom() } });
-      const add = (uid: string) =>
-        wire(node, {
-          command: "ADD",
-          env: {
-            PATH: process.env["PATH"],
-            CNI_NETNS: netns.path,
-            CNI_ARGS: `K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_UID=${uid}`,
-          },
-          stdin: annotated({ cni: "a" }),
-        });
-      const other = await add("u2");
-      expect(wireError(other)).toMatchObject({
-        code: 11,
-        msg: expect.stringContaining("made anew"),
+test.skipIf(skipReason !== undefined)(
+  "labels of a pod that the agent has not seen are the API's",
+  async () => {
+    await withNetns(async (netns) => {
+      const result = { cniVersion: "1.0.0", ips: [{ address: "10.9.0.2/24", interface: 0 }] };
+      const interfaces = [{ name: "eth0", sandbox: netns.path }];
+      const script = { ADD: { result: { ...result, interfaces } } };
+      using node = makeNode({
+        delegates: { plug: script },
+        lists: { "a.conflist": { cniVersion: "1.0.0", name: "a", plugins: [{ type: "plug" }] } },
       });
-      expect(await add("u1")).toMatchObject({ status: 0 });
-      const rules = Bun.spawnSync(["ip", "netns", "exec", netns.name, "nft", "list", "ruleset"]);
-      expect(rules.stdout.toString()).toContain('iifname "eth0" goto ingress_0');
-    } finally {
-      await api.stop();
-    }
-  });
-});
+      const api = await startCluster(join(node.dir, "api"));
+      try {
+        api.put("/api/v1/namespaces/default/pods/web", podObject("web", "u1"));
+        const file = JSON.stringify(api.kubeconfig("token"));
+        const table = `[kubernetes]\nkubeconfig = ${file}\nstatus = "off"\n`;
+        writeTable(node, `${table}[plugins.a]\nenforce_policy = true\n`);
+        know(node.state, { policies: { web: allowFrom() } });
+        const add = (uid: string) =>
+          wire(node, {
+            command: "ADD",
+            env: {
+              PATH: process.env["PATH"],
+              CNI_NETNS: netns.path,
+              CNI_ARGS: `K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_UID=${uid}`,
+            },
+            stdin: annotated({ cni: "a" }),
+          });
+        const other = await add("u2");
+        expect(wireError(other)).toMatchObject({
+          code: 11,
+          msg: expect.stringContaining("made anew"),
+        });
+        expect(await add("u1")).toMatchObject({ status: 0 });
+        const rules = Bun.spawnSync(["ip", "netns", "exec", netns.name, "nft", "list", "ruleset"]);
+        expect(rules.stdout.toString()).toContain('iifname "eth0" goto ingress_0');
+      } finally {
+        await api.stop();
+      }
+    });
+  },
+);
 
 /** A command on this machine. */
 const sh = (...words: string[]): string => Bun.spawnSync(words).stdout.toString();
 
-test.skipIf(!canNetns)(
+test.skipIf(skipReason !== undefined)(
   "rules at the host end are out of the pod's reach, and follow edits",
   async () => {
     await withNetns(async (netns) => {

@@ -2,23 +2,16 @@
  * lib/kubernetes/event.ts against the API server of apiserver.ts: what is posted, how often, and
  * how long.
  */
-import { afterAll, beforeAll, beforeEach, describe, expect, test } from "bun:test";
-import { join } from "node:path";
+import { beforeEach, describe, expect, test } from "bun:test";
 import { parseConfig } from "../lib/config/parse.ts";
 import { type EventNote, postEvent } from "../lib/kubernetes/event.ts";
-import { type ApiServer, type Fault, startApiServer } from "./apiserver.ts";
-import { makeHost, tempDir } from "./fakes.ts";
+import type { Fault } from "./apiserver.ts";
+import { makeHost } from "./fakes.ts";
+import { fileApi, fileDir } from "./stage.ts";
 import { control } from "./wire.ts";
 
-const dir = tempDir();
-let api: ApiServer;
-beforeAll(async () => {
-  api = await startApiServer(join(dir.path, "api"), { keepAlive: false });
-});
-afterAll(async () => {
-  await api.stop();
-  dir[Symbol.dispose]();
-});
+const dir = fileDir();
+const api = await fileApi(dir);
 beforeEach(() => {
   api.requests.length = 0;
 });

@@ -5,8 +5,11 @@
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { Host, LogLevel } from "../lib/cni.ts";
+import type { Host } from "../lib/call.ts";
+import type { LogLevel } from "../lib/cni.ts";
 import { type Call, recordName, type Script } from "./fixtures/delegate.ts";
+import { netnsPrefix } from "./leftovers.ts";
+import { findPluginDir, isFast } from "./needs.ts";
 
 export type { Behaviour, Call, Script } from "./fixtures/delegate.ts";
 
@@ -45,9 +48,10 @@ export function fakePlugin(dir: string, name: string, script: Script | string = 
 export function calls(dir: string, plugin?: string): Call[] {
   const path = join(dir, recordName);
   if (!existsSync(path)) return [];
+  // The last line may be half written; a whole one ends with a newline.
   return readFileSync(path, "utf8")
     .split("\n")
-    .filter((line) => line !== "")
+    .slice(0, -1)
     .map((line) => JSON.parse(line) as Call)
     .filter((call) => plugin === undefined || call.plugin === plugin);
 }
@@ -111,10 +115,10 @@ export interface GenieRun {
 
 const root = join(import.meta.dir, "..");
 
-/** The compiled program where it was built, else its source. */
+/** The compiled program where it was built, else its source, which is what the fast run takes. */
 export function genieProgram(): string {
   const binary = join(root, "dist", "genie");
-  return existsSync(binary) ? binary : join(root, "genie.ts");
+  return existsSync(binary) && !isFast ? binary : join(root, "genie.ts");
 }
 
 /**
@@ -144,9 +148,6 @@ export async function runGenie(
   return { status: child.exitCode ?? -1, stdout, stderr };
 }
 
-/** True where network namespaces can be made: root, and iproute2 is there. */
-export const canNetns = process.getuid?.() === 0 && Bun.which("ip") !== null;
-
 /** A real network namespace. */
 export interface Netns {
   name: string;
@@ -158,9 +159,14 @@ export interface Netns {
   interfaces: () => string[];
 }
 
+/** A name for a network namespace of this run. */
+export function newNetnsName(): string {
+  return `${netnsPrefix()}${crypto.randomUUID().slice(0, 13)}`;
+}
+
 /** Calls `fn` with a fresh network namespace, deleted afterwards even when `fn` fails. */
 export async function withNetns<T>(fn: (netns: Netns) => T | Promise<T>): Promise<T> {
-  const name = `genie-${crypto.randomUUID().slice(0, 13)}`;
+  const name = newNetnsName();
   ip("netns", "add", name);
   const netns: Netns = {
     name,
@@ -185,9 +191,7 @@ function ip(...args: string[]): string {
 }
 
 /** Folder of the reference plugins, or undefined where they are not installed. */
-export const realPluginDir: string | undefined = ["/usr/lib/cni", "/opt/cni/bin"].find((dir) =>
-  ["bridge", "ptp", "host-local", "portmap"].every((name) => existsSync(join(dir, name))),
-);
+export const realPluginDir: string | undefined = findPluginDir();
 
 /** The living processes of a group: what a run left behind. Zombies do not count. */
 export function groupMembers(pgid: number): number[] {

@@ -109,10 +109,15 @@ describe("genie killed in DEL", () => {
 
   test("while it took over a killed ADD: the first one's orphans end too", async () => {
     using node = makeNetworks({ a: { ADD: hang, DEL: hang } });
+    const pidOf = (command: string) =>
+      calls(node.bin, "a").find((call) => call.command === command)?.pid ?? 0;
     await killAt(node, addCall, "a ADD c1 eth0");
+    expect(delegates(node)).toEqual([pidOf("ADD")]);
     await killAt(node, delCall, "a DEL c1 eth0");
+    expect(delegates(node)).toEqual([pidOf("DEL")]);
     writePlugins(node);
     await cleanDel(node);
+    expect(callOrder(node.bin)).toEqual(["a ADD c1 eth0", ...allDel, ...allDel]);
   });
 
   test("is as good as never begun for an ADD", async () => {

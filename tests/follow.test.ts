@@ -1,24 +1,19 @@
 /**
  * Edits of what a pod asks for, while it runs: what they change, and the compiled agent that does
- * it on real networks. lib/agent/follow_record.ts, lib/agent/follow.ts, lib/node/followed.ts,
- * lib/node/running_pods.ts.
+ * it on real networks. lib/agent/follow.ts, lib/node/running_pod.ts.
  */
 import { describe, expect, test } from "bun:test";
 import { appendFileSync, existsSync } from "node:fs";
 import { join } from "node:path";
-import { changesOf } from "../lib/agent/follow_record.ts";
+import { changesOf } from "../lib/agent/follow.ts";
+import type { Wanted } from "../lib/call.ts";
 import { CniError } from "../lib/cni.ts";
 import { parseReference } from "../lib/kubernetes/npwg.ts";
-import { requestOf } from "../lib/node/running_pods.ts";
-import type { StoredAttachment } from "../lib/state.ts";
-import { onNode, type Wanted } from "../lib/wanted.ts";
+import { requestOf } from "../lib/node/running_pod.ts";
+import type { StoredAttachment } from "../lib/record.ts";
+import { onNode } from "../lib/selection.ts";
 import { fakePlugin } from "./fakes.ts";
-import {
-  type Asked,
-  clusterSkipReason,
-  type NodeCluster,
-  startNodeCluster,
-} from "./fixtures/quirks/cluster.ts";
+import { type Asked, type NodeCluster, startNodeCluster } from "./fixtures/quirks/cluster.ts";
 import {
   command,
   hostLocal,
@@ -26,11 +21,12 @@ import {
   type Node,
   noTraces,
   type Pod,
-  skipReason,
+  realNeeds,
   withNode,
 } from "./fixtures/quirks/node.ts";
 import { type AgentProcess, rowsOf, startAgent, until } from "./policed.ts";
 import { madeAttachment } from "./record.ts";
+import { reasonToSkip } from "./skip.ts";
 
 const byNetworks = "asked for by k8s.v1.cni.cncf.io/networks";
 
@@ -168,8 +164,7 @@ describe("changesOf()", () => {
   });
 });
 
-const missing = skipReason ?? clusterSkipReason;
-if (missing) test.skip(`real plugins: ${missing}`, () => undefined);
+const missing = reasonToSkip(...realNeeds, "curl");
 
 const networksKey = "k8s.v1.cni.cncf.io/networks";
 const statusKey = "k8s.v1.cni.cncf.io/network-status";

@@ -1,5 +1,5 @@
 /**
- * The one gate, through the compiled program (lib/gate.ts, lib/quota.ts): every way to name a
+ * Access, through the compiled program (lib/policy/access.ts): every way to name a
  * network × every kind of rule, quotas under concurrency, who counts as a witness, and how a denial
  * is told: error, ledger, Event, plan.
  */

@@ -5,8 +5,8 @@
 import { describe, expect, test } from "bun:test";
 import { readdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { closeState, openState, write } from "../lib/database.ts";
-import { callOrder, calls, fakePlugin, forgetCalls, makeHost } from "./fakes.ts";
+import { callOrder, calls, fakePlugin, forgetCalls } from "./fakes.ts";
+import { configList, runSql } from "./stage.ts";
 import {
   annotated,
   left,
@@ -18,11 +18,8 @@ import {
   writeTable,
 } from "./wire.ts";
 
-const list = (name: string, type: string, more: object = {}) => ({
-  cniVersion: "1.1.0",
-  name,
-  plugins: [{ type, ...more }],
-});
+const list = (name: string, type: string, more: object = {}) =>
+  configList(name, [{ type, ...more }]);
 
 const table = "[plugins.blue]\n[plugins.green]\n";
 
@@ -61,11 +58,7 @@ function told(node: Node, plugin: string): unknown {
   return call && JSON.parse(call.stdin)["cni.dev/valid-attachments"];
 }
 
-function sql(node: Node, text: string): void {
-  const state = openState(makeHost(), node.state);
-  write(state, () => state.database.run(text));
-  closeState(state);
-}
+const sql = runSql;
 
 describe("GC deletes", () => {
   test("what is not listed, in reverse, and tells each network of the rest", async () => {

@@ -1,10 +1,7 @@
 /**
  * `genie install` and `genie uninstall`, by the compiled program in throw-away roots of a node:
- * lib/node/install.ts, lib/node/uninstall.ts, lib/node/installation.ts, lib/node/files.ts,
- * lib/node/host_root.ts,
- * lib/node/genie_list.ts, lib/node/node_ready.ts, lib/node/runtime_settings.ts,
- * lib/node/credentials_file.ts,
- * lib/agent/token.ts.
+ * lib/node/install.ts, lib/node/installation.ts, lib/node/files.ts,
+ * lib/node/genie_config.ts, lib/agent/installed_files.ts.
  */
 import { describe, expect, test } from "bun:test";
 import {
@@ -18,17 +15,18 @@ import {
   writeFileSync,
 } from "node:fs";
 import { dirname, join } from "node:path";
-import { keepsToken, runToken } from "../lib/agent/token.ts";
+import { keepsToken, runToken } from "../lib/agent/installed_files.ts";
+import { openHealth } from "../lib/agent/task.ts";
 import { parseConfig } from "../lib/config/parse.ts";
 import { connect } from "../lib/kubernetes/client.ts";
-import { parseConfigList } from "../lib/netconf.ts";
-import { copyToken, kubeAccess } from "../lib/node/credentials_file.ts";
-import { digestOf, placeFile } from "../lib/node/files.ts";
-import { before, lastList, ownList } from "../lib/node/genie_list.ts";
-import { hostFile, hostPath } from "../lib/node/host_root.ts";
-import { openSite } from "../lib/node/installation.ts";
+import { parseConfigList } from "../lib/networks.ts";
+import { digestOf, hostFile, hostPath, placeFile } from "../lib/node/files.ts";
+import { confsBefore, lastList, ownList } from "../lib/node/genie_config.ts";
+import { kubeAccess } from "../lib/node/install.ts";
+import { copyToken, openSite } from "../lib/node/installation.ts";
 import manifest from "../package.json";
-import { calls, canNetns, fakePlugin, makeHost, tempDir } from "./fakes.ts";
+import { calls, fakePlugin, makeHost, tempDir } from "./fakes.ts";
+import { lacks } from "./skip.ts";
 import { annotated, compiledGenie, left, makeNode, nothing, spawnGenie, wire } from "./wire.ts";
 
 const conflist = "etc/cni/net.d/00-genie.conflist";
@@ -463,7 +461,7 @@ function onThisNode(script: string) {
   return { status: run.exitCode, stdout: run.stdout.toString(), stderr: run.stderr.toString() };
 }
 
-describe.skipIf(!canNetns)("on the node itself", () => {
+describe.skipIf(lacks("mounts", "the binary"))("on the node itself", () => {
   const blue = JSON.stringify({ ...list("blue"), cniVersion: "1.1.0" });
   const error = JSON.stringify({ cniVersion: "1.1.0", code: 50, msg: "not yet" });
   /** A network, and a plugin that answers STATUS so. */
@@ -661,14 +659,14 @@ describe("credentials", () => {
       keepsToken(host, root.path, folder),
       keepsToken(makeHost(), root.path, folder),
     ]).toEqual([true, false]);
-    const running = runToken({ host }, root.path, folder, 1);
+    const running = runToken({ host, health: openHealth() }, root.path, folder, 1);
     root.write("account/token", "third\n");
     while (root.read("etc/cni/genie/token") !== "third\n") await Bun.sleep(1);
     host.abort();
     await running;
     rmSync(join(root.path, "etc/cni/genie/token"));
     const other = makeHost({ env });
-    const idle = runToken({ host: other }, root.path, folder, 1);
+    const idle = runToken({ host: other, health: openHealth() }, root.path, folder, 1);
     other.abort();
     await idle;
     expect(root.has("etc/cni/genie/token")).toBe(false);
@@ -725,13 +723,13 @@ describe("hostPath()", () => {
 });
 
 describe("our entry in a conf dir", () => {
-  test("before() goes by bytes, and passes over what is no JSON", () => {
+  test("confsBefore() goes by bytes, and passes over what is no JSON", () => {
     const names = ["00-Z.conf", "00-a.conf", "00-genie.conf", "00-genie.conflist", "05-a.conf"];
     const files = [
       { name: "00-0.conf", value: undefined },
       ...names.map((name) => ({ name, value: {} })),
     ];
-    expect(before(files, "00-genie.conflist").map(({ name }) => name)).toEqual([
+    expect(confsBefore(files, "00-genie.conflist").map(({ name }) => name)).toEqual([
       "00-Z.conf",
       "00-a.conf",
       "00-genie.conf",

@@ -1,26 +1,26 @@
 /** One operation per container, whoever dies when; and GC alone. */
-import { afterAll, describe, expect, test } from "bun:test";
+import { describe, expect, test } from "bun:test";
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { code, type Host } from "../lib/cni.ts";
-import { closeState, openState, type State } from "../lib/database.ts";
+import type { Host } from "../lib/call.ts";
+import { code } from "../lib/cni.ts";
+import { closeState, type State } from "../lib/database.ts";
 import {
-  acquire,
-  endHolder,
-  endOrphans,
   everyContainer,
-  isRunning,
   newOperation,
-  type Operation,
   processStarted,
   release,
   takeLock,
   tokenVariable,
 } from "../lib/lock.ts";
-import { makeHost, tempDir } from "./fakes.ts";
+import type { Operation } from "../lib/record.ts";
+import { openState } from "../lib/recovery/database.ts";
+import { acquire, isRunning } from "../lib/recovery/held_lock.ts";
+import { endHolder, endOrphans } from "../lib/recovery/orphans.ts";
+import { makeHost } from "./fakes.ts";
+import { fileDir } from "./stage.ts";
 
-const dir = tempDir();
-afterAll(() => dir[Symbol.dispose]());
+const dir = fileDir();
 
 let folders = 0;
 const newPath = (name: string) => join(dir.path, `${name}-${folders++}`);
@@ -40,7 +40,7 @@ async function withState<T>(fn: (state: State, folder: string) => T | Promise<T>
 
 const operation = (id: string, command = "ADD") => newOperation(host, id, command);
 const take = (state: State, one: Operation, finished: ReadonlySet<string> = nothing) =>
-  acquire(host, state, one, finished, () => "taken");
+  acquire(state, one, finished, () => "taken");
 const acquired = { kind: "acquired", value: "taken" } as const;
 const locks = ({ database }: State) =>
   database
@@ -54,10 +54,7 @@ function sleeper(env: Record<string, string> = {}, command = ["/bin/sleep", "600
 }
 
 async function until(holds: () => boolean): Promise<void> {
-  for (let ms = 0; !holds(); ms += 5) {
-    if (ms > 20_000) throw new Error("Waited too long");
-    await Bun.sleep(5);
-  }
+  while (!holds()) await Bun.sleep(5);
 }
 
 /** The operation of a process that is dead. */
@@ -102,7 +99,7 @@ describe("acquire()", () => {
       const fail = () => {
         throw new Error("no");
       };
-      expect(() => acquire(host, state, operation("c1"), nothing, fail)).toThrow();
+      expect(() => acquire(state, operation("c1"), nothing, fail)).toThrow();
       expect(locks(state)).toEqual([]);
     });
   });
@@ -254,10 +251,7 @@ describe("takeLock()", () => {
       take(state, first);
       const seen: string[] = [];
       const waiting = takeLock(
-        host,
-        state,
-        operation("c1", "DEL"),
-        far(),
+        { host, state, operation: operation("c1", "DEL"), ...far() },
         () => "mine",
         (holder) => {
           if (seen.push(holder.command) === 3) release(state, first, () => undefined);
@@ -275,7 +269,10 @@ describe("takeLock()", () => {
   ])("gives up with code 11 %s", async (_name, options) => {
     await withState(async (state) => {
       take(state, operation("c1"));
-      const waiting = takeLock(host, state, operation("c1", "DEL"), options(), () => "mine");
+      const waiting = takeLock(
+        { host, state, operation: operation("c1", "DEL"), ...options() },
+        () => "mine",
+      );
       await expect(waiting).rejects.toMatchObject({
         code: code.tryAgainLater,
         message: `Cannot DEL container c1: ADD of process ${process.pid} is still running`,
@@ -289,7 +286,7 @@ describe("takeLock()", () => {
       const gone = await dead("c1");
       take(state, gone);
       const orphan = sleeper({ [tokenVariable]: gone.token });
-      const wasRunning = await takeLock(host, state, operation("c1"), far(), () =>
+      const wasRunning = await takeLock({ host, state, operation: operation("c1"), ...far() }, () =>
         processStarted(orphan.pid),
       );
       await orphan.exited;
@@ -305,7 +302,8 @@ describe("takeLock()", () => {
       const modules = (name: string) => JSON.stringify(join(import.meta.dir, name));
       const script = `
         import { appendFileSync, existsSync } from "node:fs";
-        import { openState, closeState } from ${modules("../lib/database.ts")};
+        import { closeState } from ${modules("../lib/database.ts")};
+        import { openState } from ${modules("../lib/recovery/database.ts")};
         import { newOperation, release, takeLock } from ${modules("../lib/lock.ts")};
         import { makeHost } from ${modules("fakes.ts")};
         const host = { ...makeHost(), now: Date.now };
@@ -314,7 +312,8 @@ describe("takeLock()", () => {
         const state = openState(host, ${JSON.stringify(folder)});
         for (let i = 0; i < 5; i++) {
           const mine = newOperation(host, "c1", "ADD");
-          await takeLock(host, state, mine, { deadlineMs: Date.now() + 60000 }, () => say("+"));
+          const deadlineMs = Date.now() + 60000;
+          await takeLock({ host, state, operation: mine, deadlineMs }, () => say("+"));
           await Bun.sleep(1);
           release(state, mine, () => say("-"));
         }

@@ -1,19 +1,18 @@
 /**
- * `genie manifest`: lib/cluster/manifest.ts, lib/node/manifest_command.ts,
- * lib/cluster/containerfile.ts. The objects
- * agree with each other and with the code, the YAML is the objects, and the rights suffice.
+ * `genie manifest`: lib/cluster/manifest.ts, lib/node/manifest_command.ts. The objects agree with
+ * each other and with the code, the YAML is the objects, and the rights suffice.
  */
 import { describe, expect, test } from "bun:test";
 import { cpSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { runCommand } from "../lib/cli/command_line.ts";
-import { formatContainerfile, gatherCommands } from "../lib/cluster/containerfile.ts";
-import { customResourceDefinitions } from "../lib/cluster/crds.ts";
-import { type KubeObject, rules } from "../lib/cluster/manifest.ts";
-import { metrics } from "../lib/cluster/monitoring.ts";
+import { customResourceDefinitions, formatContainerfile, rights } from "../lib/cluster/manifest.ts";
+import type { KubeObject } from "../lib/cluster/yaml.ts";
 import manifest from "../package.json";
+import { metrics } from "./agent_metrics.ts";
 import { startApiServer } from "./apiserver.ts";
-import { canNetns, makeHost, tempDir } from "./fakes.ts";
+import { makeHost, tempDir } from "./fakes.ts";
+import { lacks } from "./skip.ts";
 import { compiledGenie, makeNode, spawnGenie, wire } from "./wire.ts";
 
 /** Runs the command in this process. */
@@ -220,7 +219,7 @@ describe("genie manifest", () => {
 /** One right in the words of RBAC. */
 const right = (group: string, resource: string, verb: string) => `${group}/${resource} ${verb}`;
 const granted = (objects: KubeObject[]): string[] =>
-  (find(objects, "ClusterRole")["rules"] as typeof rules).flatMap((rule) =>
+  (find(objects, "ClusterRole")["rules"] as typeof rights).flatMap((rule) =>
     rule.apiGroups.flatMap((group) =>
       rule.resources.flatMap((resource) => rule.verbs.map((verb) => right(group, resource, verb))),
     ),
@@ -229,7 +228,7 @@ const granted = (objects: KubeObject[]): string[] =>
 describe("rights", () => {
   test("are given with a reason each, none twice, by features", async () => {
     const text = (await print("--features=policy,switch")).stdout;
-    for (const { why } of rules) expect(text).toContain(`  - # ${why}\n`);
+    for (const { why } of rights) expect(text).toContain(`  - # ${why}\n`);
     const bare = granted(await objectsOf("--features="));
     expect(new Set(bare).size).toBe(bare.length);
     expect(bare.filter((one) => /watch|secrets|\*/.test(one))).toEqual([]);
@@ -273,13 +272,13 @@ describe("rights", () => {
     const kinds = new RegExp(`"(${collections.join("|")})"`, "g");
     const lib = join(import.meta.dir, "../lib");
     // What an operator asks with a right of his own is not genie's.
-    const own = /^(manifest|crds|access_policy|cluster_|report_)/;
-    const named = readdirSync(lib)
+    const own = /^(cluster|report)\//;
+    const named = readdirSync(lib, { recursive: true, encoding: "utf8" })
       .filter((name) => name.endsWith(".ts") && !own.test(name))
       .flatMap((name) => [...readFileSync(join(lib, name), "utf8").matchAll(kinds)])
       .map(([, kind]) => kind);
     expect(new Set(named).size).toBeGreaterThanOrEqual(5);
-    const known = rules.flatMap(({ resources }) => resources);
+    const known = rights.flatMap(({ resources }) => resources);
     expect([...new Set(named)].filter((kind) => !known.includes(kind ?? ""))).toEqual([]);
   });
 
@@ -338,7 +337,7 @@ describe("rights", () => {
       await api.stop();
     }
   });
-  const needed = rules
+  const needed = rights
     .filter(({ feature }) => feature === undefined)
     .flatMap(({ apiGroups, resources, verbs }) =>
       resources.flatMap((one) => verbs.map((verb) => right(apiGroups[0] ?? "", one, verb))),
@@ -357,6 +356,13 @@ describe("rights", () => {
   }
 });
 
+/** The commands that gather the tools, and the libraries of `$genie` and theirs, in `$out`. */
+function gatherCommands(): string {
+  const [, script = ""] =
+    /^RUN genie=\S+; out=\S+; \\\n((?: {4}.*\n)+)/m.exec(formatContainerfile("1")) ?? [];
+  return script.replaceAll("\\\n", "\n");
+}
+
 describe("genie manifest --containerfile", () => {
   test("is of this version, and starts the agent", async () => {
     const { stdout } = await print("--containerfile");
@@ -368,33 +374,36 @@ describe("genie manifest --containerfile", () => {
       'ENTRYPOINT ["/usr/bin/genie"]',
       'CMD ["agent"]',
     ]);
-    for (const line of gatherCommands) expect(stdout).toContain(line);
+    expect(gatherCommands()).toContain("libraries=$(ldd");
   });
 
-  test.skipIf(!canNetns)("gathers all that genie and its tools need", () => {
-    using dir = tempDir();
-    const out = join(dir.path, "image");
-    const env = { PATH: "/usr/sbin:/usr/bin:/sbin:/bin", genie: compiledGenie(), out };
-    const gathered = Bun.spawnSync(["sh", "-c", gatherCommands.join("; ")], { env, cwd: "/" });
-    expect([gathered.stderr.toString(), gathered.exitCode]).toEqual(["", 0]);
-    cpSync(compiledGenie(), join(out, "usr/bin/genie"));
-    for (const folder of ["dev", "proc"]) mkdirSync(join(out, folder));
-    const inside = (command: string): string => {
-      const mounts = `mount --rbind /dev ${out}/dev && mount --rbind /proc ${out}/proc`;
-      const script = `${mounts} && exec chroot ${out} /usr/bin/${command}`;
-      const run = Bun.spawnSync(["unshare", "-m", "sh", "-c", script], { env });
-      return run.stdout.toString() + run.stderr.toString();
-    };
-    expect(inside("genie version --json")).toContain(manifest.version);
-    expect(inside("nft --version")).toContain("nftables v");
-    expect(inside("ip -V")).toContain("iproute2");
-    expect(inside("nsenter --version")).toContain("util-linux");
-    expect(inside("iptables --version")).toContain("iptables v");
-    expect(inside("iptables -m comment -h")).toContain("comment match options");
-  });
+  test.skipIf(lacks("mounts", "network namespaces", "iptables", "nftables", "the binary"))(
+    "gathers all that genie and its tools need",
+    () => {
+      using dir = tempDir();
+      const out = join(dir.path, "image");
+      const env = { PATH: "/usr/sbin:/usr/bin:/sbin:/bin", genie: compiledGenie(), out };
+      const gathered = Bun.spawnSync(["sh", "-c", gatherCommands()], { env, cwd: "/" });
+      expect([gathered.stderr.toString(), gathered.exitCode]).toEqual(["", 0]);
+      cpSync(compiledGenie(), join(out, "usr/bin/genie"));
+      for (const folder of ["dev", "proc"]) mkdirSync(join(out, folder));
+      const inside = (command: string): string => {
+        const mounts = `mount --rbind /dev ${out}/dev && mount --rbind /proc ${out}/proc`;
+        const script = `${mounts} && exec chroot ${out} /usr/bin/${command}`;
+        const run = Bun.spawnSync(["unshare", "-m", "sh", "-c", script], { env });
+        return run.stdout.toString() + run.stderr.toString();
+      };
+      expect(inside("genie version --json")).toContain(manifest.version);
+      expect(inside("nft --version")).toContain("nftables v");
+      expect(inside("ip -V")).toContain("iproute2");
+      expect(inside("nsenter --version")).toContain("util-linux");
+      expect(inside("iptables --version")).toContain("iptables v");
+      expect(inside("iptables -m comment -h")).toContain("comment match options");
+    },
+  );
 });
 
-describe("monitoring (lib/cluster/monitoring.ts)", () => {
+describe("monitoring", () => {
   /** Metrics and labels of an expression. */
   const partsOf = (expr: string) => ({
     names: [...expr.matchAll(/\bgenie_[a-z_]+/g)].map(([name]) => name),

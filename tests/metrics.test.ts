@@ -1,20 +1,25 @@
 /**
- * lib/report/metrics.ts, lib/agent/health.ts and lib/agent/tally.ts: what the agent tells, as text.
+ * lib/agent/metrics.ts and the health of lib/agent/task.ts, as text.
  */
 import { describe, expect, test } from "bun:test";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { openHealth } from "../lib/agent/health.ts";
-import { openTally, readPosition, writePosition } from "../lib/agent/tally.ts";
-import { closeState, openState } from "../lib/database.ts";
-import { insertLedger, type LedgerRow, pruneLedger } from "../lib/ledger.ts";
 import {
   durationBounds,
   formatMetrics,
   histogramSamples,
   newHistogram,
   observe,
-} from "../lib/report/metrics.ts";
+  openLedgerCounts,
+  readPosition,
+  writePosition,
+} from "../lib/agent/metrics.ts";
+import { openHealth } from "../lib/agent/task.ts";
+import { closeState } from "../lib/database.ts";
+import { insertLedger } from "../lib/ledger.ts";
+import type { LedgerRow } from "../lib/record.ts";
+import { pruneLedger } from "../lib/recorded.ts";
+import { openState } from "../lib/recovery/database.ts";
 import { makeHost, tempDir } from "./fakes.ts";
 import { ledgerRow, startMs, withLedger } from "./record.ts";
 
@@ -115,19 +120,19 @@ describe("openHealth()", () => {
   });
 });
 
-/** Rows written, and what a tally says of them. */
+/** Rows written, and what was counted of them. */
 function tallied(rows: Partial<LedgerRow>[], position = { inode: -1, id: 0 }) {
   using dir = tempDir();
   withLedger(dir.path, (state) => insertLedger(state, rows.map(ledgerRow)));
   const state = openState(makeHost(), dir.path);
   try {
-    const tally = openTally(position);
-    while (tally.read(state));
-    const requests = [...tally.requests.values()].map(
+    const counts = openLedgerCounts(position);
+    while (counts.read(state));
+    const requests = [...counts.requests.values()].map(
       ({ labels, value }) => `${Object.values(labels).join(" ")} ${value}`,
     );
-    const durations = [...tally.durations.values()].map(
-      ({ labels, histogram: { counts, sum } }) =>
+    const durations = [...counts.durations.values()].map(
+      ({ labels, value: { counts, sum } }) =>
         `${Object.values(labels).join(" ")} ${counts.reduce((a, b) => a + b, 0)} ${sum}`,
     );
     return { requests, durations };
@@ -136,7 +141,7 @@ function tallied(rows: Partial<LedgerRow>[], position = { inode: -1, id: 0 }) {
   }
 }
 
-describe("openTally()", () => {
+describe("openLedgerCounts()", () => {
   test("calls by what became of them, networks by how long they took", () => {
     expect(
       tallied([
@@ -174,11 +179,11 @@ describe("openTally()", () => {
     using dir = tempDir();
     withLedger(dir.path, (state) => insertLedger(state, [ledgerRow({ kind: "call" })]));
     const state = openState(makeHost(), dir.path);
-    const tally = openTally();
-    expect([tally.read(state), tally.requests.size]).toEqual([false, 0]);
+    const counts = openLedgerCounts();
+    expect([counts.read(state), counts.requests.size]).toEqual([false, 0]);
     insertLedger(state, [ledgerRow({ kind: "call" })]);
-    tally.read(state);
-    expect([...tally.requests.values()].map(({ value }) => value)).toEqual([1]);
+    counts.read(state);
+    expect([...counts.requests.values()].map(({ value }) => value)).toEqual([1]);
     closeState(state);
   });
 
@@ -188,14 +193,14 @@ describe("openTally()", () => {
       insertLedger(state, [ledgerRow({ kind: "call" }), ledgerRow({ kind: "call" })]),
     );
     const state = openState(makeHost(), dir.path);
-    const tally = openTally({ inode: -1, id: 0 });
-    const value = () => [...tally.requests.values()][0]?.value;
-    tally.read(state);
+    const counts = openLedgerCounts({ inode: -1, id: 0 });
+    const value = () => [...counts.requests.values()][0]?.value;
+    counts.read(state);
     expect(value()).toBe(2);
     expect(pruneLedger(state, startMs + 2000, 1000)).toBe(2);
-    tally.read(state);
+    counts.read(state);
     insertLedger(state, [ledgerRow({ kind: "call" })]);
-    tally.read(state);
+    counts.read(state);
     expect(value()).toBe(3);
     closeState(state);
   });

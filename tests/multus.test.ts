@@ -1,29 +1,28 @@
 /**
- * Moving in from Multus (lib/config/multus.ts): each key of its config, and whole configs of its
- * documentation with only `type` changed, down to the plan of a pod.
+ * Moving in from Multus (lib/config/foreign_config.ts): each key of its config, and whole configs
+ * of its documentation with only `type` changed, down to the plan of a pod.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { CniError, type Request, type StdinConfig } from "../lib/cni.ts";
-import { isMultusConfig, multusLevelOf, withMultusConfig } from "../lib/config/multus.ts";
+import type { Request, StdinConfig } from "../lib/call.ts";
+import { isMultusConfig, multusLevelOf, withMultusConfig } from "../lib/config/foreign_config.ts";
 import { defaultConfig, parseConfig } from "../lib/config/parse.ts";
 import type { Config } from "../lib/config/schema.ts";
-import { guessPlan, makePlan } from "../lib/plan.ts";
+import { findPod, makePlan } from "../lib/plan.ts";
+import { guessPlan } from "../lib/recovery/guess.ts";
 import { loadConfig, loadNodeSettings } from "../lib/settings.ts";
 import { status } from "../lib/status.ts";
 import { type ApiServer, startApiServer } from "./apiserver.ts";
 import { fakePlugin, makeHost, tempDir } from "./fakes.ts";
+import { configList, failureOfAsync, says } from "./stage.ts";
 
 const dir = tempDir();
 const at = (...parts: string[]) => join(dir.path, ...parts);
 let api: ApiServer;
 
-const list = (name: string, type: string, more: object = {}) => ({
-  cniVersion: "1.0.0",
-  name,
-  plugins: [{ type, ...more }],
-});
+const list = (name: string, type: string, more: object = {}) =>
+  configList(name, [{ type, ...more }], "1.0.0");
 const definition = (namespace: string, name: string, config?: object) =>
   api.put(
     `/apis/k8s.cni.cncf.io/v1/namespaces/${namespace}/network-attachment-definitions/${name}`,
@@ -86,27 +85,19 @@ const request = (
 
 /** A plan in short: `cbr0@eth0 flannel`, the primary first. */
 async function plan(config: StdinConfig, pod = {}): Promise<string[]> {
-  const { attachments } = await makePlan(
-    makeHost(),
-    await loadConfig(config),
-    request(config, pod),
-  );
+  const call = {
+    host: makeHost(),
+    config: await loadConfig(config),
+    request: request(config, pod),
+  };
+  const { attachments } = await makePlan(call, await findPod(call));
   return attachments.map(
     ({ network, ifName, list: { plugins } }) =>
       `${network}@${ifName} ${plugins.map(({ type }) => type)}`,
   );
 }
 
-async function failure(act: () => unknown): Promise<{ code: number; msg: string }> {
-  try {
-    await act();
-  } catch (error) {
-    if (!(error instanceof CniError)) throw error;
-    return { code: error.code, msg: error.message.replaceAll(dir.path, "DIR") };
-  }
-  return { code: 0, msg: "it did not fail" };
-}
-const says = (code: number, part: string) => ({ code, msg: expect.stringContaining(part) });
+const failure = (act: () => unknown) => failureOfAsync(act, [dir.path, "DIR"]);
 
 describe("withMultusConfig(), key by key", () => {
   const base = (keys: object): StdinConfig => ({ name: "m", clusterNetwork: "a", ...keys });

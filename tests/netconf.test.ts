@@ -1,32 +1,22 @@
 /** Network config lists, and the request config that a delegate reads on stdin. */
 import { describe, expect, test } from "bun:test";
-import { CniError } from "../lib/cni.ts";
+import { mayAddDefaultRoute } from "../lib/default_route.ts";
+import { type RequestConfigOptions, requestConfig } from "../lib/delegate.ts";
 import { parseJson } from "../lib/json.ts";
 import {
   declaresCapability,
-  mayAddDefaultRoute,
   type NetworkConfigList,
   type ParsedConfigList,
   type PluginConfig,
   parseConfigList,
   parsePluginConfig,
   pluginTypeIssue,
-  type RequestConfigOptions,
-  requestConfig,
-} from "../lib/netconf.ts";
+} from "../lib/networks.ts";
+import { failureOf, says } from "./stage.ts";
 
 /** What a call throws, as the runtime sees it. */
-function failure(act: () => unknown): { code: number; msg: string } {
-  try {
-    act();
-  } catch (error) {
-    if (!(error instanceof CniError)) throw error;
-    return { code: error.code, msg: error.message };
-  }
-  return { code: 0, msg: "it did not fail" };
-}
+const failure = failureOf;
 
-const says = (code: number, part: string) => ({ code, msg: expect.stringContaining(part) });
 const plain: ParsedConfigList = {
   cniVersion: "1.0.0",
   name: "blue",

@@ -1,28 +1,22 @@
 /** From a name to a config list: the table, the conf dir, its folders; and where plugins are. */
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { beforeAll, describe, expect, test } from "bun:test";
 import { chmodSync, mkdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { delegatesToOurself, findPlugin, findPlugins } from "../lib/binaries.ts";
 import { CniError } from "../lib/cni.ts";
 import { parseConfig } from "../lib/config/parse.ts";
 import type { Config } from "../lib/config/schema.ts";
 import { isObject } from "../lib/json.ts";
-import type { NetworkConfigList } from "../lib/netconf.ts";
-import {
-  delegatesToOurself,
-  findPlugin,
-  findPlugins,
-  listNetworks,
-  type Network,
-  readSmallFile,
-  resolveNetwork,
-} from "../lib/networks.ts";
-import { fakePlugin, tempDir } from "./fakes.ts";
+import { type Network, type NetworkConfigList, resolveNetwork } from "../lib/networks.ts";
+import { listNetworks } from "../lib/node_networks.ts";
+import { readSmallFile } from "../lib/streams.ts";
+import { fakePlugin } from "./fakes.ts";
+import { failureOf, fileDir, says } from "./stage.ts";
 
-const dir = tempDir();
+const dir = fileDir();
 const confDir = join(dir.path, "net.d");
 const bin = join(dir.path, "bin");
 const otherBin = join(dir.path, "other");
-afterAll(() => dir[Symbol.dispose]());
 
 /** A list of version 1.0.0, as a file holds it. */
 const listOf = (name: string, ...types: string[]) => ({
@@ -84,17 +78,7 @@ beforeAll(() => {
 });
 
 /** What a call throws, as the runtime sees it, the throw-away folder left out. */
-function failure(act: () => unknown): { code: number; msg: string } {
-  try {
-    act();
-  } catch (error) {
-    if (!(error instanceof CniError)) throw error;
-    return { code: error.code, msg: error.message.replaceAll(confDir, "NET") };
-  }
-  return { code: 0, msg: "it did not fail" };
-}
-
-const says = (code: number, part: string) => ({ code, msg: expect.stringContaining(part) });
+const failure = (act: () => unknown) => failureOf(act, [confDir, "NET"]);
 
 /** A network, its path relative to the conf dir. */
 function short({ list, source, name }: Network) {

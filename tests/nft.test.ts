@@ -1,22 +1,26 @@
 /**
  * Rulesets in the kernel: lib/policy/nft.ts, and runs in another namespace: lib/exec.ts,
- * lib/netns.ts.
+ * lib/kernel.ts.
  */
-import { describe, expect, test } from "bun:test";
+import { expect } from "bun:test";
 import { readFileSync, readlinkSync } from "node:fs";
 import { join } from "node:path";
 import { CniError, code } from "../lib/cni.ts";
 import { run } from "../lib/exec.ts";
-import { emptyNetns, inNetns } from "../lib/netns.ts";
-import { tableName } from "../lib/policy/compile.ts";
+import { inNetns } from "../lib/kernel.ts";
+import { podTable } from "../lib/policy/compile.ts";
 import {
   applyRuleset,
+  emptyNetns,
   readRuleset,
   removeRuleset,
   rulesetHash,
   verifyRuleset,
 } from "../lib/policy/nft.ts";
 import { fakePlugin, makeHost, type Netns, tempDir, withNetns } from "./fakes.ts";
+import { needing } from "./skip.ts";
+
+const { describe, test } = needing("network namespaces", "nftables", "iputils-ping");
 
 const golden = (name: string): string =>
   readFileSync(join(import.meta.dir, "fixtures", "policy", `${name}.nft`), "utf8");
@@ -30,10 +34,10 @@ function nft({ name }: Netns, ...args: string[]): string {
 }
 
 /** The rulesets are about interfaces of these names. */
-function withPod(fn: (netns: Netns) => Promise<void>): Promise<void> {
-  return withNetns(async (netns) => {
+function withPod<T>(fn: (netns: Netns) => Promise<T>): Promise<T> {
+  return withNetns((netns) => {
     netns.ip("link", "add", "eth0", "type", "veth", "peer", "name", "net1");
-    await fn(netns);
+    return fn(netns);
   });
 }
 
@@ -53,7 +57,7 @@ describe("a ruleset", () => {
       expect(await readRuleset(host, netns.path)).toBe(rulesetHash(golden("ports")));
       await applyRuleset(host, netns.path, golden("deny-both"));
       expect(await readRuleset(host, netns.path)).toBe(rulesetHash(golden("deny-both")));
-      expect(nft(netns, "list", "tables")).toBe(`table ${tableName}\ntable netdev genie\n`);
+      expect(nft(netns, "list", "tables")).toBe(`table ${podTable}\ntable netdev genie\n`);
       expect(await readRuleset(host, undefined)).toBeUndefined();
       await applyRuleset(host, netns.path, "");
       expect(nft(netns, "list", "ruleset")).toBe("");
@@ -75,13 +79,20 @@ describe("a ruleset", () => {
   });
 
   test("is taken away twice, and from a namespace that is gone", async () => {
-    const path = await withNetns(async (netns) => {
-      await removeRuleset(host, netns.path);
-      await removeRuleset(host, netns.path);
+    const quiet = makeHost();
+    const path = await withPod(async (netns) => {
+      await applyRuleset(quiet, netns.path, golden("deny-both"));
+      for (const time of ["once", "twice"]) {
+        await removeRuleset(quiet, netns.path);
+        expect({ time, left: nft(netns, "list", "ruleset") }).toEqual({ time, left: "" });
+      }
       return netns.path;
     });
-    await removeRuleset(host, path);
-    await removeRuleset(host, "");
+    const tables = () => Bun.spawnSync(["nft", "list", "tables"]).stdout.toString();
+    const before = tables();
+    expect(await removeRuleset(quiet, path)).toBeUndefined();
+    expect(await removeRuleset(quiet, "")).toBeUndefined();
+    expect({ tables: tables(), said: quiet.written.stderr }).toEqual({ tables: before, said: "" });
   });
 
   test("leaves other tables alone", async () => {
@@ -221,7 +232,7 @@ describe("verifyRuleset()", () => {
       const text = golden("deny-both").replace("hook egress device", "hook unheard device");
       await applyRuleset(loud, netns.path, text);
       expect(loud.written.stderr).toMatch(/^genie: warn: .*packet sockets.*CAP_NET_RAW.*\n$/);
-      expect(nft(netns, "list", "tables")).toBe(`table ${tableName}\n`);
+      expect(nft(netns, "list", "tables")).toBe(`table ${podTable}\n`);
       expect(await verifyRuleset(loud, netns.path, text)).toBeUndefined();
       expect(host.written.stderr).toBe("");
     });

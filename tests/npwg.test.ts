@@ -13,7 +13,7 @@ import {
   parseNetworkSelection,
   type StatusSource,
 } from "../lib/kubernetes/npwg.ts";
-import type { Result } from "../lib/result.ts";
+import type { Result } from "../lib/record.ts";
 
 /** What a call throws; undefined when it does not. */
 function failure(act: () => unknown): { code: number; msg: string } | undefined {

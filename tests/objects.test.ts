@@ -15,6 +15,7 @@ import { definitionPath, resolveDefinition, resolveLogical } from "../lib/kubern
 import { type Objects, openObjects } from "../lib/kubernetes/objects_of_call.ts";
 import { type ApiServer, startApiServer } from "./apiserver.ts";
 import { makeHost, tempDir } from "./fakes.ts";
+import { configList, failureOfAsync, says } from "./stage.ts";
 
 const dir = tempDir();
 const confDir = join(dir.path, "net.d");
@@ -28,11 +29,8 @@ afterAll(async () => {
   dir[Symbol.dispose]();
 });
 
-const list = (name: string, type: string, more: object = {}) => ({
-  cniVersion: "1.0.0",
-  name,
-  plugins: [{ type, ...more }],
-});
+const list = (name: string, type: string, more: object = {}) =>
+  configList(name, [{ type, ...more }], "1.0.0");
 
 /** A config whose conf dir holds these files. */
 function configOf(files: Record<string, object> = {}, table = ""): Config {
@@ -61,16 +59,7 @@ function objectsOf(objects: Record<string, unknown>): Objects & { asked: string[
 }
 
 /** What a call throws, the throw-away folder left out. */
-async function failure(promise: Promise<unknown>): Promise<{ code: number; msg: string }> {
-  try {
-    await promise;
-  } catch (error) {
-    if (!(error instanceof CniError)) throw error;
-    return { code: error.code, msg: error.message };
-  }
-  return { code: 0, msg: "it did not fail" };
-}
-const says = (code: number, part: string) => ({ code, msg: expect.stringContaining(part) });
+const failure = (promise: Promise<unknown>) => failureOfAsync(promise);
 
 const nadPath = definitionPath("team", "net").join("/");
 /** Resolves team/net, a NetworkAttachmentDefinition with this spec. */

@@ -1,26 +1,27 @@
 /**
  * The plan of an ADD, from the configuration it is made under (lib/settings.ts) and what the pod is
- * to have (lib/wanted.ts) to the names of the interfaces. Nothing runs here.
+ * to have (lib/selection.ts) to the names of the interfaces. Nothing runs here.
  */
-
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { beforeAll, describe, expect, test } from "bun:test";
 import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { CniError, type Request, type StdinConfig } from "../lib/cni.ts";
+import { pluginSearch } from "../lib/binaries.ts";
+import type { Plan, Request, StdinConfig } from "../lib/call.ts";
 import { defaultConfig, parseConfig } from "../lib/config/parse.ts";
 import type { Config } from "../lib/config/schema.ts";
-import { pluginSearch } from "../lib/networks.ts";
-import { makePlan, type Plan, podLabel } from "../lib/plan.ts";
+import { candidateNetworks } from "../lib/node_networks.ts";
+import { findPod, makePlan } from "../lib/plan.ts";
 import { annotationsCapability } from "../lib/pod.ts";
+import { podLabel } from "../lib/request.ts";
+import { nameInterfaces } from "../lib/selection.ts";
 import { loadConfig, loadNodeSettings } from "../lib/settings.ts";
-import { candidateNetworks, nameInterfaces } from "../lib/wanted.ts";
 import { fakePlugin, makeHost, tempDir } from "./fakes.ts";
+import { failureOfAsync, fileDir, says } from "./stage.ts";
 
-const dir = tempDir();
+const dir = fileDir();
 const confDir = join(dir.path, "net.d");
 const emptyDir = join(dir.path, "empty.d");
 const bin = join(dir.path, "bin");
-afterAll(() => dir[Symbol.dispose]());
 
 beforeAll(() => {
   for (const path of [confDir, emptyDir, bin]) mkdirSync(path);
@@ -43,17 +44,8 @@ beforeAll(() => {
 });
 
 /** What a call throws, as the runtime sees it, the throw-away folder left out. */
-async function failure(act: () => unknown): Promise<{ code: number; msg: string }> {
-  try {
-    await act();
-  } catch (error) {
-    if (!(error instanceof CniError)) throw error;
-    return { code: error.code, msg: error.message.replaceAll(dir.path, "DIR") };
-  }
-  return { code: 0, msg: "it did not fail" };
-}
+const failure = (act: () => unknown) => failureOfAsync(act, [dir.path, "DIR"]);
 
-const says = (code: number, part: string) => ({ code, msg: expect.stringContaining(part) });
 const table = (text = "", folder = confDir): Config =>
   parseConfig(`conf_dir = "${folder}"\nbin_dirs = ["${bin}"]\n${text}`, "/p.toml");
 
@@ -79,8 +71,10 @@ function requestOf(
   };
 }
 
-const plan = (config: Config, request: Request): Promise<Plan> =>
-  makePlan(makeHost(), config, request);
+const plan = async (config: Config, request: Request): Promise<Plan> => {
+  const call = { host: makeHost(), config, request };
+  return makePlan(call, await findPod(call));
+};
 /** A plan in short: `blue@eth0 asked for by cni`, the primary first. */
 const short = ({ attachments }: Plan): string[] =>
   attachments.map(({ network, ifName, reason }) => `${network}@${ifName} ${reason}`);

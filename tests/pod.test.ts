@@ -1,34 +1,25 @@
 /** Who is the pod, and what does it ask: the five sources, and which of them asks nobody. */
-import { afterAll, beforeAll, beforeEach, describe, expect, test } from "bun:test";
+import { beforeEach, describe, expect, test } from "bun:test";
 import { join } from "node:path";
-import { CniError, type Request } from "../lib/cni.ts";
-import { withStdinConfig } from "../lib/config/genie_conf.ts";
+import type { Request } from "../lib/call.ts";
+import { withStdinConfig } from "../lib/config/foreign_config.ts";
 import { defaultConfig } from "../lib/config/parse.ts";
 import type { Config } from "../lib/config/schema.ts";
-import {
-  annotationsCapability,
-  carriedPod,
-  delegateArgs,
-  lookupPod,
-  type Pod,
-  parseArgs,
-  podIdentity,
-} from "../lib/pod.ts";
-import { type ApiServer, startApiServer } from "./apiserver.ts";
-import { makeHost, tempDir } from "./fakes.ts";
+import { findPod } from "../lib/plan.ts";
+import { annotationsCapability, carriedPod, delegateArgs, type Pod } from "../lib/pod.ts";
+import { parseArgs, podIdentity } from "../lib/request.ts";
+import { makeHost } from "./fakes.ts";
+import { failureOfAsync, fileApi, fileDir, says } from "./stage.ts";
 
-const dir = tempDir();
-let api: ApiServer;
-beforeAll(async () => {
-  api = await startApiServer(join(dir.path, "api"), { keepAlive: false });
-});
+/** Finds the pod of a call as ADD does. */
+const lookupPod = (config: Config, request: Request): Promise<Pod> =>
+  findPod({ host: makeHost(), config, request });
+
+const dir = fileDir();
+const api = await fileApi(dir);
 beforeEach(() => {
   api.requests.length = 0;
   api.put(path, { kind: "Pod", metadata, spec: { serviceAccountName: "db" } });
-});
-afterAll(async () => {
-  await api.stop();
-  dir[Symbol.dispose]();
 });
 
 const path = "/api/v1/namespaces/blue/pods/web";
@@ -71,17 +62,7 @@ function withApi(kind: "token" | "wrongCa" = "token"): Config {
 }
 
 /** What a call throws, as the runtime sees it, the server's address left out. */
-async function failure(act: () => unknown): Promise<{ code: number; msg: string }> {
-  try {
-    await act();
-  } catch (error) {
-    if (!(error instanceof CniError)) throw error;
-    return { code: error.code, msg: error.message.replaceAll(api.url, "URL") };
-  }
-  return { code: 0, msg: "it did not fail" };
-}
-
-const says = (code: number, part: string) => ({ code, msg: expect.stringContaining(part) });
+const failure = (act: () => unknown) => failureOfAsync(act, [api.url, "URL"]);
 
 describe("parseArgs()", () => {
   test.each<[string, string, [string, string][]]>([
@@ -212,12 +193,12 @@ describe("lookupPod() without a request", () => {
       { ...pod("none", {}, false), name: "web" },
     ],
   ])("%s", async (_name, request, expected) => {
-    expect(await lookupPod(makeHost(), withApi(), request)).toEqual(expected);
+    expect(await lookupPod(withApi(), request)).toEqual(expected);
     expect(api.requests).toEqual([]);
   });
 
   test("nowhere, on a node without credentials", async () => {
-    const found = await lookupPod(makeHost(), defaultConfig(), requestOf(k8sArgs));
+    const found = await lookupPod(defaultConfig(), requestOf(k8sArgs));
     expect(found).toEqual(pod("none", {}));
   });
 
@@ -283,7 +264,7 @@ describe("lookupPod() refuses", () => {
     ],
     ["a deep K8S_ANNOT", requestOf(`K8S_ANNOT=${"[".repeat(100_000)}`), 6, "nests deeper"],
   ])("%s", async (_name, request, number, part) => {
-    const error = await failure(() => lookupPod(makeHost(), withApi(), request));
+    const error = await failure(() => lookupPod(withApi(), request));
     expect(error).toEqual(says(number, part));
     expect(api.requests).toEqual([]);
   });
@@ -291,7 +272,7 @@ describe("lookupPod() refuses", () => {
 
 describe("lookupPod() asks the API", () => {
   test("for the pod, once", async () => {
-    expect(await lookupPod(makeHost(), withApi(), requestOf(k8sArgs))).toEqual({
+    expect(await lookupPod(withApi(), requestOf(k8sArgs))).toEqual({
       namespace: "blue",
       name: "web",
       uid: "u-1",
@@ -306,21 +287,17 @@ describe("lookupPod() asks the API", () => {
 
   test("and takes the uid from it where the runtime gives none", async () => {
     const args = "K8S_POD_NAMESPACE=blue;K8S_POD_NAME=web";
-    expect((await lookupPod(makeHost(), withApi(), requestOf(args))).uid).toBe("u-1");
+    expect((await lookupPod(withApi(), requestOf(args))).uid).toBe("u-1");
   });
 
   test("where the runtime hands over null", async () => {
     const request = requestOf(k8sArgs, handed(null));
-    expect((await lookupPod(makeHost(), withApi(), request)).source).toBe("api");
+    expect((await lookupPod(withApi(), request)).source).toBe("api");
   });
 
   test("and a pod without annotations asks for nothing", async () => {
     api.put(path, { kind: "Pod", metadata: { ...metadata, annotations: null } });
-    const { annotations, serviceAccount } = await lookupPod(
-      makeHost(),
-      withApi(),
-      requestOf(k8sArgs),
-    );
+    const { annotations, serviceAccount } = await lookupPod(withApi(), requestOf(k8sArgs));
     expect({ annotations, serviceAccount }).toEqual({
       annotations: new Map(),
       serviceAccount: undefined,
@@ -335,7 +312,7 @@ describe("lookupPod() asks the API", () => {
       k8s_certificate_authority: join(api.dir, "ca.crt"),
     };
     const config = withStdinConfig(defaultConfig(), { name: "genie", policy });
-    expect((await lookupPod(makeHost(), config, requestOf(k8sArgs))).source).toBe("api");
+    expect((await lookupPod(config, requestOf(k8sArgs))).source).toBe("api");
   });
 
   const other = k8sArgs.replace("u-1", "u-2");
@@ -367,14 +344,14 @@ describe("lookupPod() asks the API", () => {
     ],
   ])("fact 23: %s is for later", async (_name, args, prepare, part) => {
     prepare();
-    const error = await failure(() => lookupPod(makeHost(), withApi(), requestOf(args)));
+    const error = await failure(() => lookupPod(withApi(), requestOf(args)));
     expect(error).toEqual(says(11, part));
     expect(error.msg).not.toContain(api.token);
   });
 
   test("fact 23: a server of another authority is for later, and gets no token", async () => {
     const request = requestOf(k8sArgs);
-    const error = await failure(() => lookupPod(makeHost(), withApi("wrongCa"), request));
+    const error = await failure(() => lookupPod(withApi("wrongCa"), request));
     expect(error).toEqual(says(11, "URL"));
     expect(api.requests).toEqual([]);
   });
@@ -382,7 +359,7 @@ describe("lookupPod() asks the API", () => {
   test("a kubeconfig that was named and is missing is not a pod without wishes", async () => {
     const kubernetes = { kubeconfig: "/nowhere/kubeconfig" };
     const config = withStdinConfig(defaultConfig(), { name: "genie", kubernetes });
-    expect(await failure(() => lookupPod(makeHost(), config, requestOf(k8sArgs)))).toEqual(
+    expect(await failure(() => lookupPod(config, requestOf(k8sArgs)))).toEqual(
       says(5, "/nowhere/kubeconfig"),
     );
   });
@@ -393,7 +370,7 @@ describe("lookupPod() asks the API", () => {
     ["holds a newline", "K8S_POD_NAMESPACE=blue;K8S_POD_NAME=a\nb"],
     ["holds NUL", "K8S_POD_NAMESPACE=blue\0;K8S_POD_NAME=a"],
   ])("no name that %s reaches the server", async (_name, args) => {
-    expect(await failure(() => lookupPod(makeHost(), withApi(), requestOf(args)))).toEqual(
+    expect(await failure(() => lookupPod(withApi(), requestOf(args)))).toEqual(
       says(7, "of a Kubernetes object"),
     );
     expect(api.requests).toEqual([]);

@@ -10,8 +10,8 @@ import {
   type Node,
   noTraces,
   type Pod,
+  realNeeds,
   recorded,
-  skipReason,
   type WireResult,
   withNode,
 } from "./fixtures/quirks/node.ts";
@@ -23,8 +23,9 @@ import {
   systemNames,
   systems,
 } from "./fixtures/quirks/systems.ts";
+import { reasonToSkip } from "./skip.ts";
 
-if (skipReason) test.skip(`systems of the field: ${skipReason}`, () => undefined);
+const skipReason = reasonToSkip(...realNeeds);
 
 /** What containerd makes of a result: addresses by interface name, those without index on eth0. */
 function asContainerd({ interfaces = [], ips = [] }: WireResult): Record<string, string[]> {

@@ -1,26 +1,25 @@
-/** README.md says what is true: every snippet in it is run or checked, every table compared. */
+/**
+ * The documents say what is true: every snippet of README.md is run or checked, every table
+ * compared; links, commands and paths of all documents exist; docs/architecture.md lists what the
+ * sources have.
+ */
 import { describe, expect, test } from "bun:test";
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
-import { commandLines } from "../lib/cli/commands.ts";
+import { dirname, join } from "node:path";
+import { commandLines, optionsOf } from "../lib/cli/commands.ts";
 import { code, supportedVersions } from "../lib/cni.ts";
 import { defaultConfig, parseConfig } from "../lib/config/parse.ts";
-import { parseConfigList } from "../lib/netconf.ts";
+import { parseConfigList } from "../lib/networks.ts";
 import { annotationsCapability } from "../lib/pod.ts";
 import manifest from "../package.json";
-import {
-  canNetns,
-  fakePlugin,
-  genieProgram,
-  realPluginDir,
-  runGenie,
-  type TempDir,
-  tempDir,
-} from "./fakes.ts";
+import { buildIfStale } from "./build.ts";
+import { demoNeeds } from "./demo/real.ts";
+import { fakePlugin, genieProgram, runGenie, type TempDir, tempDir } from "./fakes.ts";
+import { lacks } from "./skip.ts";
+import { importsOf, pathOf, product, roomOf } from "./sources.ts";
 
 const root = join(import.meta.dir, "..");
 const readme = readFileSync(join(root, "README.md"), "utf8");
-const canReal = canNetns && realPluginDir !== undefined && Bun.which("ping") !== null;
 
 /** The fenced blocks of one language. */
 function blocks(language: string): string[] {
@@ -42,17 +41,6 @@ const commands = blocks("sh")
   .map((line) => line.replace(/\s+#.*/, ""));
 
 describe("README", () => {
-  test("has at most 250 lines, and headings that its links name", () => {
-    expect(readme.trimEnd().split("\n").length).toBeLessThanOrEqual(250);
-    const anchors = [...readme.matchAll(/^#+ (.*)$/gm)].map(([, title = ""]) =>
-      title
-        .toLowerCase()
-        .replace(/[^\w -]/g, "")
-        .replaceAll(" ", "-"),
-    );
-    for (const [, link = ""] of readme.matchAll(/\]\(#([^)]*)\)/g)) expect(anchors).toContain(link);
-  });
-
   test("tags every block, so that none escapes these tests", () => {
     const tags = [...readme.matchAll(/^```([^\n]*)\n.*?^```$/gms)].map(([, tag]) => tag);
     const known = ["sh", "toml", "json", "console", "text"];
@@ -93,6 +81,20 @@ describe("README, configs", () => {
     expect([...plugins.keys()]).toEqual(["storage"]);
     const { plugins: none, file: noFile, ...defaults } = defaultConfig();
     expect(shown).toEqual(defaults);
+  });
+
+  test("the table of keys shows the defaults", () => {
+    const shown = rows("plugins.toml")
+      .map(([key = "", value = ""]) => [key.slice(1, -1), /^`(.*)`$/.exec(value)?.[1]] as const)
+      .filter(([key, value]) => value !== undefined && !key.startsWith("plugins."));
+    expect(shown.length).toBeGreaterThan(20);
+    const text = shown.map(([key, value]) => `${key} = ${value}\n`).join("");
+    const { file, kubernetes, ...config } = parseConfig(text, "README.md");
+    const defaults = defaultConfig();
+    // A kubeconfig that is named must exist.
+    const { kubeconfigIsExplicit } = defaults.kubernetes;
+    const own = { ...config, kubernetes: { ...kubernetes, kubeconfigIsExplicit } };
+    expect({ file: "", ...own }).toEqual({ ...defaults, file: "" });
   });
 
   test("names every key of the table", () => {
@@ -221,9 +223,7 @@ describe("README, commands", () => {
     using dir = tempDir();
     const [command = "", ...others] = commands.filter((one) => /^(?!genie |npx )/.test(one));
     expect(others).toEqual([]);
-    if (!existsSync(join(root, "dist", "genie"))) {
-      Bun.spawnSync([process.execPath, "tests/build.ts"], { cwd: root });
-    }
+    buildIfStale();
     const args = [...command.split(" "), "--no-wait", "--host-root", dir.path];
     const child = Bun.spawn(args, { cwd: root, stderr: "pipe" });
     expect(await child.stderr.text()).toBe("");
@@ -234,15 +234,34 @@ describe("README, commands", () => {
   });
 });
 
-test.each(readdirSync(root).filter((name) => name.endsWith(".md")))(
-  "%s names commands and options that exist",
-  (name) => {
-    const text = readFileSync(join(root, name), "utf8").replace(/\s+/g, " ");
+/** Every document, by its path from the root. */
+const documents = [".", "docs"].flatMap((folder) =>
+  readdirSync(join(root, folder))
+    .filter((name) => name.endsWith(".md"))
+    .map((name) => join(folder, name)),
+);
+
+/** The anchors of the headings of a document. */
+function anchorsOf(path: string): string[] {
+  return [...readFileSync(path, "utf8").matchAll(/^#+ (.*)$/gm)].map(([, title = ""]) =>
+    title
+      .toLowerCase()
+      .replace(/[^\w -]/g, "")
+      .replaceAll(" ", "-"),
+  );
+}
+
+describe.each(documents)("%s", (name) => {
+  const document = readFileSync(join(root, name), "utf8");
+
+  test("names commands and options that exist", () => {
+    const text = document.replace(/\s+/g, " ");
     for (const [, line = ""] of text.matchAll(/`((?:dist\/)?genie [a-z][^`]*)`/g)) {
       const [call = ""] = line.split(" | ");
       const [, verb = "", ...words] = call.replace(/^dist\//, "").split(" ");
-      const options = Object.keys(commandLines[verb]?.options ?? {});
-      const known = verb === "help" || Object.hasOwn(commandLines, verb);
+      const command = Object.hasOwn(commandLines, verb) ? commandLines[verb] : undefined;
+      const options = command ? optionsOf(command).map(({ name: option }) => option) : [];
+      const known = verb === "help" || command !== undefined;
       const flags = words.flatMap((word) => /^--([a-z-]+)/.exec(word)?.[1] ?? []);
       expect([line, known, flags.filter((flag) => !options.includes(flag))]).toEqual([
         line,
@@ -250,8 +269,70 @@ test.each(readdirSync(root).filter((name) => name.endsWith(".md")))(
         [],
       ]);
     }
-  },
-);
+  });
+
+  test("has links that lead to a file and a heading", () => {
+    const links = [...document.matchAll(/\]\((?!https?:)([^)#]*)#?([^)]*)\)/g)];
+    const dead = links.filter(([, file = "", anchor = ""]) => {
+      const path = file === "" ? join(root, name) : join(root, dirname(name), file);
+      return !existsSync(path) || (anchor !== "" && !anchorsOf(path).includes(anchor));
+    });
+    expect(dead.map(([link]) => link)).toEqual([]);
+  });
+
+  test("names files that exist", () => {
+    const paths = [...document.matchAll(/`((?:lib|tests|docs|\.ci)\/[\w./-]+)`/g)];
+    const gone = paths.map(([, path = ""]) => path).filter((path) => !existsSync(join(root, path)));
+    expect(gone).toEqual([]);
+  });
+});
+
+describe("docs/architecture.md", () => {
+  const text = readFileSync(join(root, "docs", "architecture.md"), "utf8");
+  /** The cells of the tables under a heading, without code quotes. */
+  const cells = (heading: string): string[][] => {
+    const [, section = ""] = text.split(`\n## ${heading}\n`);
+    return (section.split("\n## ")[0] ?? "")
+      .split("\n")
+      .filter((line) => line.startsWith("| `"))
+      .map((line) => line.slice(2, -2).replaceAll("`", "").split(" | "));
+  };
+  const imports = product.flatMap((source) =>
+    importsOf(source).flatMap((one) => {
+      const to = pathOf(source, one);
+      return to === undefined ? [] : [{ ...one, from: source.path, to }];
+    }),
+  );
+  /** Without repetition, in order. */
+  const sorted = (words: string[]) => [...new Set(words)].sort();
+
+  test("lists every file of the plugin", () => {
+    const own = product.map(({ path }) => path).filter((path) => /^lib\/[^/]+$/.test(path));
+    const listed = cells("The plugin").map(([file = ""]) => `lib/${file}`);
+    expect(listed.sort()).toEqual(own.sort());
+  });
+
+  test("lists every room, and which rooms it enters", () => {
+    const entered = imports
+      .map(({ from, to }) => [roomOf(from), roomOf(to)] as const)
+      .filter(([from, to]) => from !== "" && !["", from, "config", "recovery"].includes(to));
+    const rooms = sorted(product.map(({ path }) => roomOf(path))).filter((room) => room !== "");
+    const expected = rooms.map((room) => {
+      const to = sorted(entered.flatMap(([from, one]) => (from === room ? [one] : [])));
+      return [room, to.join(", ") || "none"];
+    });
+    const listed = cells("The rooms").map(([room, , to]) => [room, to]);
+    expect(listed.sort()).toEqual(expected);
+  });
+
+  test("lists every seam", () => {
+    const seams = imports
+      .filter(({ from, to, lazy }) => lazy && roomOf(from) === "" && roomOf(to) !== "")
+      .map(({ from, to }) => `${from.replace("lib/", "")} to ${to.replace("lib/", "")}`);
+    const listed = cells("The seams").map(([from, to]) => `${from} to ${to}`);
+    expect(listed.sort()).toEqual(sorted(seams));
+  });
+});
 
 /** What differs between two runs of the demo, taken out. */
 function withoutChance(text: string): string {
@@ -262,8 +343,8 @@ function withoutChance(text: string): string {
     .replace(/time=[\d.]+ ms/g, "time=T");
 }
 
-test.skipIf(!canReal)(
-  "README, transcript is what the demo prints (needs root and containernetworking-plugins)",
+test.skipIf(lacks("the binary", ...demoNeeds))(
+  "README, transcript is what the demo prints",
   async () => {
     using tmp = tempDir();
     const child = Bun.spawn([process.execPath, join(import.meta.dir, "demo", "demo.ts")], {

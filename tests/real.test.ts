@@ -10,12 +10,13 @@ import {
   linksGone,
   type Node,
   noTraces,
-  skipReason,
+  realNeeds,
   type WireResult,
   withNode,
 } from "./fixtures/quirks/node.ts";
+import { reasonToSkip } from "./skip.ts";
 
-if (skipReason) test.skip(`real plugins: ${skipReason}`, () => undefined);
+const skipReason = reasonToSkip(...realNeeds);
 
 const v4 = "10.201.0.0/24";
 const v6 = "fd42:201::/64";

@@ -1,13 +1,18 @@
 /**
  * CHECK by genie itself: what is gone is noticed whatever the plugins look at, and what plugins do
- * with their own is no alarm. Real plugins and namespaces. lib/check.ts, lib/kernel_check.ts,
- * lib/netlink.ts.
+ * with their own is no alarm. Real plugins and namespaces. lib/check.ts,
+ * lib/check.ts.
  */
 import { describe, expect, test } from "bun:test";
 import { join } from "node:path";
-import { findGone, type Looked, repairCommand } from "../lib/kernel_check.ts";
-import { type KernelNetwork, readNetwork } from "../lib/netlink.ts";
-import type { Result } from "../lib/result.ts";
+import {
+  type CheckedAttachment,
+  findGone,
+  type KernelNetwork,
+  readNetwork,
+  repairCommand,
+} from "../lib/check.ts";
+import type { Result } from "../lib/record.ts";
 import { fakePlugin } from "./fakes.ts";
 import {
   addressOf,
@@ -18,11 +23,12 @@ import {
   noTraces,
   type Pod,
   pluginDir,
-  skipReason,
+  realNeeds,
   withNode,
 } from "./fixtures/quirks/node.ts";
+import { reasonToSkip } from "./skip.ts";
 
-if (skipReason) test.skip(`real plugins: ${skipReason}`, () => undefined);
+const skipReason = reasonToSkip(...realNeeds);
 
 const v4 = "10.241.0.0/24";
 const v6 = "fd42:241::/64";
@@ -271,7 +277,7 @@ describe.skipIf(skipReason !== undefined)("CHECK gives no false alarm right afte
   });
 });
 
-const list = (plugin: object = {}, more: object = {}): Looked["list"] => ({
+const list = (plugin: object = {}, more: object = {}): CheckedAttachment["list"] => ({
   ...{ cniVersion: "1.0.0", name: "blue", disableCheck: false, disableGC: false },
   ...{ plugins: [{ type: "bridge", ...plugin }], ...more },
 });
@@ -289,7 +295,7 @@ const whole: KernelNetwork = {
 const bare: KernelNetwork = { links: [], addresses: [], routes: [] };
 
 describe("findGone()", () => {
-  test.each<[string, Partial<Looked>, Partial<Result>, KernelNetwork, string[]]>([
+  test.each<[string, Partial<CheckedAttachment>, Partial<Result>, KernelNetwork, string[]]>([
     ["finds nothing where all is there", {}, {}, whole, []],
     ["finds the interface alone, not what was on it", {}, {}, bare, ['interface "eth0"']],
     [

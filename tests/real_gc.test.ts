@@ -1,18 +1,23 @@
 /**
  * Garbage collection on a real node: CNI GC with the runtime's list, and `genie gc` without one.
- * Debian's bridge and host-local, which know no GC, in real namespaces. lib/node/gc_command.ts,
- * lib/collect.ts, lib/reservations.ts, lib/live_containers.ts.
+ * Debian's bridge and host-local, which know no GC, in real namespaces. lib/gc.ts,
+ * lib/node/garbage.ts, lib/node/live_containers.ts.
  */
 import { describe, expect, test } from "bun:test";
 import { mkdirSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { whyStale } from "../lib/collect.ts";
-import { closeState, openState, write } from "../lib/database.ts";
-import { lookAround, seesProcesses } from "../lib/live_containers.ts";
-import { bootId, netnsId } from "../lib/netns.ts";
-import { type Collected, formatAll } from "../lib/node/gc_command.ts";
-import { isStray, readReservations, releaseReservation, storesOf } from "../lib/reservations.ts";
-import type { StoredAttachment } from "../lib/state.ts";
+import { closeState, write } from "../lib/database.ts";
+import { bootId, netnsId } from "../lib/kernel.ts";
+import { type Collected, formatAll, whyStale } from "../lib/node/garbage.ts";
+import { findLiveContainers, seesProcesses } from "../lib/node/live_containers.ts";
+import type { StoredAttachment } from "../lib/record.ts";
+import { openState } from "../lib/recovery/database.ts";
+import {
+  isUnowned,
+  readReservations,
+  releaseReservation,
+  storesOf,
+} from "../lib/recovery/reservations.ts";
 import { fakePlugin, makeHost, runGenie, tempDir } from "./fakes.ts";
 import {
   command,
@@ -22,11 +27,12 @@ import {
   noTraces,
   type Pod,
   pluginDir,
-  skipReason,
+  realNeeds,
   withNode,
 } from "./fixtures/quirks/node.ts";
+import { reasonToSkip } from "./skip.ts";
 
-if (skipReason) test.skip(`real plugins: ${skipReason}`, () => undefined);
+const skipReason = reasonToSkip(...realNeeds);
 
 const v4 = "10.251.0.0/24";
 
@@ -395,8 +401,8 @@ describe("reservations of host-local", () => {
     ["of a container on record", { ...nobody, known: new Set(["c1"]) }, false],
     ["that an interface has", { ...nobody, addresses: new Set(["fd00::2"]) }, false],
     ["of a container with a process", { ...nobody, hasContainer: () => true }, false],
-  ])("isStray() %s", (_name, evidence, stray) => {
-    expect(isStray(one, evidence)).toBe(stray);
+  ])("isUnowned() %s", (_name, evidence, stray) => {
+    expect(isUnowned(one, evidence)).toBe(stray);
   });
 });
 
@@ -418,8 +424,8 @@ lock        ADD            c1                gone  failed: busy
 `);
 });
 
-test.skipIf(skipReason !== undefined)("lookAround() sees this process", () => {
-  const alive = lookAround();
+test.skipIf(skipReason !== undefined)("findLiveContainers() sees this process", () => {
+  const alive = findLiveContainers();
   if (!alive) return;
   expect(alive.netns.has(netnsId("/proc/self/ns/net"))).toBe(true);
   expect(alive.addresses.has("127.0.0.1")).toBe(true);

@@ -5,7 +5,7 @@
 import { describe, expect, test } from "bun:test";
 import { appendFileSync } from "node:fs";
 import { join } from "node:path";
-import { clusterSkipReason, startNodeCluster } from "./fixtures/quirks/cluster.ts";
+import { startNodeCluster } from "./fixtures/quirks/cluster.ts";
 import {
   expectKernel,
   hostLocal,
@@ -13,12 +13,12 @@ import {
   type Node,
   noTraces,
   type Pod,
-  skipReason,
+  realNeeds,
   withNode,
 } from "./fixtures/quirks/node.ts";
+import { reasonToSkip } from "./skip.ts";
 
-const missing = skipReason ?? clusterSkipReason;
-if (missing) test.skip(`real plugins: ${missing}`, () => undefined);
+const missing = reasonToSkip(...realNeeds, "curl");
 
 const networksKey = "k8s.v1.cni.cncf.io/networks";
 const statusKey = "k8s.v1.cni.cncf.io/network-status";

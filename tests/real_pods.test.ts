@@ -13,14 +13,15 @@ import {
   type Node,
   noTraces,
   type Pod,
+  realNeeds,
   recorded,
   recordPlugin,
-  skipReason,
   type WireResult,
   withNode,
 } from "./fixtures/quirks/node.ts";
+import { reasonToSkip } from "./skip.ts";
 
-if (skipReason) test.skip(`real plugins: ${skipReason}`, () => undefined);
+const skipReason = reasonToSkip(...realNeeds);
 
 const portmap = { type: "portmap", capabilities: { portMappings: true } };
 

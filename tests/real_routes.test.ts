@@ -10,11 +10,12 @@ import {
   kernelNetwork,
   type Node,
   noTraces,
-  skipReason,
+  realNeeds,
   withNode,
 } from "./fixtures/quirks/node.ts";
+import { reasonToSkip } from "./skip.ts";
 
-if (skipReason) test.skip(`real plugins: ${skipReason}`, () => undefined);
+const skipReason = reasonToSkip(...realNeeds);
 
 describe.skipIf(skipReason !== undefined)("default routes:", () => {
   /** one and two: bridges that each bring a default route per family. */

@@ -1,7 +1,10 @@
 /** Records for the tests of reports: a state folder whose ledger and attachments were made up. */
-import { closeState, openState, type State, write } from "../lib/database.ts";
-import { insertLedger, type LedgerRow } from "../lib/ledger.ts";
-import { type Attachment, insertPlanned, setAttached, setFailing } from "../lib/state.ts";
+import { closeState, type State, write } from "../lib/database.ts";
+import { insertLedger } from "../lib/ledger.ts";
+import type { Attachment, LedgerRow } from "../lib/record.ts";
+import { setFailing } from "../lib/recorded.ts";
+import { openState } from "../lib/recovery/database.ts";
+import { insertPlanned, setAttached } from "../lib/write_ahead.ts";
 import { makeHost } from "./fakes.ts";
 
 /** 2026-09-01 00:00:00 UTC. */

@@ -1,15 +1,16 @@
 /**
  * `genie repair` on real networks: what a running pod lost is there again, with its address, its
- * routes and its place on record. lib/node/repair.ts, lib/node/reattach.ts, lib/node/replan.ts.
+ * routes and its place on record. lib/node/repair.ts, lib/node/running_pod.ts.
  */
 import { describe, expect, test } from "bun:test";
 import { existsSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { closeState, openState, write } from "../lib/database.ts";
-import { askingFor, doneOf } from "../lib/node/reattach.ts";
-import { formatRepaired, type Repaired } from "../lib/node/repair.ts";
-import { setBroken, waitingAnnotations } from "../lib/node/replan.ts";
-import { attachments, type StoredAttachment } from "../lib/state.ts";
+import { closeState, write } from "../lib/database.ts";
+import { askingFor, doneOf, formatRepaired, type Repaired, setBroken } from "../lib/node/repair.ts";
+import { waitingAnnotations } from "../lib/node/running_pod.ts";
+import type { StoredAttachment } from "../lib/record.ts";
+import { attachments } from "../lib/recorded.ts";
+import { openState } from "../lib/recovery/database.ts";
 import { fakePlugin, makeHost, tempDir } from "./fakes.ts";
 import {
   addressOf,
@@ -22,12 +23,13 @@ import {
   noTraces,
   type Pod,
   pluginDir,
-  skipReason,
+  realNeeds,
   withNode,
 } from "./fixtures/quirks/node.ts";
 import { addAttachment, withLedger } from "./record.ts";
+import { reasonToSkip } from "./skip.ts";
 
-if (skipReason) test.skip(`real plugins: ${skipReason}`, () => undefined);
+const skipReason = reasonToSkip(...realNeeds);
 
 /** Rows of the record: `<interface> <state> <error>`. */
 function rows(node: Node): string[] {

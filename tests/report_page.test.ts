@@ -1,6 +1,6 @@
 /**
- * The page of `genie report --html`, as text and in a real browser: lib/report/page.ts, its
- * lib/report/sections.ts, and the script and style of lib/report/assets.ts.
+ * The page of `genie report --html`, as text and in a real browser: lib/report/page.ts with its
+ * script and style.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
@@ -9,14 +9,12 @@ import { runCommand } from "../lib/cli/command_line.ts";
 import type { State } from "../lib/database.ts";
 import { insertLedger } from "../lib/ledger.ts";
 import { putAlive, putProblems } from "../lib/policy/store.ts";
-import { chartsOf } from "../lib/report/charts.ts";
 import { startMerge } from "../lib/report/cluster_merge.ts";
-import { parseReport } from "../lib/report/cluster_parse.ts";
+import { parseReport, type Report } from "../lib/report/document.ts";
 import { makeReport } from "../lib/report/model.ts";
-import { formatPage } from "../lib/report/page.ts";
-import type { Report } from "../lib/report/shape.ts";
-import { type Browser, chromium, type Loaded, type Look, startBrowser } from "./chromium.ts";
-import { genieProgram, makeHost, runGenie, tempDir } from "./fakes.ts";
+import { chartsOf, formatPage } from "../lib/report/page.ts";
+import { type Browser, type Loaded, type Look, startBrowser } from "./chromium.ts";
+import { genieProgram, makeHost, runGenie } from "./fakes.ts";
 import {
   addAttachment,
   addBusyWeek,
@@ -26,9 +24,10 @@ import {
   startMs,
   withLedger,
 } from "./record.ts";
+import { lacks } from "./skip.ts";
+import { fileDir } from "./stage.ts";
 
-const dir = tempDir();
-afterAll(() => dir[Symbol.dispose]());
+const dir = fileDir();
 
 const weekMs = 7 * 86_400_000;
 const totals = new Map([["calico", { ipv4: 4000 }]]);
@@ -199,9 +198,8 @@ describe("the page", () => {
 
 const desk: Look = { width: 1280, height: 900 };
 const phone: Look = { width: 390, height: 844, phone: true };
-const why = "chromium is not installed (Debian package chromium)";
 
-describe.skipIf(chromium === null)(`the page in Chromium${chromium ? "" : `: ${why}`}`, () => {
+describe.skipIf(lacks("chromium"))("the page in Chromium", () => {
   let browser: Browser;
   beforeAll(async () => {
     browser = await startBrowser();

@@ -1,21 +1,13 @@
 /** One call of the runtime: what is taken, and what is refused with which code. */
 import { describe, expect, test } from "bun:test";
-import { CniError, type Request, supportedVersions } from "../lib/cni.ts";
+import type { Request } from "../lib/call.ts";
+import { supportedVersions } from "../lib/cni.ts";
 import { readCommand, readPath, readRequest } from "../lib/request.ts";
 import { makeHost } from "./fakes.ts";
+import { failureOf, says } from "./stage.ts";
 
 /** What a call throws, as the runtime sees it. */
-function failure(act: () => unknown): { code: number; msg: string } {
-  try {
-    act();
-  } catch (error) {
-    if (!(error instanceof CniError)) throw error;
-    return { code: error.code, msg: error.message };
-  }
-  return { code: 0, msg: "it did not fail" };
-}
-
-const says = (code: number, part: string) => ({ code, msg: expect.stringContaining(part) });
+const failure = failureOf;
 
 const config = { cniVersion: "1.1.0", name: "genie", type: "genie" };
 const env = {

@@ -1,18 +1,15 @@
 import { describe, expect, test } from "bun:test";
 import { CniError, type CniVersion, code, supportedVersions } from "../lib/cni.ts";
 import { parseJson } from "../lib/json.ts";
+import { type AttachmentResult, mergeResults, normalizeResult } from "../lib/merge.ts";
+import type { Interface, Result } from "../lib/record.ts";
 import {
-  type AttachmentResult,
   family,
-  type Interface,
   isDefaultRoute,
-  mergeResults,
-  normalizeResult,
-  type Result,
+  parseResult,
   toVersion,
   withoutDefaultRoutes,
 } from "../lib/result.ts";
-import { parseResult } from "../lib/result_wire.ts";
 
 const netns = "/var/run/netns/blue";
 const empty: Result = { interfaces: [], ips: [], routes: [], dns: {} };

@@ -1,19 +1,20 @@
 /**
- * The default route while a second attachment is made, on the kernel: lib/routes.ts. Which networks
- * may bring one is in netconf.test.ts; whole pods with the reference plugins are in
+ * The default route while a second attachment is made, on the kernel: lib/recovery/moved_routes.ts.
+ * Which networks may bring one is in netconf.test.ts; whole pods with the reference plugins are in
  * real_routes.test.ts.
  */
 import { describe, expect, test } from "bun:test";
-import { type Host, supportedVersions } from "../lib/cni.ts";
-import { parseResult } from "../lib/result_wire.ts";
+import type { Host } from "../lib/call.ts";
+import { supportedVersions } from "../lib/cni.ts";
+import { defaultRouteFamilies, type Family } from "../lib/default_route.ts";
 import {
-  defaultRouteFamilies,
-  type Family,
   parkDefaultRoutes,
   parkedFamilies,
   restoreDefaultRoutes,
-} from "../lib/routes.ts";
-import { callOrder, canNetns, fakePlugin, makeHost, type Netns, withNetns } from "./fakes.ts";
+} from "../lib/recovery/moved_routes.ts";
+import { parseResult } from "../lib/result.ts";
+import { callOrder, fakePlugin, makeHost, type Netns, withNetns } from "./fakes.ts";
+import { lacks } from "./skip.ts";
 import { annotated, left, makeNode, nothing, wire, wireError } from "./wire.ts";
 
 const host: Host = {
@@ -126,75 +127,82 @@ const rows: [string, string[], string[], string[]][] = [
   ],
 ];
 
-describe.skipIf(!canNetns)("parkDefaultRoutes() and restoreDefaultRoutes()", () => {
-  test.each(rows)("keep the owner: %s", async (name, before, second, after) => {
-    await withLinks(async (netns) => {
-      for (const line of before) netns.ip(...line.split(" "));
-      const parked = await parkDefaultRoutes(host, netns.path, []);
-      for (const line of second) netns.ip(...line.split(" "));
-      await restoreDefaultRoutes(host, parked);
-      const found = defaults(netns).map((line) => line.replace(/ expires \w+/, ""));
-      if (name !== "what a router advertises") expect(found).toEqual(after);
-      else expect(found.join()).toContain("fd01::9");
+describe.skipIf(lacks("network namespaces"))(
+  "parkDefaultRoutes() and restoreDefaultRoutes()",
+  () => {
+    test.each(rows)("keep the owner: %s", async (name, before, second, after) => {
+      await withLinks(async (netns) => {
+        for (const line of before) netns.ip(...line.split(" "));
+        const parked = await parkDefaultRoutes(host, netns.path, []);
+        for (const line of second) netns.ip(...line.split(" "));
+        await restoreDefaultRoutes(host, parked);
+        const found = defaults(netns).map((line) => line.replace(/ expires \w+/, ""));
+        if (name !== "what a router advertises") expect(found).toEqual(after);
+        else expect(found.join()).toContain("fd01::9");
+      });
     });
-  });
 
-  test("never take the connection away", async () => {
-    await withLinks(async (netns) => {
-      netns.ip(...v4.split(" "));
-      const parked = await parkDefaultRoutes(host, netns.path, [4]);
-      expect(defaults(netns)).toEqual([`${owner4} metric 4000000000`]);
-      expect(parkedFamilies(parked)).toEqual([4]);
-      await restoreDefaultRoutes(host, parked);
-      expect(defaults(netns)).toEqual([owner4]);
+    test("never take the connection away", async () => {
+      await withLinks(async (netns) => {
+        netns.ip(...v4.split(" "));
+        const parked = await parkDefaultRoutes(host, netns.path, [4]);
+        expect(defaults(netns)).toEqual([`${owner4} metric 4000000000`]);
+        expect(parkedFamilies(parked)).toEqual([4]);
+        await restoreDefaultRoutes(host, parked);
+        expect(defaults(netns)).toEqual([owner4]);
+      });
     });
-  });
 
-  test("put back those that were asked for alone", async () => {
-    await withLinks(async (netns) => {
-      for (const line of [v4, v6]) netns.ip(...line.split(" "));
-      const parked = await parkDefaultRoutes(host, netns.path, [4, 6]);
-      const routes = parked.routes.filter(({ family }) => family === 6);
-      await restoreDefaultRoutes(host, { ...parked, routes });
-      expect(defaults(netns)).toEqual([`${owner4} metric 4000000000`, owner6]);
+    test("put back those that were asked for alone", async () => {
+      await withLinks(async (netns) => {
+        for (const line of [v4, v6]) netns.ip(...line.split(" "));
+        const parked = await parkDefaultRoutes(host, netns.path, [4, 6]);
+        const routes = parked.routes.filter(({ family }) => family === 6);
+        await restoreDefaultRoutes(host, { ...parked, routes });
+        expect(defaults(netns)).toEqual([`${owner4} metric 4000000000`, owner6]);
+      });
     });
-  });
 
-  test.each([
-    ["was killed", []],
-    ["was killed before it took the first away", [v4]],
-  ])("put back what one that %s had moved aside", async (_, again) => {
-    await withLinks(async (netns) => {
-      for (const line of [v4, v6]) netns.ip(...line.split(" "));
-      await parkDefaultRoutes(host, netns.path, [4, 6]);
-      for (const line of again) netns.ip(...line.split(" "));
-      const parked = await parkDefaultRoutes(host, netns.path, [4, 6]);
-      expect(defaults(netns)[0]).toBe(`${owner4} metric 4000000000`);
-      await restoreDefaultRoutes(host, parked);
-      expect(defaults(netns)).toEqual([owner4, owner6]);
+    test.each([
+      ["was killed", []],
+      ["was killed before it took the first away", [v4]],
+    ])("put back what one that %s had moved aside", async (_, again) => {
+      await withLinks(async (netns) => {
+        for (const line of [v4, v6]) netns.ip(...line.split(" "));
+        await parkDefaultRoutes(host, netns.path, [4, 6]);
+        for (const line of again) netns.ip(...line.split(" "));
+        const parked = await parkDefaultRoutes(host, netns.path, [4, 6]);
+        expect(defaults(netns)[0]).toBe(`${owner4} metric 4000000000`);
+        await restoreDefaultRoutes(host, parked);
+        expect(defaults(netns)).toEqual([owner4, owner6]);
+      });
     });
-  });
 
-  test("fail when the owner's route cannot be put back", async () => {
-    await withLinks(async (netns) => {
-      netns.ip(...v4.split(" "));
-      const parked = await parkDefaultRoutes(host, netns.path, [4]);
-      netns.ip("link", "del", "eth0");
-      await expect(restoreDefaultRoutes(host, parked)).rejects.toMatchObject({ code: 104 });
+    test("fail when the owner's route cannot be put back", async () => {
+      await withLinks(async (netns) => {
+        netns.ip(...v4.split(" "));
+        const parked = await parkDefaultRoutes(host, netns.path, [4]);
+        netns.ip("link", "del", "eth0");
+        await expect(restoreDefaultRoutes(host, parked)).rejects.toMatchObject({ code: 104 });
+      });
     });
-  });
-});
+  },
+);
 
 describe("parkDefaultRoutes()", () => {
   test.each(["", "/nowhere", "/dev/null", "/proc/self/ns/net"])(
     "touches nothing for %p, which is no pod's namespace",
     async (netns) => {
-      expect(await parkDefaultRoutes(host, netns, [4, 6])).toEqual({ netns, routes: [] });
+      expect(await parkDefaultRoutes(host, netns, [4, 6])).toEqual({
+        netns,
+        claimed: [4, 6],
+        routes: [],
+      });
     },
   );
 });
 
-describe.skipIf(!canNetns)("a pod on two networks", () => {
+describe.skipIf(lacks("network namespaces"))("a pod on two networks", () => {
   /** A plugin that makes an interface and a default route, and reports what it is told to. */
   function routing(number: 1 | 2, routes: object[]): string {
     const address = `10.${number}.0.2/24`;

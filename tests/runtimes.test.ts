@@ -6,7 +6,7 @@ import { describe, expect, test } from "bun:test";
 import { existsSync } from "node:fs";
 import { allowFrom, collections, podObject, policyPath } from "./policed.ts";
 import { imageName } from "./runtimes/image.ts";
-import { bootMachine, preparePodman, repoDir, skipReason, startApi } from "./runtimes/machine.ts";
+import { bootMachine, machineNeeds, preparePodman, repoDir, startApi } from "./runtimes/machine.ts";
 import {
   anotherGenie,
   blue,
@@ -21,8 +21,9 @@ import {
   traces,
   writeNetworks,
 } from "./runtimes/node.ts";
+import { reasonToSkip } from "./skip.ts";
 
-if (skipReason) test.skip(`runtimes: ${skipReason}`, () => undefined);
+const skipReason = reasonToSkip(...machineNeeds);
 
 /** A table whose networks stand in it, so that the runtime has none without genie. */
 const table = `[default]

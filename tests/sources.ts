@@ -129,8 +129,11 @@ export function lineCount({ text }: Source): number {
 
 const byPath = new Map(product.map((source) => [source.path, source]));
 
-/** All that loads with these files before anything runs: no types, no `await import()`. */
-export function closureOf(paths: readonly string[]): Source[] {
+/**
+ * All that loads with these files before anything runs: no types, no `await import()`.
+ * @param withLazy also what they may load later
+ */
+export function closureOf(paths: readonly string[], withLazy = false): Source[] {
   const found = new Set<Source>();
   const visit = (path: string): void => {
     const source = byPath.get(path);
@@ -138,7 +141,8 @@ export function closureOf(paths: readonly string[]): Source[] {
     if (found.has(source)) return;
     found.add(source);
     for (const one of importsOf(source)) {
-      const to = one.typeOnly || one.lazy ? undefined : pathOf(source, one);
+      const isLoaded = !one.typeOnly && (withLazy || !one.lazy);
+      const to = isLoaded ? pathOf(source, one) : undefined;
       if (to !== undefined) visit(to);
     }
   };

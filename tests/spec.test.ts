@@ -10,10 +10,11 @@ import { describe, expect, test } from "bun:test";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { CniError, type CniVersion, code, supportedVersions } from "../lib/cni.ts";
+import { requestConfig } from "../lib/delegate.ts";
 import { isObject } from "../lib/json.ts";
-import { parseConfigList, requestConfig } from "../lib/netconf.ts";
-import { type AttachmentResult, mergeResults, toVersion } from "../lib/result.ts";
-import { parseResult } from "../lib/result_wire.ts";
+import { type AttachmentResult, mergeResults } from "../lib/merge.ts";
+import { parseConfigList } from "../lib/networks.ts";
+import { parseResult, toVersion } from "../lib/result.ts";
 import { strictIssues } from "./strict_result.ts";
 
 type Json = Record<string, unknown>;

@@ -1,26 +1,20 @@
 /** The rows of the record: what is written is read again, and damage stays where it is. */
-import { afterAll, describe, expect, test } from "bun:test";
+import { describe, expect, test } from "bun:test";
 import { mkdirSync, renameSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { code } from "../lib/cni.ts";
-import { closeState, openState, type State, write } from "../lib/database.ts";
+import { closeState, type State, write } from "../lib/database.ts";
 import { parseJson } from "../lib/json.ts";
-import { isForeignNetns, netnsId } from "../lib/netns.ts";
-import {
-  type Attachment,
-  attachments,
-  endOf,
-  forget,
-  insertPlanned,
-  recorded,
-  setAttached,
-  setEnded,
-  setFailing,
-} from "../lib/state.ts";
-import { canNetns, type FakeHost, makeHost, tempDir, withNetns } from "./fakes.ts";
+import { isForeignNetns, netnsId } from "../lib/kernel.ts";
+import type { Attachment } from "../lib/record.ts";
+import { attachments, endOf, forget, recorded, setEnded, setFailing } from "../lib/recorded.ts";
+import { openState } from "../lib/recovery/database.ts";
+import { insertPlanned, setAttached } from "../lib/write_ahead.ts";
+import { type FakeHost, makeHost, withNetns } from "./fakes.ts";
+import { lacks } from "./skip.ts";
+import { fileDir } from "./stage.ts";
 
-const dir = tempDir();
-afterAll(() => dir[Symbol.dispose]());
+const dir = fileDir();
 
 let folders = 0;
 
@@ -261,16 +255,19 @@ describe("netnsId()", () => {
     rmSync(path);
   });
 
-  test.skipIf(!canNetns)("tells a namespace from any other file, and from our own", async () => {
-    const folder = join(dir.path, "folder");
-    mkdirSync(folder);
-    await withNetns(({ path }) => {
-      expect([path, "/proc/self/ns/net", "/dev/null", folder].map(isForeignNetns)).toEqual([
-        true,
-        false,
-        false,
-        false,
-      ]);
-    });
-  });
+  test.skipIf(lacks("network namespaces"))(
+    "tells a namespace from any other file, and from our own",
+    async () => {
+      const folder = join(dir.path, "folder");
+      mkdirSync(folder);
+      await withNetns(({ path }) => {
+        expect([path, "/proc/self/ns/net", "/dev/null", folder].map(isForeignNetns)).toEqual([
+          true,
+          false,
+          false,
+          false,
+        ]);
+      });
+    },
+  );
 });

@@ -3,31 +3,24 @@
  * gets to the API server
  * without ever failing an ADD.
  */
-import { afterAll, beforeAll, beforeEach, describe, expect, test } from "bun:test";
+import { beforeEach, describe, expect, test } from "bun:test";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { wantsStatus } from "../lib/attach.ts";
+import type { Done, Plan } from "../lib/call.ts";
 import { defaultConfig } from "../lib/config/parse.ts";
 import type { Config } from "../lib/config/schema.ts";
-import type { Done } from "../lib/default_route.ts";
 import { connect } from "../lib/kubernetes/client.ts";
 import { makeStatus, publishStatus } from "../lib/kubernetes/network_status.ts";
-import type { Plan } from "../lib/plan.ts";
-import type { Result } from "../lib/result.ts";
-import type { Attachment } from "../lib/state.ts";
-import { type ApiServer, type Fault, startApiServer } from "./apiserver.ts";
-import { makeHost, tempDir } from "./fakes.ts";
+import type { Attachment, Result } from "../lib/record.ts";
+import type { Fault } from "./apiserver.ts";
+import { makeHost } from "./fakes.ts";
+import { fileApi, fileDir } from "./stage.ts";
 
-const dir = tempDir();
+const dir = fileDir();
 const podPath = "/api/v1/namespaces/team/pods/web";
 const pod = { namespace: "team", name: "web", uid: "u-1" };
-let api: ApiServer;
-beforeAll(async () => {
-  api = await startApiServer(join(dir.path, "api"), { keepAlive: false });
-});
-afterAll(async () => {
-  await api.stop();
-  dir[Symbol.dispose]();
-});
+const api = await fileApi(dir);
 beforeEach(() => {
   api.requests.length = 0;
   const metadata = { ...pod, annotations: { own: "kept" } };
@@ -105,13 +98,16 @@ function statusOf(
     decision,
     primarySet: new Set(names),
     attachments: attached.map((one) => one.attachment),
-    objects: {
-      kube: () => Promise.reject(new Error("making a status sends nothing")),
-      get: () => Promise.reject(new Error("making a status asks nothing")),
-      used: () => used,
-    },
   };
-  return makeStatus(makeHost(), { ...defaultConfig(), kubernetes }, plan, attached);
+  const objects = {
+    kube: () => Promise.reject(new Error("making a status sends nothing")),
+    get: () => Promise.reject(new Error("making a status asks nothing")),
+    used: () => used,
+  };
+  const config = { ...defaultConfig(), kubernetes };
+  const host = makeHost();
+  if (!wantsStatus({ host, config, objects }, plan)) return undefined;
+  return makeStatus({ host, config, objects }, plan, attached);
 }
 
 const entry = (name: string, ifName: string, ip: string, isDefault: boolean) => ({

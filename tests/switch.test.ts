@@ -1,13 +1,13 @@
 /**
  * `genie switch` on real networks: a running pod loses one network and gains another one, and
- * whatever fails leaves it what it had. lib/node/switch_command.ts, lib/node/change_networks.ts,
- * lib/node/running_status.ts.
+ * whatever fails leaves it what it had. lib/node/switch.ts, lib/node/running_pod.ts.
  */
 import { describe, expect, test } from "bun:test";
 import { appendFileSync, existsSync } from "node:fs";
 import { join } from "node:path";
-import { closeState, openState } from "../lib/database.ts";
-import { attachments } from "../lib/state.ts";
+import { closeState } from "../lib/database.ts";
+import { attachments } from "../lib/recorded.ts";
+import { openState } from "../lib/recovery/database.ts";
 import { fakePlugin, makeHost } from "./fakes.ts";
 import {
   addressOf,
@@ -18,12 +18,13 @@ import {
   noTraces,
   type Pod,
   pluginDir,
-  skipReason,
+  realNeeds,
   withNode,
 } from "./fixtures/quirks/node.ts";
 import { rowsOf } from "./policed.ts";
+import { reasonToSkip } from "./skip.ts";
 
-if (skipReason) test.skip(`real plugins: ${skipReason}`, () => undefined);
+const skipReason = reasonToSkip(...realNeeds);
 
 const label = (pod: Pod) => `default/p-${pod.containerId}`;
 

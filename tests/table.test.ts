@@ -1,6 +1,6 @@
 /** Tables for a terminal: alignment, the width that is kept, and what never reaches a terminal. */
 import { describe, expect, test } from "bun:test";
-import { type Column, formatTable, printable } from "../lib/report/table.ts";
+import { type Column, formatTable, visibleText } from "../lib/report/table.ts";
 
 const columns: Column[] = [
   { title: "NAME" },
@@ -108,6 +108,6 @@ test.each([
   ["\u001b]0;title\u0007", "\ufffd]0;title\ufffd"],
   ["a\u0000\u007f\u009b", "a\ufffd\ufffd\ufffd"],
   ["zero\u200bwidth\u2066", "zero\ufffdwidth\ufffd"],
-])("printable(%j)", (text, expected) => {
-  expect(printable(text)).toBe(expected);
+])("visibleText(%j)", (text, expected) => {
+  expect(visibleText(text)).toBe(expected);
 });

@@ -1,6 +1,7 @@
 /** Text from others, made fit to be shown. */
 import { describe, expect, test } from "bun:test";
-import { editDistance, oneLine, printable } from "../lib/text.ts";
+import { oneLine, printable } from "../lib/cni.ts";
+import { editDistance } from "../lib/config/toml.ts";
 
 describe("oneLine()", () => {
   test.each([

@@ -1,8 +1,8 @@
-/** `lib/trace.ts`, in itself and through the compiled program. */
+/** The trace of `lib/streams.ts`, in itself and through the compiled program. */
 import { describe, expect, test } from "bun:test";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { formatTrace, mark, startTrace } from "../lib/trace.ts";
+import { formatTrace, mark, startTrace } from "../lib/streams.ts";
 import { fakePlugin, genieProgram, runGenie, tempDir } from "./fakes.ts";
 
 describe("formatTrace()", () => {

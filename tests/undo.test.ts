@@ -1,16 +1,16 @@
-/** Undoing a recorded attachment with what is still there: lib/undo.ts. */
-import { afterAll, describe, expect, test } from "bun:test";
+/** Undoing a recorded attachment with what is still there: lib/recorded.ts. */
+import { describe, expect, test } from "bun:test";
 import { mkdirSync, renameSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import type { Chain } from "../lib/call.ts";
 import { CniError, code } from "../lib/cni.ts";
-import type { ChainOptions } from "../lib/delegate.ts";
-import { netnsId } from "../lib/netns.ts";
-import type { StoredAttachment } from "../lib/state.ts";
-import { fateOf, storedResult, undo, withPresentPlugins } from "../lib/undo.ts";
-import { calls, fakePlugin, makeHost, tempDir } from "./fakes.ts";
+import { netnsId } from "../lib/kernel.ts";
+import type { StoredAttachment } from "../lib/record.ts";
+import { outcomeOf, storedResult, undo, withPresentPlugins } from "../lib/recorded.ts";
+import { calls, fakePlugin, makeHost } from "./fakes.ts";
+import { fileDir } from "./stage.ts";
 
-const dir = tempDir();
-afterAll(() => dir[Symbol.dispose]());
+const dir = fileDir();
 const at = (...names: string[]) => join(dir.path, ...names);
 const bin = at("bin");
 for (const folder of [bin, at("moved"), at("path")]) mkdirSync(folder);
@@ -60,8 +60,8 @@ describe("undo()", () => {
   fakePlugin(bin, "a");
   /** What the plugin gets as CNI_NETNS and prevResult. */
   async function given(requested: string, more: Partial<StoredAttachment> = {}) {
-    const chain: ChainOptions = { netns: requested, token: "t", deadlineMs: Date.now() + 20_000 };
-    expect(await undo(host, stored(more), [], chain)).toEqual([]);
+    const chain: Chain = { host, netns: requested, token: "t", deadlineMs: Date.now() + 20_000 };
+    expect(await undo(chain, stored(more), [])).toEqual([]);
     const call = calls(bin).at(-1);
     return [call?.env["CNI_NETNS"], "prevResult" in JSON.parse(call?.stdin ?? "{}")];
   }
@@ -109,7 +109,7 @@ describe("withPresentPlugins()", () => {
   });
 });
 
-describe("fateOf()", () => {
+describe("outcomeOf()", () => {
   const busy = new CniError(11, "busy");
   const gone = new CniError(code.delegateNotFound, "x", { cause: { kind: "spawn" } });
   const own102 = new CniError(102, "its own");
@@ -125,6 +125,6 @@ describe("fateOf()", () => {
     ["a plugin's own code 102", [own102], 0, "failing"],
   ] as const)("%s", (_name, errors, laterMs, fate) => {
     const failedAtMs = laterMs === 0 ? 0 : 1000;
-    expect(fateOf(stored({ failedAtMs }), [...errors], 600, 1000 + laterMs)).toBe(fate);
+    expect(outcomeOf(stored({ failedAtMs }), [...errors], 600, 1000 + laterMs)).toBe(fate);
   });
 });

@@ -1,5 +1,5 @@
 /**
- * Protocol conformance, CHECK (lib/check.ts) and STATUS (lib/ready.ts) included: every file of
+ * Protocol conformance, CHECK (lib/check.ts) and STATUS (lib/status.ts) included: every file of
  * tests/vectors is one scenario, run through the compiled
  * program once for each CNI version it names.
  *
@@ -20,8 +20,9 @@ import {
 import { dirname, join } from "node:path";
 import * as v from "valibot";
 import { supportedVersions } from "../lib/cni.ts";
-import { closeState, openState } from "../lib/database.ts";
+import { closeState } from "../lib/database.ts";
 import { isObject } from "../lib/json.ts";
+import { openState } from "../lib/recovery/database.ts";
 import { type Behaviour, type Call, calls, makeHost } from "./fakes.ts";
 import { strictIssues } from "./strict_result.ts";
 import { fill, left, makeNode, type Node, nothing, wire, wireError } from "./wire.ts";

@@ -1,8 +1,9 @@
 /** What is made ready while the first delegate runs: it must work, and change nothing. */
 import { expect, test } from "bun:test";
 import { join } from "node:path";
-import { closeState, openState } from "../lib/database.ts";
-import { warmUp } from "../lib/warm.ts";
+import { warmUp } from "../lib/attach.ts";
+import { closeState } from "../lib/database.ts";
+import { openState } from "../lib/recovery/database.ts";
 import { makeHost, tempDir } from "./fakes.ts";
 
 test("warmUp() runs, and leaves the record as it was", () => {

@@ -3,6 +3,7 @@
  * failures.
  */
 import { afterAll, beforeAll, expect, test } from "bun:test";
+import { getEventListeners } from "node:events";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -98,7 +99,8 @@ async function watching(
   const kube = await connect(host, { kubeconfig, kubeconfigIsExplicit: true, timeoutMs: 5000 });
   const end = new AbortController();
   const [sink, counts] = [makeSink(), newCounts()];
-  const running = watchKind(host, kube, watched, sink, {
+  const running = watchKind(host, kube, watched, {
+    sink,
     signal: end.signal,
     counts,
     timing: { ...quick, ...timing },
@@ -281,12 +283,15 @@ test("a kind that is taken away while it is watched is empty, and known", async 
   const { watched, path, collection } = makeKind();
   server.serve(collection);
   server.put(path("t"), thing("t"));
-  await watching({ ...watched, mayBeAbsent: true }, async ({ sink }) => {
+  await watching({ ...watched, mayBeAbsent: true }, async ({ sink, counts }) => {
     await until(() => sink.objects.has("t") && server.watches.count(collection) === 1);
+    const { alives, listings } = sink;
     server.unserve(collection);
-    await until(() => !sink.objects.has("t"));
-    const before = sink.alives;
-    await until(() => sink.alives > before);
+    await until(() => sink.listings >= listings + 2);
+    expect([...sink.objects.keys()]).toEqual([]);
+    expect(sink.alives).toBeGreaterThan(alives);
+    // The server sent no list: an absent kind counts as an empty one.
+    expect(counts.lists).toBe(1);
   });
 });
 
@@ -300,10 +305,18 @@ test("an unknown kind is a failure where it must be there", async () => {
 
 test("pause() ends with the signal", async () => {
   const end = new AbortController();
-  const paused = pause(3_600_000, end.signal);
+  let isOver = false;
+  const paused = pause(3_600_000, end.signal).then(() => {
+    isOver = true;
+  });
+  await Bun.sleep(0);
+  expect(isOver).toBe(false);
   end.abort();
   await paused;
-  await pause(3_600_000, end.signal);
+  expect(isOver).toBe(true);
+  // One that begins after the signal has aborted is over at once, and nothing listens on.
+  await expect(pause(3_600_000, end.signal)).resolves.toBeUndefined();
+  expect(getEventListeners(end.signal, "abort")).toEqual([]);
 });
 
 test("narrows lists and watches down as it is told", async () => {

@@ -1,44 +1,37 @@
 /**
  * The node agent: `genie agent`, one process per node, never on the path of an ADD. A table of
- * parts, each of which runs until the agent is asked to end; a part that fails is begun anew, after
- * a pause, and takes no other part with it.
+ * tasks, each of which runs until the agent is asked to end; a task that fails is started again
+ * after a pause, and the others go on meanwhile.
  */
 import { join } from "node:path";
 import manifest from "../../package.json";
-import { type Flags, text } from "../cli/usage.ts";
-import { type Host, log, toCniError } from "../cni.ts";
+import type { Host } from "../call.ts";
+import { log, toCniError } from "../cni.ts";
 import type { Config } from "../config/schema.ts";
-import { closeState, openState } from "../database.ts";
+import { type Flags, text } from "../config/usage.ts";
+import { closeState } from "../database.ts";
+import { aborted } from "../kubernetes/client.ts";
 import { pause } from "../kubernetes/watch.ts";
 import { readOwnConfig } from "../node/genie_config.ts";
-import { takeFileLock } from "../policy/file_lock.ts";
+import { takeFileLock } from "../policy/rulesets.ts";
+import { openState } from "../recovery/database.ts";
 import { enforcesPolicy, loadConfig } from "../settings.ts";
-import { openHealth } from "./health.ts";
-import type { Agent, Part } from "./part.ts";
-import { openRecord } from "./record.ts";
-import { keepsToken, runToken } from "./token.ts";
+import { keepsToken, runConflist, runToken } from "./installed_files.ts";
+import { type Agent, openHealth, openRecord, pauseAfter, type Task } from "./task.ts";
 
-const parts: readonly Part[] = [
+const tasks: readonly Task[] = [
   {
     name: "policy",
     isWanted: enforcesPolicy,
     run: async (agent) => (await import("./policy.ts")).runPolicy(agent),
   },
-  {
-    name: "token",
-    isWanted: (_config, host) => keepsToken(host),
-    run: (agent) => runToken(agent),
-  },
-  {
-    name: "conflist",
-    // Looked for each time: genie may be installed while we run.
-    isWanted: () => true,
-    run: async (agent) => (await import("./conflist.ts")).runConflist(agent),
-  },
+  { name: "token", isWanted: (_config, host) => keepsToken(host), run: runToken },
+  // Always: genie may be installed while the agent runs.
+  { name: "conflist", isWanted: () => true, run: runConflist },
   {
     name: "status",
     isWanted: ({ kubernetes }) => kubernetes.status !== "off",
-    run: async (agent) => (await import("./status.ts")).runStatus(agent),
+    run: async (agent) => (await import("./publish.ts")).runPublish(agent),
   },
   {
     name: "follow",
@@ -57,14 +50,14 @@ const parts: readonly Part[] = [
   },
 ];
 
-/** Pause after the first failure of a part in a row, and the longest one, in ms. */
+/** Pause after the first failure of a task in a row, and the longest one, in ms. */
 const pauseMs = 500;
 const pauseMsMax = 30_000;
-/** A part that ran for longer before it failed begins again at the shortest pause, in ms. */
+/** A task that ran for longer before it failed starts again after the shortest pause, in ms. */
 const soundMs = 60_000;
-/** What is not over then is left behind, in ms: the whole end may take 2 s. */
+/** Tasks that have not ended then are left behind, in ms: the whole end may take 2 s. */
 const endMs = 1_500;
-/** How often an agent that waits for another one looks, in ms. */
+/** How often an agent that waits for another one tries again, in ms. */
 const waitPollMs = 200;
 
 /**
@@ -78,28 +71,23 @@ export async function runAgent(given: Host, flags: Flags): Promise<number> {
   const cniConfig = text(flags, "cni-config");
   const own = readOwnConfig(cniConfig);
   const config = await loadConfig(own);
-  const host: Host = {
-    ...given,
-    endsAtOnce: false,
-    log: { level: config.logLevel, file: config.logFile },
-  };
-  // Makes the folder of the record, and says at once when it cannot be used.
+  const settings = { level: config.logLevel, file: config.logFile };
+  const host: Host = { ...given, endsAtOnce: false, log: settings };
+  // Makes the folder of the record, and fails at once when it cannot be used.
   closeState(openState(host, config.stateDir));
-  const lock = await becomeTheOne(host, config);
+  const lock = await lockNode(host, config);
   if (!lock) return 0;
   const health = openHealth();
   const record = openRecord(host, config.stateDir, () => health.count("database"));
-  const wanted = parts.filter(({ isWanted }) => isWanted(config, host));
+  const wanted = tasks.filter(({ isWanted }) => isWanted(config, host));
   log(host, "info", "genie agent runs", {
     version: manifest.version,
-    parts: wanted.map(({ name }) => name).join(","),
+    tasks: wanted.map(({ name }) => name).join(","),
     record: config.stateDir,
   });
-  const running = Promise.all([
-    ended(host.signal),
-    ...wanted.map((part) => supervise({ host, config, own, cniConfig, health, record }, part)),
-  ]);
-  await Promise.race([running, ended(host.signal).then(() => Bun.sleep(endMs))]);
+  const agent: Agent = { host, config, own, cniConfig, health, record };
+  const running = Promise.all(wanted.map((task) => supervise(agent, task)));
+  await Promise.race([running, aborted(host.signal).then(() => Bun.sleep(endMs))]);
   record.close();
   lock.release();
   log(host, "info", "genie agent ended");
@@ -107,7 +95,7 @@ export async function runAgent(given: Host, flags: Flags): Promise<number> {
 }
 
 /** Waits until no other agent runs on this node; undefined when we are asked to end first. */
-async function becomeTheOne(host: Host, config: Config) {
+async function lockNode(host: Host, config: Config) {
   const file = join(config.stateDir, "agent.lock");
   const what = "this node for genie agent";
   const take = (deadlineMs: number) =>
@@ -116,38 +104,31 @@ async function becomeTheOne(host: Host, config: Config) {
     log(host, "info", `${toCniError(error).message}: waiting for it to end`);
   });
   if (now) return now;
-  return take(Number.POSITIVE_INFINITY).catch((error: unknown) => {
+  return take(Infinity).catch((error: unknown) => {
     if (host.signal.aborted) return undefined;
     throw error;
   });
 }
 
-function ended(signal: AbortSignal): Promise<void> {
-  return new Promise((done) => {
-    if (signal.aborted) done();
-    else signal.addEventListener("abort", () => done(), { once: true });
-  });
-}
-
-/** Runs a part, again and again. */
-async function supervise(agent: Agent, part: Part): Promise<void> {
+/** Runs a task, again and again. Never throws. */
+async function supervise(agent: Agent, task: Task): Promise<void> {
   const { host, health } = agent;
-  health.begin(part.name);
+  health.begin(task.name);
   for (let failures = 0; !host.signal.aborted; failures++) {
     const startedMs = performance.now();
     try {
-      await part.run(agent);
+      await task.run(agent);
       if (host.signal.aborted) return;
-      health.failed(part.name, "it ended by itself");
-      log(host, "warn", `Part ${part.name} ended by itself`);
+      health.failed(task.name, "it ended by itself");
+      log(host, "warn", `Task ${task.name} ended by itself`);
     } catch (error) {
       if (host.signal.aborted) return;
       const { message } = toCniError(error);
-      health.failed(part.name, message);
-      health.count("part");
-      log(host, "error", `Part ${part.name} failed, beginning it anew: ${message}`, { failures });
+      health.failed(task.name, message);
+      health.count("task");
+      log(host, "error", `Task ${task.name} failed, starting it again: ${message}`, { failures });
     }
     if (performance.now() - startedMs > soundMs) failures = 0;
-    await pause(Math.min(pauseMsMax, pauseMs * 2 ** Math.min(failures, 10)), host.signal);
+    await pause(pauseAfter(failures, pauseMs, pauseMsMax), host.signal);
   }
 }

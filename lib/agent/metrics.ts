@@ -1,83 +1,212 @@
-/** What the node agent tells of a node: families of metrics, from the record and its own counts. */
+/**
+ * The metrics of a node, as OpenMetrics text: from the record as it is now, from the agent's
+ * health, and from the rows of the ledger, which are counted as they come, so that a scrape reads
+ * none of them again and pruning takes nothing back. The place in the ledger outlives the agent:
+ * what happened while none ran is counted by the next one. Label values may hold anything. Source:
+ * OpenMetrics 1.0 (prometheus/OpenMetrics specification/OpenMetrics.md).
+ */
+import { readFileSync, renameSync, writeFileSync } from "node:fs";
 import manifest from "../../package.json";
-import { networkKpis, readFigures } from "../choice/kpi.ts";
 import { CniError } from "../cni.ts";
 import type { State } from "../database.ts";
-import { listNetworks } from "../networks.ts";
+import { isObject } from "../json.ts";
+import { listNetworks } from "../node_networks.ts";
 import { aliveSince, neededResources } from "../policy/store.ts";
-import { type Family, histogramSamples, type Sample } from "../report/metrics.ts";
+import type { LedgerRow } from "../record.ts";
+import { countWith } from "../report/record_reader.ts";
 import { enforcesPolicy } from "../settings.ts";
-import type { Agent } from "./part.ts";
-import { labelsMax, other, type Tally } from "./tally.ts";
+import { type Agent, inodeOf, type Trouble } from "./task.ts";
 
-/** All families; without those of the record where it cannot be read, which is counted too. */
-export function gatherMetrics(agent: Agent, tally: Tally): Family[] {
-  const { health } = agent;
-  const found = readRecord(agent);
-  const count = (name: string, help: string, value: number): Family => ({
-    ...{ name, help, type: "counter" },
-    samples: [{ value }],
-  });
-  return [
-    {
-      ...{ name: "genie_agent", type: "info", help: "The agent that tells this." },
-      samples: [{ labels: { version: manifest.version }, value: 1 }],
-    },
-    {
-      name: "genie_requests",
-      type: "counter",
-      help: "Calls of genie by the runtime, since an agent first ran here.",
-      samples: [...tally.requests.values()],
-    },
-    {
-      ...{ name: "genie_request_duration_seconds", type: "histogram", unit: "seconds" },
-      help: "How long each network of a call took, through all of its plugins.",
-      samples: [...tally.durations.values()].flatMap(({ labels, histogram }) =>
-        histogramSamples(histogram, labels),
-      ),
-    },
-    ...found,
-    count("genie_api_errors", "Requests to the Kubernetes API that failed.", health.counted("api")),
-    count(
-      "genie_api_garbage",
-      "Objects and events of the Kubernetes API that make no sense.",
-      health.counted("garbage"),
-    ),
-    count(
-      "genie_database_errors",
-      "Times that the record could not be read or written.",
-      health.counted("database"),
-    ),
-    count("genie_part_failures", "Parts of the agent begun anew.", health.counted("part")),
-  ];
+/** The media type of OpenMetrics text. */
+const contentType = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/** Different values of a label; further ones come under {@link other}. */
+const labelsMax = { networks: 64, codes: 32 } as const;
+const other = "other";
+/** Rows read at once, some milliseconds of work. */
+const rowsMax = 4000;
+
+/** A place in the ledger: the file, and the last row that was counted. */
+export type LedgerPosition = { inode: number; id: number };
+
+/** What was counted, by JSON of its labels. */
+type ByLabels<T> = Map<string, { labels: Labels; value: T }>;
+
+function entryOf<T>(all: ByLabels<T>, labels: Labels, first: () => T) {
+  return all.getOrInsertComputed(JSON.stringify(labels), () => ({ labels, value: first() }));
 }
 
-function readRecord(agent: Agent): Family[] {
+/** What was counted of the ledger. */
+export interface LedgerCounts {
+  /** Calls of genie, by command, outcome and code. */
+  requests: ByLabels<number>;
+  /** Networks of these calls, by command and network. */
+  durations: ByLabels<Histogram>;
+  /** Counts what was written since. @returns true when there may be more */
+  read(state: State): boolean;
+  /** Where it stands, for {@link openLedgerCounts}. */
+  position(): LedgerPosition | undefined;
+}
+
+/** @param position where an earlier one stood; what is before it was counted then */
+export function openLedgerCounts(position?: LedgerPosition): LedgerCounts {
+  const requests: LedgerCounts["requests"] = new Map();
+  const durations: LedgerCounts["durations"] = new Map();
+  const networks = new Set<string>();
+  const codes = new Set<string>();
+  let at = position;
+  const count = (row: CountedRow) => {
+    const command = commands.has(row.command) ? row.command : other;
+    if (row.kind === "call") {
+      const outcome = outcomes.has(row.outcome) ? row.outcome : other;
+      const labels = { command, outcome, code: bounded(codes, `${row.code}`, labelsMax.codes) };
+      entryOf(requests, labels, () => 0).value++;
+    } else if (row.outcome !== "denied") {
+      // A denial takes no time: it would say that the network is fast.
+      const labels = { command, network: bounded(networks, row.network, labelsMax.networks) };
+      const { value } = entryOf(durations, labels, newHistogram);
+      observe(value, Math.max(0, row.durationUs) / 1e6);
+    }
+  };
+  return {
+    requests,
+    durations,
+    read: ({ database, file }) => {
+      const inode = inodeOf(file);
+      const newest = database.query("SELECT ifnull(max(id), 0) AS id FROM ledger").get();
+      const { id: last } = newest as { id: number };
+      // The first agent of a node counts from its start on; of a new file everything is new. Ids
+      // begin anew once all rows were pruned.
+      at ??= { inode, id: last };
+      if (at.inode !== inode || last < at.id) at = { inode, id: 0 };
+      if (last === at.id) return false;
+      const rows = database
+        .query(
+          `SELECT id, kind, command, outcome, code, network, duration_us AS durationUs FROM ledger
+           WHERE id > ? ORDER BY id LIMIT ${rowsMax}`,
+        )
+        .all(at.id) as CountedRow[];
+      for (const row of rows) if (row.kind !== "plugin") count(row);
+      at.id = rows.at(-1)?.id ?? at.id;
+      return rows.length === rowsMax;
+    },
+    position: () => at && { ...at },
+  };
+}
+
+type CountedKey = "kind" | "command" | "outcome" | "code" | "network" | "durationUs";
+type CountedRow = Pick<LedgerRow, CountedKey> & { id: number };
+
+const commands = new Set(["ADD", "DEL", "CHECK", "GC", "STATUS"]);
+const outcomes = new Set<string>(["ok", "failed", "denied"]);
+
+/** The value, or {@link other} for one more than there may be. */
+function bounded(known: Set<string>, value: string, max: number): string {
+  if (!known.has(value) && known.size >= max) return other;
+  known.add(value);
+  return value;
+}
+
+/** Reads where an earlier agent stood; undefined where none did, or where it cannot be read. */
+export function readPosition(file: string): LedgerPosition | undefined {
   try {
-    return agent.record.use((state) => ofRecord(agent, state));
+    const value: unknown = JSON.parse(readFileSync(file, "utf8"));
+    const { inode, id } = isObject(value) ? value : {};
+    const isPosition = Number.isSafeInteger(inode) && Number.isSafeInteger(id);
+    return isPosition ? { inode: Number(inode), id: Number(id) } : undefined;
   } catch (error) {
-    if (error instanceof CniError) return [];
+    if (error instanceof SyntaxError || (error as NodeJS.ErrnoException).code) return undefined;
     throw error;
   }
 }
 
-/** What the record says now. */
-function ofRecord(agent: Agent, state: State): Family[] {
-  const gauge = (name: string, help: string, samples: Sample[]): Family => ({
-    ...{ name, help, type: "gauge", samples },
-  });
+/** @throws NodeJS.ErrnoException where it cannot be written */
+export function writePosition(file: string, position: LedgerPosition): void {
+  writeFileSync(`${file}.new`, JSON.stringify(position), { mode: 0o600 });
+  renameSync(`${file}.new`, file);
+}
+
+/** What is measured, and what its name means. */
+const help = {
+  genie_agent: "The agent that answers.",
+  genie_requests: "Calls of genie by the runtime, since an agent first ran here.",
+  genie_request_duration_seconds:
+    "How long each network of a call took, through all of its plugins.",
+  genie_attachments: "Attachments on record.",
+  genie_leaked_attachments: "Attachments whose DEL was given up.",
+  genie_addresses: "Addresses of a network, on this node.",
+  genie_status_pending: "Network statuses that wait to be published.",
+  genie_policy_lag_seconds:
+    "From the newest change of what policies depend on until its rules were in force.",
+  genie_policy_inputs_age_seconds:
+    "Since when what policies depend on may have changed unseen; +Inf: it was never known.",
+  genie_api_errors: "Requests to the Kubernetes API that failed.",
+  genie_api_garbage: "Objects and events of the Kubernetes API that make no sense.",
+  genie_database_errors: "Times that the record could not be read or written.",
+  genie_part_failures: "Tasks of the agent that failed and were started again.",
+};
+
+function family(type: Family["type"], name: keyof typeof help, samples: readonly Sample[]): Family {
+  const isTime = name.endsWith("_seconds");
+  return { name, type, help: help[name], samples, ...(isTime && { unit: "seconds" }) };
+}
+
+/**
+ * Answers with all metrics; without those of a record that cannot be read, which is counted too.
+ */
+export function metricsResponse(agent: Agent, counts: LedgerCounts): Response {
+  let found: Family[] = [];
+  try {
+    found = agent.record.use((state) => {
+      counts.read(state);
+      return recordFamilies(agent, state);
+    });
+  } catch (error) {
+    if (!(error instanceof CniError)) throw error;
+  }
+  const durations = [...counts.durations.values()].flatMap(({ labels, value }) =>
+    histogramSamples(value, labels),
+  );
+  const trouble = (what: Trouble): Sample[] => [{ value: agent.health.counted(what) }];
+  const body = formatMetrics([
+    family("info", "genie_agent", [{ labels: { version: manifest.version }, value: 1 }]),
+    family("counter", "genie_requests", [...counts.requests.values()]),
+    family("histogram", "genie_request_duration_seconds", durations),
+    ...found,
+    family("counter", "genie_api_errors", trouble("api")),
+    family("counter", "genie_api_garbage", trouble("garbage")),
+    family("counter", "genie_database_errors", trouble("database")),
+    family("counter", "genie_part_failures", trouble("task")),
+  ]);
+  return new Response(body, { headers: { "Content-Type": contentType } });
+}
+
+function recordFamilies({ host, config, health }: Agent, state: State): Family[] {
   const attachments = attachmentSamples(state);
   const leaked = attachments.filter(({ labels }) => labels?.["state"] === "leaked");
-  const pending = state.database.query("SELECT count(*) AS value FROM statuses").get() as Sample;
-  return [
-    gauge("genie_attachments", "Attachments on record.", attachments),
-    gauge("genie_leaked_attachments", "Attachments whose DEL was given up.", [
-      { value: leaked.reduce((sum, { value }) => sum + value, 0) },
-    ]),
-    gauge("genie_addresses", "Addresses of a network, on this node.", addresses(agent, state)),
-    gauge("genie_status_pending", "Network statuses that wait to be published.", [pending]),
-    ...policyFamilies(agent, state),
+  const leakedSum = leaked.reduce((sum, { value }) => sum + value, 0);
+  const waiting = state.database.query("SELECT count(*) AS value FROM statuses").get() as Sample;
+  const networks = listNetworks(config).networks.slice(0, labelsMax.networks);
+  const addresses = countWith(state, networks, host.now()).flatMap(
+    ({ network, family, used, total }): Sample[] => {
+      const labels = { network, family: family.toLowerCase() };
+      const sample = (state: string, value: number) => ({ labels: { ...labels, state }, value });
+      return [sample("used", used), sample("total", total)];
+    },
+  );
+  const families = [
+    family("gauge", "genie_attachments", attachments),
+    family("gauge", "genie_leaked_attachments", [{ value: leakedSum }]),
+    family("gauge", "genie_addresses", addresses),
+    family("gauge", "genie_status_pending", [waiting]),
   ];
+  if (!enforcesPolicy(config)) return families;
+  const aliveMs = aliveSince(state, neededResources(config.policy.enforce));
+  const age = aliveMs === 0 ? Infinity : Math.max(0, host.now() - aliveMs) / 1000;
+  const { policyLagMs: lagMs } = health;
+  const lag = lagMs === undefined ? [] : [{ value: lagMs / 1000 }];
+  families.push(family("gauge", "genie_policy_lag_seconds", lag));
+  families.push(family("gauge", "genie_policy_inputs_age_seconds", [{ value: age }]));
+  return families;
 }
 
 function attachmentSamples({ database }: State): Sample[] {
@@ -87,56 +216,93 @@ function attachmentSamples({ database }: State): Sample[] {
        ORDER BY count(*) DESC`,
     )
     .all() as { network: string; state: string; value: number }[];
-  const networks = [...new Set(rows.map(({ network }) => network))];
-  const named = new Set(networks.slice(0, labelsMax.networks));
-  const sums = new Map<string, { labels: Record<string, string>; value: number }>();
+  const networks = new Set<string>();
+  const sums: ByLabels<number> = new Map();
   for (const { network, state, value } of rows) {
-    const labels = { network: named.has(network) ? network : other, state };
-    const key = JSON.stringify(labels);
-    sums.set(key, { labels, value: (sums.get(key)?.value ?? 0) + value });
+    const labels = { network: bounded(networks, network, labelsMax.networks), state };
+    entryOf(sums, labels, () => 0).value += value;
   }
   return [...sums.values()];
 }
 
-/** Used and total of each family, of networks whose size is known. */
-function addresses({ host, config }: Agent, state: State): Sample[] {
-  const { networks } = listNetworks(config);
-  const nowMs = host.now();
-  const known = networks.slice(0, labelsMax.networks);
-  const names = known.map(({ name }) => name);
-  const figures = readFigures(state, names, nowMs);
-  return known.flatMap((network) => {
-    const kpis = networkKpis(state, network, nowMs, false, figures.get(network.name));
-    return (["ipv4", "ipv6"] as const).flatMap((family): Sample[] => {
-      const { used, total } = kpis[family];
-      if (used.value === undefined || total.value === undefined) return [];
-      const labels = { network: network.name, family };
-      return [
-        { labels: { ...labels, state: "used" }, value: used.value },
-        { labels: { ...labels, state: "total" }, value: total.value },
-      ];
-    });
-  });
+/** Values of labels by their names. */
+export type Labels = Readonly<Record<string, string>>;
+
+/** One line. In a histogram its name has a suffix. */
+export interface Sample {
+  suffix?: "_bucket" | "_count" | "_sum";
+  labels?: Labels;
+  value: number;
 }
 
-/** How fresh network policy is, where it is enforced. */
-function policyFamilies({ host, config, health }: Agent, state: State): Family[] {
-  if (!enforcesPolicy(config)) return [];
-  const aliveMs = aliveSince(state, neededResources(config.policy.enforce));
-  const lagMs = health.figures.get("policyLagMs");
-  const seconds = (name: string, help: string, samples: Sample[]): Family => ({
-    ...{ name, help, type: "gauge", unit: "seconds", samples },
+/** A metric family: samples that belong together. */
+export interface Family {
+  /** Without `_total` or `_info`; with the unit at its end where it has one. */
+  name: string;
+  type: "counter" | "gauge" | "histogram" | "info";
+  unit?: "seconds";
+  help: string;
+  samples: readonly Sample[];
+}
+
+/** Upper bounds of the buckets of durations, in seconds; above the last is +Inf. */
+export const durationBounds = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60];
+
+/** How many values fell into each bucket, the last being +Inf, and their sum. */
+export type Histogram = { counts: number[]; sum: number };
+
+/** An empty histogram. */
+export function newHistogram(): Histogram {
+  return { counts: new Array<number>(durationBounds.length + 1).fill(0), sum: 0 };
+}
+
+/** Counts a duration in a histogram. */
+export function observe(histogram: Histogram, seconds: number): void {
+  const found = durationBounds.findIndex((bound) => seconds <= bound);
+  const bucket = found === -1 ? durationBounds.length : found;
+  histogram.counts[bucket] = (histogram.counts[bucket] ?? 0) + 1;
+  histogram.sum += seconds;
+}
+
+/** The samples of one histogram: each bucket includes the counts of the smaller ones. */
+export function histogramSamples({ counts, sum }: Histogram, labels: Labels): Sample[] {
+  let total = 0;
+  const buckets = counts.map((count, i): Sample => {
+    total += count;
+    const bound = durationBounds[i];
+    const le = bound === undefined ? "+Inf" : formatValue(bound);
+    return { suffix: "_bucket", labels: { ...labels, le }, value: total };
   });
-  return [
-    seconds(
-      "genie_policy_lag_seconds",
-      "From the newest change of what policies depend on until its rules were in force.",
-      lagMs === undefined ? [] : [{ value: lagMs / 1000 }],
-    ),
-    seconds(
-      "genie_policy_inputs_age_seconds",
-      "Since when what policies depend on may have changed unseen; +Inf: it was never known.",
-      [{ value: aliveMs === 0 ? Infinity : Math.max(0, host.now() - aliveMs) / 1000 }],
-    ),
-  ];
+  const count: Sample = { suffix: "_count", labels, value: total };
+  return [...buckets, count, { suffix: "_sum", labels, value: sum }];
+}
+
+const totals = { counter: "_total", info: "_info", gauge: "", histogram: "" } as const;
+
+/** Families as one document; those without samples are left out. */
+export function formatMetrics(families: readonly Family[]): string {
+  const parts = families.filter(({ samples }) => samples.length > 0).map(formatFamily);
+  return `${parts.join("")}# EOF\n`;
+}
+
+function formatFamily({ name, type, unit, help, samples }: Family): string {
+  const head = [`# TYPE ${name} ${type}`, `# HELP ${name} ${escaped(help)}`];
+  if (unit) head.splice(1, 0, `# UNIT ${name} ${unit}`);
+  const lines = samples.map(({ suffix = totals[type], labels = {}, value }) => {
+    const pairs = Object.entries(labels).map(([label, text]) => `${label}="${escaped(text)}"`);
+    const set = pairs.length > 0 ? `{${pairs.join(",")}}` : "";
+    return `${name}${suffix}${set} ${formatValue(value)}`;
+  });
+  return `${[...head, ...lines].join("\n")}\n`;
+}
+
+/** Numbers as in the canonical form: "1.0", "0.005". */
+function formatValue(value: number): string {
+  if (!Number.isFinite(value)) return value > 0 ? "+Inf" : Number.isNaN(value) ? "NaN" : "-Inf";
+  return Number.isInteger(value) && Math.abs(value) < 1e15 ? `${value}.0` : `${value}`;
+}
+
+function escaped(text: string): string {
+  const replace = (one: string) => (one === "\n" ? "\\n" : `\\${one}`);
+  return text.toWellFormed().replace(/[\\\n"]/g, replace);
 }

@@ -1,23 +1,30 @@
 /**
- * The agent's part of network policy: keeps the inputs in the record fresh, and the ruleset of each
+ * The agent's task of network policy: keeps the inputs in the record fresh, and the ruleset of each
  * network namespace of this node as they ask. A namespace is written only when its text changes.
- *
- * It never knows better than the record: what is attached is read there, again under the lock of a
- * namespace before its rules change. An ADD that read older inputs than ours is seen by its commit
- * (`PRAGMA data_version`) and looked at anew. Until every collection was listed nothing changes.
+ * The record decides: what is attached is read there, again under the lock of a namespace before
+ * its rules change. An ADD that read older inputs than ours is seen by its commit (`PRAGMA
+ * data_version`) and compiled again. Nothing changes until every collection was listed.
  */
-
-import { type Host, log, toCniError } from "../cni.ts";
-import type { Config } from "../config/schema.ts";
-import { closeState, openState, type State, write } from "../database.ts";
+import type { Host } from "../call.ts";
+import { log, toCniError } from "../cni.ts";
+import { closeState, write } from "../database.ts";
+import { netnsId } from "../kernel.ts";
 import { connect } from "../kubernetes/client.ts";
+import { postEvent } from "../kubernetes/event.ts";
 import { pause } from "../kubernetes/watch.ts";
-import { netnsId } from "../netns.ts";
-import { type PolicyWorld, policyProblems, policyWorld } from "../policy/compile.ts";
+import {
+  compileHostPolicies,
+  type HostEnd,
+  hostTables,
+  type PolicyWorld,
+  policyProblems,
+  policyWorld,
+  type Rules,
+} from "../policy/compile.ts";
+import { readRuleset, rulesetHash } from "../policy/nft.ts";
 import type { Policy, PolicyPod, PolicyProblem } from "../policy/objects.ts";
 import {
   type Attached,
-  compileRules,
   differenceOf,
   findHostEnds,
   guardedOf,
@@ -25,21 +32,25 @@ import {
   isEnforced,
   lockNetns,
   policyAttachments,
-  type Rules,
+  removeFromHost,
   sameRules,
 } from "../policy/rulesets.ts";
-import { putProblems, storedRuleset } from "../policy/store.ts";
-import { openPolicyWatch, type PolicyWatch } from "../policy/watch.ts";
-import { attachmentsIn } from "../state.ts";
-import type { Health } from "./health.ts";
-import { forgetLeft, hasRules, isSameMade, isThere, type Local, readLocal } from "./local.ts";
-import type { Agent } from "./part.ts";
-import { postProblems } from "./problems.ts";
-import { inodeOf, shorten } from "./record.ts";
+import {
+  forgetRuleset,
+  leftoverRulesets,
+  putProblems,
+  storedRuleset,
+  storedRulesets,
+} from "../policy/store.ts";
+import { apiVersionOf, openPolicyWatch } from "../policy/watch.ts";
+import type { PodIdentity } from "../record.ts";
+import { attachments, attachmentsIn } from "../recorded.ts";
+import { podLabel } from "../request.ts";
+import { type Agent, forAll, isReplaced, openAgentState } from "./task.ts";
 
 /** Longest pause between two decisions while changes keep coming, in ms. */
 const restMsMax = 400;
-/** How often the record is looked at for attachments that came or went, in ms. */
+/** How often the record is read for attachments that came or went, in ms. */
 const pollMs = 250;
 /** Changes of the inputs are taken together for this long, in ms. */
 const gatherMs = 30;
@@ -51,78 +62,88 @@ const lockWaitMs = 5_000;
 const aliveWriteMs = 10_000;
 /** One namespace after the other is compared with the kernel, this far apart, in ms. */
 const auditMs = 2_000;
-/** Problems are gathered this long after a change, in ms: they hurry nobody. */
+/** Problems are gathered this long after a change, in ms: nobody waits for them. */
 const problemsMs = 2_000;
-/** A change that waits for longer is told as lag before it is in force, in ms. */
-const lagToldMs = 1_000;
+/** Events about problems posted at once at most: `genie report` has them all. */
+const eventsMax = 20;
+/** A change that waits for longer counts as lag before it is in force, in ms. */
+const lagMs = 1_000;
 /** Pause after a failure of the record, in ms. */
 const troubleMs = 1_000;
 
-/** The part at work. */
-interface Work {
-  host: Host;
-  config: Config;
-  state: State;
-  watch: PolicyWatch;
-  /** By network namespace. */
-  local: Map<string, Local>;
-  /** `PRAGMA data_version` at which `local` was read; -1 not yet. */
-  version: number;
-  /** Inode of the record that is open: another process may set it aside. */
-  inode: number;
-  /** What policies say, and of which pods; undefined before the first whole list. */
-  known?: { world: PolicyWorld; pods: Map<string, PolicyPod>; enforcesPlain: boolean };
-  /** When the oldest change that is not in `known` came, on the monotonic clock; 0 for none. */
-  changedMs: number;
-  /** How long the newest decision took: a storm of changes must not take all of a core. */
-  decidedMs: number;
-  problemsDueMs: number;
-  auditDueMs: number;
-  audited: Set<string>;
-  /** Namespaces whose rules could not be written: the record has them, the kernel may not. */
-  failed: Set<string>;
-  retryDueMs: number;
-  /** Has each namespace been compared with the kernel since we began? */
-  isVerified: boolean;
-  posting: boolean;
-  health: Health;
-  /** What of the watches' counts is counted there already. */
-  told: { failures: number; garbage: number };
+/** One network namespace of this node with attachments. */
+interface PodNetns {
+  netnsId: string;
+  netns: string;
+  containerId: string;
+  pod: PodIdentity;
+  made: Attached[];
+  /** On record. */
+  rules: Rules;
+  /** See {@link findHostEnds}. */
+  ends: Map<string, HostEnd>;
+  problems: PolicyProblem[];
 }
 
-/** Runs the part until the host's signal aborts. @throws CniError 7, 106 */
-export async function runPolicy({ host, config, health }: Agent): Promise<void> {
-  const kube = await connect(host, config.kubernetes);
-  const state = openState(host, config.stateDir);
-  shorten(state);
-  let ring: () => void = () => undefined;
-  const rest = (ms: number) =>
-    new Promise<void>((done) => {
-      const timer = setTimeout(done, ms);
-      ring = () => {
-        clearTimeout(timer);
-        done();
-      };
-    });
+/** What policies say, and of which pods. */
+type Known = { world: PolicyWorld; pods: Map<string, PolicyPod>; enforcesPlain: boolean };
+
+/** The task at work. Times are on the monotonic clock, in ms; 0: none. */
+type PolicyWork = ReturnType<typeof beginWork>;
+
+function beginWork(agent: Agent, onChange: () => void) {
+  const { host, config } = agent;
+  // A connection of its own: its transactions are many.
+  const state = openAgentState(host, config.stateDir);
   const { enforce, maxAgeMs } = config.policy;
-  const onChange = () => {
-    if (work.changedMs === 0) work.changedMs = performance.now();
-    ring();
+  return {
+    ...agent,
+    state,
+    watch: openPolicyWatch(host, state, { enforce, maxAgeMs, onChange }),
+    /** By network namespace. */
+    local: new Map<string, PodNetns>(),
+    /** `PRAGMA data_version` at which `local` was read; -1 not yet. */
+    version: -1,
+    /** Undefined before the first whole list. */
+    known: undefined as Known | undefined,
+    /** When the oldest change that is not in `known` came. */
+    changedMs: 0,
+    /** How long the newest decision took: a storm of changes must not take all of a core. */
+    decidedMs: 0,
+    problemsDueMs: 0,
+    auditDueMs: 0,
+    audited: new Set<string>(),
+    /** Namespaces whose rules could not be written: the record has them, the kernel may not. */
+    failed: new Set<string>(),
+    retryDueMs: 0,
+    /** Has each namespace been compared with the kernel since we began? */
+    isVerified: false,
+    isPosting: false,
+    /** Of the watches, as far as `health` has counted it. */
+    counted: { failures: 0, garbage: 0 },
   };
-  const watch = openPolicyWatch(host, state, { enforce, maxAgeMs, onChange });
-  const work: Work = {
-    ...{ host, config, state, watch, local: new Map(), version: -1, inode: inodeOf(state.file) },
-    ...{ changedMs: 0, decidedMs: 0, problemsDueMs: 0, auditDueMs: 0, audited: new Set() },
-    ...{ isVerified: false, posting: false, health, told: { failures: 0, garbage: 0 } },
-    ...{ failed: new Set(), retryDueMs: 0 },
-  };
-  const watching = watch.run(kube, host.signal);
-  host.signal.addEventListener("abort", () => ring(), { once: true });
+}
+
+/** Runs the task until the host's signal aborts. @throws CniError 7, 106 */
+export async function runPolicy(agent: Agent): Promise<void> {
+  const { host, config, health } = agent;
+  const kube = await connect(host, config.kubernetes);
+  let change = Promise.withResolvers<void>();
+  const work = beginWork(agent, () => {
+    work.changedMs ||= performance.now();
+    change.resolve();
+  });
+  const watching = work.watch.run(kube, host.signal);
   try {
     while (!host.signal.aborted) {
-      if (work.changedMs === 0) await rest(pollMs);
-      if (work.changedMs > 0) await pause(gatherMs + restOf(work), host.signal);
-      tellHealth(work);
+      if (work.changedMs === 0) {
+        change = Promise.withResolvers();
+        await Promise.race([change.promise, pause(pollMs, host.signal)]);
+      }
+      // A share of the time is for others, yet an edit is in force within a second.
+      const restMs = Math.min(restMsMax, work.decidedMs * 5);
+      if (work.changedMs > 0) await pause(gatherMs + restMs, host.signal);
+      reportHealth(work);
       await round(work).catch(async (error: unknown) => {
         health.count("database");
         log(host, "error", `Network policy waits for the record: ${toCniError(error).message}`);
@@ -136,47 +157,45 @@ export async function runPolicy({ host, config, health }: Agent): Promise<void> 
   }
 }
 
-/** Goes round often: what it tells now is never old. */
-function tellHealth({ health, watch, told, changedMs }: Work): void {
+/** Called often: the figures are never old. */
+function reportHealth({ health, watch, counted, changedMs }: PolicyWork): void {
   health.beat("policy");
   // What is not in force yet lags, too: while the record cannot be written it may be long.
   const waitedMs = changedMs > 0 && watch.isComplete() ? performance.now() - changedMs : 0;
-  if (waitedMs > lagToldMs) health.figures.set("policyLagMs", waitedMs);
+  if (waitedMs > lagMs) health.policyLagMs = waitedMs;
   const all = [...watch.counts.values()];
   const failures = all.reduce((sum, one) => sum + one.failures, 0);
   const garbage = all.reduce((sum, one) => sum + one.garbage, 0);
-  health.count("api", failures - told.failures);
-  health.count("garbage", garbage - told.garbage);
-  Object.assign(told, { failures, garbage });
+  health.count("api", failures - counted.failures);
+  health.count("garbage", garbage - counted.garbage);
+  Object.assign(counted, { failures, garbage });
 }
 
-/** A share of the time is for others, yet an edit is in force within a second. */
-function restOf({ decidedMs }: Work): number {
-  return Math.min(restMsMax, decidedMs * 5);
-}
-
-/** One look at everything. @throws CniError of the record */
-async function round(work: Work): Promise<void> {
-  const { host, watch } = work;
-  if (inodeOf(work.state.file) !== work.inode) reopen(work);
-  if (watch.isDirty() || watch.isStale(aliveWriteMs)) {
-    write(work.state, () => watch.write(work.state));
-    watch.written();
+/** Compares everything once, and does what is due. @throws CniError of the record */
+async function round(work: PolicyWork): Promise<void> {
+  const { host, watch, health } = work;
+  if (isReplaced(work.state)) {
+    // It was set aside, or made anew: everything of ours goes into the new one.
+    closeState(work.state);
+    work.state = openAgentState(host, work.config.stateDir);
+    work.version = -1;
+    watch.rewrite();
   }
+  watch.flush(work.state, aliveWriteMs);
   const isReread = await readAttached(work);
   if (!watch.isComplete()) return;
   const sinceMs = work.changedMs;
   const startedMs = performance.now();
-  const isNews = sinceMs > 0 || work.known?.enforcesPlain !== isPlainOurs(work);
+  const isNews = sinceMs > 0 || work.known?.enforcesPlain !== enforcesPlain(work);
   if (isNews) learn(work);
   if (work.known && (sinceMs > 0 || isReread)) {
     const due = [...work.local.values()].filter((one) => isDue(work, one));
     if (isNews) work.decidedMs = performance.now() - startedMs;
-    const written = await each(due, (one) => reconcile(work, one.netnsId));
-    const lagMs = sinceMs === 0 ? undefined : Math.round(performance.now() - sinceMs);
-    if (lagMs !== undefined) work.health.figures.set("policyLagMs", lagMs);
+    const written = await reconcileAll(work, due);
+    const tookMs = sinceMs === 0 ? undefined : Math.round(performance.now() - sinceMs);
+    if (tookMs !== undefined) health.policyLagMs = tookMs;
     if (written > 0) {
-      log(host, "info", "Network policy rewritten", { namespaces: written, lagMs });
+      log(host, "info", "Network policy rewritten", { namespaces: written, lagMs: tookMs });
     }
     work.problemsDueMs ||= performance.now() + problemsMs;
   }
@@ -186,81 +205,93 @@ async function round(work: Work): Promise<void> {
   if (performance.now() >= work.auditDueMs) await audit(work);
 }
 
-/** The record was set aside, or made anew: everything of ours goes into the new one. */
-function reopen(work: Work): void {
-  closeState(work.state);
-  work.state = openState(work.host, work.config.stateDir);
-  shorten(work.state);
-  work.inode = inodeOf(work.state.file);
-  work.version = -1;
-  work.watch.rewrite();
-}
-
 /** Reads what is attached, where the record has changed. @returns true when it was read */
-async function readAttached(work: Work): Promise<boolean> {
-  const { host, config, state } = work;
+async function readAttached(work: PolicyWork): Promise<boolean> {
+  const { host, state } = work;
   const row = state.database.query("PRAGMA data_version").get() as { data_version: number };
   if (row.data_version === work.version) return false;
-  if (work.version === -1) await forgetLeft(host, state);
-  work.local = await readLocal(host, config, state, work.local);
+  // Rules of namespaces that are gone, after a DEL that was not heard of or a reboot.
+  for (const one of work.version === -1 ? leftoverRulesets(state) : []) {
+    await removeFromHost(host, one);
+    write(state, () => forgetRuleset(state, one.netnsId));
+  }
+  work.local = await readLocal(work);
   work.version = row.data_version;
   return true;
 }
 
+/** Reads the namespaces with attachments; the ends of those that did not change are kept. */
+async function readLocal({ host, config, state, local }: PolicyWork): Promise<PolicyWork["local"]> {
+  const rulesets = new Map(storedRulesets(state).map((one) => [one.netnsId, one]));
+  const all = new Map<string, PodNetns>();
+  for (const [id, rows] of Map.groupBy(attachments(host, state), (one) => one.netnsId)) {
+    const made = guardedOf(rows);
+    const first = made.find(({ attachment }) => attachment.pod.namespace !== "");
+    if (!first || id === "") continue;
+    const { netns, pod } = first.attachment;
+    const stored = rulesets.get(id);
+    const { containerId } = stored ?? first.attachment;
+    const { ruleset = "", hostRuleset = "" } = stored ?? {};
+    const rules = { ruleset, hostRuleset };
+    const known = local.get(id);
+    const { problems = [] } = known ?? {};
+    const isSame = known !== undefined && isSameMade(known.made, made);
+    const ends = isSame ? known.ends : await findHostEnds(host, config.policy.where, made);
+    all.set(id, { netnsId: id, netns, containerId, pod, made, rules, ends, problems });
+  }
+  return all;
+}
+
+/** True for the same interfaces, with the same ends on the node. */
+export function isSameMade(a: readonly Attached[], b: readonly Attached[]): boolean {
+  const keyOf = (made: readonly Attached[]) =>
+    JSON.stringify(made.map(({ attachment, result }) => [attachment.ifName, result.interfaces]));
+  return keyOf(a) === keyOf(b);
+}
+
 /** Takes the inputs as they are now. */
-function learn(work: Work): void {
-  const { policy } = work.config;
-  const enforcesPlain = isPlainOurs(work);
-  const isOurs = (one: Policy) =>
-    isEnforced(one, policy.enforce) && (enforcesPlain || !isEnforced(one, false));
+function learn(work: PolicyWork): void {
+  const { enforce } = work.config.policy;
+  const plain = enforcesPlain(work);
+  const isOurs = (one: Policy) => isEnforced(one, enforce) && (plain || !isEnforced(one, false));
   const inputs = work.watch.inputs();
   const world = policyWorld({ ...inputs, policies: inputs.policies.filter(isOurs) });
-  const pods = new Map(inputs.pods.map((pod) => [`${pod.namespace}/${pod.name}`, pod]));
-  work.known = { world, pods, enforcesPlain };
+  const pods = new Map(inputs.pods.map((pod) => [podLabel(pod), pod]));
+  work.known = { world, pods, enforcesPlain: plain };
   work.changedMs = 0;
 }
 
-/** What is attached may be under a table that is newer than ours. */
-function isPlainOurs({ config: { plugins }, local }: Work): boolean {
-  return (
-    [...plugins.values()].some((plugin) => plugin.enforcePolicy) ||
-    [...local.values()].some(({ made }) => made.some((one) => one.attachment.enforcesPlain))
-  );
+/** Is plain NetworkPolicy ours anywhere? An ADD may have read a table that is newer than ours. */
+function enforcesPlain({ config: { plugins }, local }: PolicyWork): boolean {
+  const isOnRecord = ({ made }: PodNetns) => made.some((one) => one.attachment.enforcesPlain);
+  return plugins.values().some((one) => one.enforcePolicy) || local.values().some(isOnRecord);
 }
 
 /**
  * Compiles for one namespace; undefined while its pod is not known: its rules stay. One that was
  * made anew under the same name is another pod, with labels of its own.
  */
-function compile(
-  { known, config }: Work,
-  { pod, containerId, ends }: Local,
-  made: readonly Attached[],
-): (Rules & { problems: PolicyProblem[] }) | undefined {
-  const target = known?.pods.get(`${pod.namespace}/${pod.name}`);
-  if (!known || !target) return undefined;
-  if (pod.uid !== "" && target.uid !== pod.uid) return undefined;
-  const { where } = config.policy;
-  const attachments = policyAttachments(made, target.hostIps);
-  return compileRules(known.world, target, attachments, { where, containerId, ends });
+function compile({ known }: PolicyWork, { pod, containerId, ends, made }: PodNetns) {
+  const target = known?.pods.get(podLabel(pod));
+  if (!known || !target || (pod.uid !== "" && target.uid !== pod.uid)) return undefined;
+  const policed = policyAttachments(made, target.hostIps, ends);
+  return compileHostPolicies(known.world, target, policed, containerId);
 }
 
-function isDue(work: Work, one: Local): boolean {
-  const compiled = compile(work, one, one.made);
+function isDue(work: PolicyWork, one: PodNetns): boolean {
+  const compiled = compile(work, one);
   if (!compiled) return false;
   one.problems = compiled.problems;
   return !sameRules(compiled, one.rules);
 }
 
-/** Does something for all, some at a time. @returns how often it was done */
-async function each(all: readonly Local[], act: (one: Local) => Promise<boolean>): Promise<number> {
-  const left = [...all];
-  let count = 0;
-  const worker = async () => {
-    for (let one = left.shift(); one; one = left.shift()) if (await act(one)) count++;
-  };
-  await Promise.all(Array.from({ length: writersMax }, worker));
-  return count;
+/** Reconciles some at a time. @returns how many were written */
+async function reconcileAll(work: PolicyWork, all: readonly PodNetns[], isForced = false) {
+  let written = 0;
+  await forAll(all, writersMax, async (one) => {
+    if (await reconcile(work, one.netnsId, isForced)) written++;
+  });
+  return written;
 }
 
 /**
@@ -269,7 +300,7 @@ async function each(all: readonly Local[], act: (one: Local) => Promise<boolean>
  * @param isForced also where the record says that they are so already
  * @returns true when they were written
  */
-async function reconcile(work: Work, id: string, isForced = false): Promise<boolean> {
+async function reconcile(work: PolicyWork, id: string, isForced: boolean): Promise<boolean> {
   const { host, state, local } = work;
   const one = local.get(id);
   if (!one || netnsId(one.netns) !== id) return false;
@@ -280,9 +311,9 @@ async function reconcile(work: Work, id: string, isForced = false): Promise<bool
       // Attached anew meanwhile, it has other ends.
       if (!isSameMade(made, one.made)) {
         one.ends = await findHostEnds(host, work.config.policy.where, made);
-        one.made = made;
       }
-      const compiled = made.length > 0 ? compile(work, one, made) : undefined;
+      one.made = made;
+      const compiled = made.length > 0 ? compile(work, one) : undefined;
       if (!compiled) return false;
       const { ruleset, hostRuleset } = compiled;
       one.rules = { ruleset, hostRuleset };
@@ -303,69 +334,93 @@ async function reconcile(work: Work, id: string, isForced = false): Promise<bool
     work.failed.add(id);
     work.retryDueMs = performance.now() + troubleMs;
     log(host, level, `Cannot keep the network policy: ${toCniError(error).message}`, {
-      pod: `${one.pod.namespace}/${one.pod.name}`,
+      pod: podLabel(one.pod),
     });
     return false;
   }
 }
 
 /** Writes what could not be written before. */
-async function retry(work: Work): Promise<void> {
-  const failed = new Set(work.failed);
-  for (const id of failed) if (!work.local.has(id)) work.failed.delete(id);
-  const due = [...work.local.values()].filter((one) => failed.has(one.netnsId));
-  await each(due, (one) => reconcile(work, one.netnsId, true));
+async function retry(work: PolicyWork): Promise<void> {
+  const { local, failed } = work;
+  for (const id of failed) if (!local.has(id)) failed.delete(id);
+  const due = [...local.values()].filter((one) => failed.has(one.netnsId));
+  await reconcileAll(work, due, true);
 }
 
 /** After a start: what is in force may not be what the record says. */
-async function verifyAll(work: Work): Promise<void> {
+async function verifyAll(work: PolicyWork): Promise<void> {
+  const { host } = work;
   work.isVerified = true;
-  const all = [...work.local.values()].filter(hasRules);
-  const put = await each(all, async (one) => {
-    const { host } = work;
+  let put = 0;
+  await forAll([...work.local.values()].filter(hasRules), writersMax, async (one) => {
     const difference = await differenceOf(host, one.netns, one.rules).catch(toCniError);
-    if (difference === undefined || netnsId(one.netns) !== one.netnsId) return false;
-    return reconcile(work, one.netnsId, true);
+    if (difference === undefined || netnsId(one.netns) !== one.netnsId) return;
+    if (await reconcile(work, one.netnsId, true)) put++;
   });
-  if (put > 0) log(work.host, "warn", "Network policy was not in force and is again", { put });
+  if (put > 0) log(host, "warn", "Network policy was not in force and is again", { put });
 }
 
-/** Looks at one namespace after the other: is a ruleset of ours there, and the right one? */
-async function audit(work: Work): Promise<void> {
-  const { host, local, audited } = work;
+/** Checks one namespace after the other: is a ruleset of ours there, and the right one? */
+async function audit(work: PolicyWork): Promise<void> {
+  const { host, local, audited, failed } = work;
   work.auditDueMs = performance.now() + auditMs;
   const next = [...local.values()].find((one) => hasRules(one) && !audited.has(one.netnsId));
   if (!next) return audited.clear();
   audited.add(next.netnsId);
   if (netnsId(next.netns) !== next.netnsId) return;
-  if ((await isThere(host, next).catch(toCniError)) === true) return;
-  const isPut = await reconcile(work, next.netnsId, true);
-  if (!isPut) return;
+  // What cannot be read, or could not be written yet, was not taken away by somebody.
+  if ((await isInForce(host, next).catch(toCniError)) !== false) return;
+  if (failed.has(next.netnsId)) return;
+  if (!(await reconcile(work, next.netnsId, true))) return;
   log(host, "warn", "Network policy was taken away from outside and is in force again", {
-    pod: `${next.pod.namespace}/${next.pod.name}`,
+    pod: podLabel(next.pod),
   });
 }
 
-/** Puts what is wrong with policies on record, and what is new as Events on them. */
-function noteProblems(work: Work): void {
-  const { host, state, known, local } = work;
-  work.problemsDueMs = 0;
-  if (!known) return;
-  if (work.posting) {
-    // What is put on record now would never be told.
-    work.problemsDueMs = performance.now() + problemsMs;
-    return;
+/** Does policy isolate anything there? */
+function hasRules({ rules }: PodNetns): boolean {
+  return rules.ruleset !== "" || rules.hostRuleset !== "";
+}
+
+/** Are the tables of a pod there, by their comment? Cheap: their rules are not compared. */
+async function isInForce(host: Host, { netns, rules, containerId }: PodNetns): Promise<boolean> {
+  const hashOf = (text: string) => (text === "" ? undefined : rulesetHash(text));
+  if ((await readRuleset(host, netns)) !== hashOf(rules.ruleset)) return false;
+  for (const table of hostTables(containerId)) {
+    if (!rules.hostRuleset.includes(`\ntable ${table} {`)) continue;
+    if ((await readRuleset(host, undefined, table)) !== hashOf(rules.hostRuleset)) return false;
   }
-  const all = [
-    ...policyProblems(known.world),
-    ...[...local.values()].flatMap((one) => one.problems),
-  ];
+  return true;
+}
+
+/** Puts what is wrong with policies on record, and what is new as Events on them. */
+function noteProblems(work: PolicyWork): void {
+  const { host, state, known, local, isPosting } = work;
+  // What is put on record while others are posted would never be posted.
+  work.problemsDueMs = isPosting && known ? performance.now() + problemsMs : 0;
+  if (!known || isPosting) return;
+  const all = [...policyProblems(known.world), ...local.values().flatMap((one) => one.problems)];
   const fresh = write(state, () => putProblems(state, all, host.now()));
   if (fresh.length === 0) return;
-  work.posting = true;
-  const uidOf = ({ kind, namespace, name }: PolicyProblem) =>
-    known.world.policies.get(namespace)?.find((one) => one.kind === kind && one.name === name)?.uid;
-  void postProblems(host, work.config, fresh, uidOf).finally(() => {
-    work.posting = false;
+  work.isPosting = true;
+  void postProblems(work, known.world, fresh).finally(() => {
+    work.isPosting = false;
   });
+}
+
+/** Posts Events on the policies, one after the other. */
+async function postProblems(work: PolicyWork, world: PolicyWorld, problems: PolicyProblem[]) {
+  const { host, config } = work;
+  for (const problem of problems.slice(0, eventsMax)) {
+    const { kind, namespace, name, path, text } = problem;
+    log(host, "warn", `Problem in a network policy: ${text}`, { kind, namespace, name, path });
+    const policy = world.policies
+      .get(namespace)
+      ?.find((one) => one.kind === kind && one.name === name);
+    const uid = policy?.uid ?? "";
+    const about = { kind, apiVersion: apiVersionOf(kind), namespace, name, uid };
+    const note = `${path}: ${text}`;
+    await postEvent(host, config, { about, type: "Warning", reason: "PolicyProblem", note });
+  }
 }

@@ -1,18 +1,20 @@
 /**
- * What is measured of a network: occupancy, subnets, response time, failure rate, bandwidth,
- * attachments. Each figure says where it comes from and how old it is, or that it is unknown.
- * Reads the record; `ipam.ts` counts the addresses, `traffic.ts` the bytes.
+ * The KPIs of a network: occupancy, subnets, response time, failure rate, bandwidth, attachments.
+ * Each has its source and age, or is unknown. Reads the record; `ipam.ts` counts the addresses,
+ * `traffic.ts` the bytes. A new KPI is measured here and ranked in `rank.ts`.
  */
 import type { State } from "../database.ts";
 import type { Network } from "../networks.ts";
-import { rangesOf, type StoreCount, usedAddresses } from "./ipam.ts";
+import type { TrafficSource } from "../record.ts";
+import { sampleTraffic } from "../recovery/traffic_rate.ts";
+import { type Reader, rangesOf, type StoreCount, sizeOf, usedAddresses } from "./ipam.ts";
 
 /** One figure; `value` undefined: unknown. */
 export interface Measured {
   value: number | undefined;
   /** Where it comes from, for people. */
   source: string;
-  /** How old it is in ms; 0 where it was read just now. */
+  /** Age in ms; 0 when it was read just now. */
   ageMs: number;
 }
 
@@ -38,145 +40,129 @@ export interface NetworkKpis {
   /** Bytes per second over the host-side interfaces of its attachments. */
   bandwidth: Measured;
   attachments: Measured;
-  /** Of host-local's store, where it had to be read: keep it, see `keepStore()`. */
+  /** Set when host-local's store had to be read, for `keepStore()`. */
   store?: StoreCount;
 }
 
 /**
- * ADDs that count as recent: so many of the newest, and none older than this, in ms. A network that
- * failed is given another chance once its failures are that old.
+ * Recent ADDs: at most so many, and none older than this, in ms. A network that failed gets another
+ * chance once its failures are that old.
  */
 const recentAdds = 32;
 const recentAgeMaxMs = 60 * 60_000;
-/** Traffic measured longer ago than this says nothing of now, in ms. */
+/** Traffic measured longer ago says nothing about now, in ms. */
 const trafficAgeMaxMs = 10 * 60_000;
-/** Reads nothing but a database. */
-type Reader = Pick<State, "database">;
 
+const noRange = "its IPAM tells no range";
+const inConfig = "ranges in its config";
 const unknown = (source: string): Measured => ({ value: undefined, source, ageMs: 0 });
 const measured = (value: number, source: string, ageMs = 0): Measured => ({ value, source, ageMs });
 
 /**
  * Measures a network.
  *
- * @param state the record; undefined where there is none that can be read
- * @param isBrief measures no more than a choice needs: attachments may stay unknown
- * @param figures what the record tells, where it was read already
+ * @param record undefined when there is none that can be read
+ * @param options `isBrief` measures no more than a choice needs, so that attachments may stay
+ *   unknown; `figures` are those that {@link readFigures} has read already
  */
 export function networkKpis(
-  state: Reader | undefined,
+  record: Reader | undefined,
   { name, list, entry }: Network,
   nowMs: number,
-  isBrief = false,
-  figures = state && readFigures(state, [name], nowMs).get(name),
+  options: { isBrief?: boolean; figures?: Figures | undefined } = {},
 ): NetworkKpis {
+  const { figures = record && readFigures(record, [name], nowMs).get(name) } = options;
+  const capacity = entry?.capacity;
   const ranges = rangesOf(list);
-  const used = usedAddresses(state, list, ranges, nowMs);
-  const isNeeded = !isBrief || (!used && (entry?.capacity !== undefined || ranges.length > 0));
-  const attachments = !state
-    ? unknown("no record")
-    : isNeeded
-      ? measured(countAttachments(state, name), "attachments on record")
-      : unknown("not counted");
+  const used = usedAddresses(record, list, ranges, nowMs);
+  const isNeeded = !options.isBrief || (!used && (capacity !== undefined || ranges.length > 0));
+  const attachments = isNeeded ? countAttachments(record, name) : unknown("not counted");
   const family = (is6: boolean): Occupancy => {
-    const own = ranges.filter((range) => range.is6 === is6);
-    const total = own.length > 0 ? own.reduce((sum, { size }) => sum + size, 0) : undefined;
-    // `capacity` stands for the IPv4 addresses of a network whose IPAM cannot be read.
-    const capacity = is6 ? undefined : entry?.capacity;
+    const size = sizeOf(ranges, is6);
+    const total = size === undefined ? unknown(noRange) : measured(size, inConfig);
     return {
+      // `capacity` stands for the IPv4 addresses of a network whose IPAM cannot be read.
       total:
-        capacity !== undefined
-          ? measured(capacity, "capacity in the plugin table")
-          : total === undefined
-            ? unknown("its IPAM tells no range")
-            : measured(total, "ranges in its config"),
+        is6 || capacity === undefined ? total : measured(capacity, "capacity in the plugin table"),
       used: used ? measured(is6 ? used.ipv6 : used.ipv4, "host-local's store") : attachments,
     };
   };
-  const ipv4 = family(false);
-  const ipv6 = family(true);
-  // Counting attachments costs more than the store has told already.
+  const families = { ipv4: family(false), ipv6: family(true) };
+  const subnets = new Set(ranges.map(({ subnet }) => subnet)).size;
+  // The store's count is at hand, while counting attachments costs a query.
   const pods = used ? Math.max(used.ipv4, used.ipv6) : (attachments.value ?? 0);
-  const { adds = 0, durations = [], newestMs = nowMs } = figures ?? {};
-  const ageMs = Math.max(0, nowMs - newestMs);
+  const { bandwidth, ...ofAdds } = figures ?? noFigures;
   return {
     network: name,
-    ipv4,
-    ipv6,
-    occupancy: fullest(ipv4, ipv6),
-    subnets:
-      ranges.length > 0
-        ? measured(new Set(ranges.map(({ subnet }) => subnet)).size, "ranges in its config")
-        : unknown("its IPAM tells no range"),
-    medianUs: percentile(durations, 0.5, ageMs),
-    p95Us: percentile(durations, 0.95, ageMs),
-    failures:
-      adds === 0
-        ? unknown("no recent ADD on record")
-        : measured(1 - durations.length / adds, `last ${adds} ADDs`, ageMs),
-    bandwidth: figures ? bandwidthOf(figures, pods, nowMs) : unknown("no record"),
+    ...families,
+    occupancy: sharesOf(families)[0] ?? unknown("its size is not known"),
+    subnets: subnets > 0 ? measured(subnets, inConfig) : unknown(noRange),
+    ...ofAdds,
+    bandwidth: bandwidth(pods),
     attachments,
     ...(used?.read && { store: used.read }),
   };
 }
 
-/** Share of the fuller family once so many more pods have an address; undefined where unknown. */
-export function occupancyWith(
-  { ipv4, ipv6 }: Pick<NetworkKpis, "ipv4" | "ipv6">,
-  more: number,
-): number | undefined {
-  const shares = [ipv4, ipv6].flatMap(({ used, total }) =>
-    used.value === undefined || !total.value ? [] : [(used.value + more) / total.value],
-  );
-  return shares.length === 0 ? undefined : Math.min(1, Math.max(...shares));
+type Families = Pick<NetworkKpis, "ipv4" | "ipv6">;
+
+/**
+ * Share in use of each family whose numbers are known, with so many more pods. The fuller family
+ * comes first, and decides: a pod gets an address of each.
+ */
+function sharesOf({ ipv4, ipv6 }: Families, more = 0): Measured[] {
+  const shares = [ipv4, ipv6].flatMap(({ used, total }) => {
+    if (used.value === undefined || !total.value) return [];
+    const share = Math.min(1, (used.value + more) / total.value);
+    return [measured(share, `${used.source}, ${total.source}`)];
+  });
+  return shares.sort((a, b) => (b.value ?? 0) - (a.value ?? 0));
 }
 
-/** Nearest-rank percentile of sorted values. */
-function percentile(values: number[], share: number, ageMs: number): Measured {
-  if (values.length === 0) return unknown("no recent ADD that succeeded");
-  const value = values[Math.ceil(share * values.length) - 1] ?? 0;
-  return measured(value, `last ${values.length} ADDs`, ageMs);
+/** Share of the fuller family once so many more pods have an address; undefined when unknown. */
+export function occupancyWith(families: Families, more: number): number | undefined {
+  return sharesOf(families, more)[0]?.value;
 }
 
-/** A pod gets an address of each family, so the fuller one decides. */
-function fullest(ipv4: Occupancy, ipv6: Occupancy): Measured {
-  const shares = [ipv4, ipv6].flatMap(({ used, total }) =>
-    used.value === undefined || !total.value
-      ? []
-      : [measured(Math.min(1, used.value / total.value), `${used.source}, ${total.source}`)],
-  );
-  return (
-    shares.sort((a, b) => (b.value ?? 0) - (a.value ?? 0))[0] ?? unknown("its size is not known")
-  );
-}
-
-function countAttachments({ database }: Reader, network: string): number {
-  const { count } = database
+function countAttachments(record: Reader | undefined, network: string): Measured {
+  if (!record) return unknown("no record");
+  const { count } = record.database
     .query("SELECT count(*) AS count FROM attachments WHERE network = ? AND state <> 'leaked'")
     .get(network) as { count: number };
-  return count;
+  return measured(count, "attachments on record");
 }
 
-/** Attachments whose traffic stands for that of all, of one network. */
+/** Attachments of one network whose traffic stands for that of all. */
 const trafficRowsMax = 32;
 
-/** What the record tells of a network. */
-export interface Figures {
-  /** Recent ADDs, durations of those that succeeded in µs, sorted, and when the newest began. */
-  adds: number;
-  durations: number[];
-  newestMs: number;
-  /** Host-side interfaces that were measured lately, their rates' sum, the oldest's time. */
-  measured: number;
-  rate: number;
-  oldestMs: number;
+/** What the record has about a network. */
+export interface Figures extends Pick<NetworkKpis, "medianUs" | "p95Us" | "failures"> {
+  /** Traffic of so many pods, estimated from the interfaces that were measured lately. */
+  bandwidth: (pods: number) => Measured;
+}
+
+const noFigures: Figures = { ...addFigures(0, [], 0), bandwidth: () => unknown("no record") };
+
+/** The figures of recent ADDs, of which those that succeeded have durations, in µs. */
+function addFigures(adds: number, durations: number[], ageMs: number) {
+  const sorted = durations.toSorted((a, b) => a - b);
+  // Nearest-rank percentile.
+  const percentile = (share: number) => {
+    const value = sorted[Math.ceil(share * sorted.length) - 1];
+    if (value === undefined) return unknown("no recent ADD that succeeded");
+    return measured(value, `last ${sorted.length} ADDs`, ageMs);
+  };
+  const failures =
+    adds === 0
+      ? unknown("no recent ADD on record")
+      : measured(1 - sorted.length / adds, `last ${adds} ADDs`, ageMs);
+  return { medianUs: percentile(0.5), p95Us: percentile(0.95), failures };
 }
 
 /**
- * Reads what the record tells of some networks, all at once: each question more costs an ADD.
- *
- * Of ADDs the newest, none that is old: a filter in SQL would look through all that are older. Whom
- * a rule denied says nothing of the network.
+ * Reads the figures of some networks with one query, to keep an ADD fast. The newest ADDs are taken
+ * before the old ones are filtered out, so that SQLite does not read all older rows. A denied ADD
+ * says nothing about the network.
  */
 export function readFigures(
   { database }: Reader,
@@ -198,26 +184,44 @@ export function readFigures(
                 ORDER BY at_ms DESC LIMIT ${trafficRowsMax}))
        FROM json_each(?1)`,
     )
-    .values(JSON.stringify(networks), nowMs - recentAgeMaxMs, nowMs - trafficAgeMaxMs) as [
-    string,
-    string,
-    string,
-  ][];
+    .values(JSON.stringify(networks), nowMs - recentAgeMaxMs, nowMs - trafficAgeMaxMs);
   return new Map(
-    rows.map(([network, addsText, trafficText]) => {
+    (rows as [string, string, string][]).map(([network, addsText, trafficText]) => {
       const [adds, newestMs, durations] = JSON.parse(addsText);
-      const [measured, rate, oldestMs] = JSON.parse(trafficText);
+      const [interfaces, rate, oldestMs] = JSON.parse(trafficText);
       const all = durations === null ? [] : String(durations).split(",").map(Number);
-      all.sort((a, b) => a - b);
-      return [network, { adds, newestMs, durations: all, measured, rate, oldestMs }];
+      const bandwidth = (pods: number) => {
+        if (interfaces === 0) return unknown("no traffic measured lately");
+        const count = Math.max(interfaces, pods);
+        const source = `${interfaces} of ${count} host-side interfaces`;
+        return measured((rate * count) / interfaces, source, Math.max(0, nowMs - oldestMs));
+      };
+      const ageMs = Math.max(0, nowMs - (newestMs ?? nowMs));
+      return [network, { ...addFigures(adds, all, ageMs), bandwidth }];
     }),
   );
 }
 
-/** The traffic of all its pods, from those that were measured lately: they share it alike. */
-function bandwidthOf({ measured: count, rate, oldestMs }: Figures, pods: number, nowMs: number) {
-  if (count === 0) return unknown("no traffic measured lately");
-  const all = Math.max(count, pods);
-  const source = `${count} of ${all} host-side interfaces`;
-  return measured((rate * all) / count, source, Math.max(0, nowMs - oldestMs));
+/** Interfaces counted anew at one choice, the one counted longest ago first, and how often. */
+const oldestMax = 2;
+const periodMs = 5_000;
+
+/**
+ * Counts those whose turn it is. Call inside a transaction.
+ * @param max interfaces at most, which were not counted for `minAgeMs`
+ * @returns how many it were
+ */
+export function sampleOldest(
+  state: State,
+  nowMs: number,
+  { max, minAgeMs } = { max: oldestMax, minAgeMs: periodMs },
+): number {
+  const sources = state.database
+    .query(
+      `SELECT container_id AS containerId, ifname AS ifName, network, host_ifname AS hostIfName
+       FROM traffic WHERE at_ms < ? ORDER BY at_ms LIMIT ?`,
+    )
+    .all(nowMs - minAgeMs, max) as TrafficSource[];
+  sampleTraffic(state, sources, nowMs);
+  return sources.length;
 }

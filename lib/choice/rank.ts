@@ -1,12 +1,12 @@
 /**
- * Automatic choice: ranks candidate networks by their KPIs. Pure and deterministic: the same
- * numbers give the same order, and every number that decided is handed back for people to read.
+ * Ranks candidate networks by their KPIs. Pure and deterministic: the same numbers give the same
+ * order, and every number that decided is returned for people to read.
  *
- * Each KPI becomes a figure from 0 (bad) to 1 (the best candidate), by ratio to the best one: two
- * networks that are nearly equal get nearly equal figures, so that noise does not send every pod to
- * one of them. Unknown is neutral: the mean of those that are known. Pods on their way are taken
- * off the score by their logarithm: a herd spreads over networks in a ratio that their scores
- * decide, by halves where they are equal. A figure that gets worse never improves a rank.
+ * Each KPI becomes a figure from 0 (bad) to 1 (the best candidate), by ratio to the best one:
+ * nearly equal networks get nearly equal figures, so that noise does not send every pod to one of
+ * them. An unknown figure counts as the mean of the known ones. Pods on their way lower the score
+ * by their logarithm: pods that start at once spread over networks in a ratio that the scores
+ * decide, evenly for equal scores. A KPI that gets worse never improves a rank.
  */
 
 /** The KPIs that `select.weights` may name. */
@@ -14,7 +14,7 @@ export const kpis = ["occupancy", "response_time", "failures", "bandwidth", "sub
 /** One of {@link kpis}. */
 export type Kpi = (typeof kpis)[number];
 
-/** What is known of a candidate; undefined: unknown. */
+/** The KPIs of a candidate; undefined: unknown. */
 export interface Candidate {
   network: string;
   /** Share of its addresses in use, 0 to 1. */
@@ -27,25 +27,25 @@ export interface Candidate {
   bandwidth: number | undefined;
   /** Subnets it gives addresses from. */
   subnets: number | undefined;
-  /** Choices that fell on it within the last seconds: pods that are on their way. */
+  /** Times it was chosen within the last seconds: pods on their way. */
   recent: number;
 }
 
 /** A candidate with the figures that rank it. */
 export interface Ranked {
   candidate: Candidate;
-  /** Sum of weight × figure over the KPIs, less what the pods on their way take off. */
+  /** Sum of weight × figure over the KPIs, lowered by the pods on their way. */
   score: number;
-  /** From 0 to 1; undefined where it is unknown for all candidates. */
+  /** From 0 to 1; undefined when unknown for all candidates. */
   figures: Record<Kpi, number | undefined>;
 }
 
-/** Pods on their way that count as one more, and what that takes off: this share of all weights. */
+/** The first so many pods on their way lower the score by this share of all weights. */
 const recentPerDoubling = 8;
 const shareOfDoubling = 0.4;
 /** Traffic below which a difference does not matter, in bytes per second: 1 MB/s. */
 const bandwidthScaleMin = 1e6;
-/** Above this a weight, or any other number, says nothing more; sums stay finite. */
+/** Limits of a weight and of any other number, so that sums stay finite. */
 const weightMax = 1e6;
 const numberMax = 1e15;
 
@@ -57,33 +57,26 @@ const numberMax = 1e15;
  */
 export function rank(candidates: Candidate[], weights: Record<Kpi, number>): Ranked[] {
   const sane = candidates.map(sanitize);
-  const columns = Object.fromEntries(
-    kpis.map((kpi) => [kpi, neutral(figuresOf[kpi](sane))]),
-  ) as Record<Kpi, Column>;
-  const weightOf = (kpi: Kpi) => number(weights[kpi], weightMax) ?? 0;
-  const total = kpis.reduce((sum, kpi) => sum + weightOf(kpi), 0);
+  const columns = byKpi((kpi) => neutral(figuresOf[kpi](sane)));
+  const limited = byKpi((kpi) => number(weights[kpi], weightMax) ?? 0);
+  const total = kpis.reduce((sum, kpi) => sum + limited[kpi], 0);
   const ranked = sane.map((candidate, i): Ranked => {
-    const figures = Object.fromEntries(kpis.map((kpi) => [kpi, columns[kpi][i]])) as Record<
-      Kpi,
-      number | undefined
-    >;
-    const sum = kpis.reduce((all, kpi) => all + weightOf(kpi) * (figures[kpi] ?? 0), 0);
+    const figures = byKpi((kpi) => columns[kpi][i]);
+    const sum = kpis.reduce((all, kpi) => all + limited[kpi] * (figures[kpi] ?? 0), 0);
     const load = Math.log2(1 + candidate.recent / recentPerDoubling);
     // Rounded, so that equal networks do not differ in the last bit.
     const score = Math.round((sum - shareOfDoubling * total * load) * 1e9) / 1e9;
     return { candidate, score, figures };
   });
+  const isFull = ({ candidate }: Ranked) => Number((candidate.occupancy ?? 0) >= 1);
   // Array.prototype.sort is stable: ties keep the order of the table.
   return ranked.sort(
-    (a, b) =>
-      Number(isFull(a)) - Number(isFull(b)) ||
-      b.score - a.score ||
-      a.candidate.recent - b.candidate.recent,
+    (a, b) => isFull(a) - isFull(b) || b.score - a.score || a.candidate.recent - b.candidate.recent,
   );
 }
 
-function isFull({ candidate: { occupancy = 0 } }: Ranked): boolean {
-  return occupancy >= 1;
+function byKpi<T>(value: (kpi: Kpi) => T): Record<Kpi, T> {
+  return Object.fromEntries(kpis.map((kpi) => [kpi, value(kpi)])) as Record<Kpi, T>;
 }
 
 /** Numbers that make no sense are unknown. */
@@ -107,13 +100,14 @@ type Column = (number | undefined)[];
 
 /** How each KPI becomes a figure over all candidates. */
 const figuresOf: Record<Kpi, (candidates: Candidate[]) => Column> = {
-  // The share that is free, against the freest.
+  // The free share.
   occupancy: (all) => ratioToMost(all.map(({ occupancy }) => known(occupancy, (used) => 1 - used))),
-  // The root of the ratio: under load times vary more than networks differ.
-  response_time: (all) =>
-    ratioToLeast(all.map(({ responseTimeUs }) => responseTimeUs)).map((ratio) =>
-      known(ratio, Math.sqrt),
-    ),
+  // The root of the ratio: under load times vary more than networks differ. Below 1 µs is 1 µs.
+  response_time: (all) => {
+    const times = all.map(({ responseTimeUs }) => known(responseTimeUs, (us) => Math.max(1, us)));
+    const least = Math.min(...times.flatMap((us) => us ?? []));
+    return times.map((us) => known(us, (one) => Math.sqrt(least / one)));
+  },
   failures: (all) => all.map(({ failures }) => known(failures, (share) => 1 - share)),
   bandwidth: (all) => {
     const values = all.flatMap(({ bandwidth }) => bandwidth ?? []);
@@ -134,13 +128,6 @@ function mean(values: number[]): number {
 function ratioToMost(column: Column): Column {
   const most = Math.max(0, ...column.flatMap((value) => value ?? []));
   return column.map((value) => known(value, (one) => (most === 0 ? 1 : one / most)));
-}
-
-/** Below 1 a number counts as 1: a ratio to nothing is none. */
-function ratioToLeast(column: Column): Column {
-  const floored = column.map((value) => known(value, (one) => Math.max(1, one)));
-  const least = Math.min(...floored.flatMap((value) => value ?? []));
-  return floored.map((value) => known(value, (one) => least / one));
 }
 
 /** Unknown figures become the mean of the known ones; all unknown stays unknown. */

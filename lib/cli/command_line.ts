@@ -1,12 +1,19 @@
 /**
- * The operator's command line: finds the command, reads its options, prints its help.
+ * The operator's command line: finds the command, reads its options, prints its help, and the
+ * scripts by which a shell completes it.
  * Output for people on a terminal, `--json` for programs; exit status 0 done, 1 found a problem, 2
  * used wrongly.
+ * Sources: bash(1) "Programmable Completion", zshcompsys(1), fish's complete(1).
  */
 import { parseArgs } from "node:util";
-import { type Host, toCniError } from "../cni.ts";
-import { type CommandLine, commandLines } from "./commands.ts";
-import { type Flags, UsageError } from "./usage.ts";
+import type { Host } from "../call.ts";
+import { toCniError } from "../cni.ts";
+import { type Flags, UsageError } from "../config/usage.ts";
+import { type CommandLine, type CommandOption, commandLines, optionsOf } from "./commands.ts";
+// @ts-expect-error a text, whatever its name
+import bash from "./completion.bash" with { type: "text" };
+// @ts-expect-error a text, whatever its name
+import zsh from "./completion.zsh" with { type: "text" };
 
 /**
  * Runs one command line.
@@ -15,15 +22,14 @@ import { type Flags, UsageError } from "./usage.ts";
  */
 export async function runCommand(host: Host, args: string[]): Promise<number> {
   const [name = "help", ...rest] = args;
-  if (["help", "--help", "-h"].includes(name)) return help(host, rest[0]);
-  const command = Object.hasOwn(commandLines, name) ? commandLines[name] : undefined;
   try {
-    if (!command) throw new UsageError(`Unknown command "${name}"`);
+    if (["help", "--help", "-h"].includes(name)) return help(host, rest[0]);
+    const command = commandOf(name);
     if (rest.includes("--help") || rest.includes("-h")) return help(host, name);
     return await command.run(host, readFlags(command, rest));
   } catch (error) {
     if (error instanceof UsageError) {
-      const about = command ? ` ${name} --help` : " help";
+      const about = Object.hasOwn(commandLines, name) ? ` ${name} --help` : " help";
       host.stderr(`genie: error: ${error.message}\ngenie: hint: see genie${about}\n`);
       return 2;
     }
@@ -33,13 +39,24 @@ export async function runCommand(host: Host, args: string[]): Promise<number> {
   }
 }
 
-function readFlags(command: CommandLine, words: string[]): Flags {
+function commandOf(name: string): CommandLine {
+  const command = Object.hasOwn(commandLines, name) ? commandLines[name] : undefined;
+  if (command) return command;
+  throw new UsageError(`Unknown command "${name}"`);
+}
+
+function readFlags(command: CommandLine, args: string[]): Flags {
+  const { repeatable = [], takesWords = false } = command;
+  const options = optionsOf(command).map(({ name, value }) => {
+    const type = value === "" ? ("boolean" as const) : ("string" as const);
+    return [name, { type, multiple: repeatable.includes(name) }] as const;
+  });
   try {
     const { values, positionals } = parseArgs({
-      args: words,
-      options: command.options ?? {},
+      args,
+      options: Object.fromEntries(options),
       strict: true,
-      allowPositionals: command.words ?? false,
+      allowPositionals: takesWords,
     });
     return { ...(values as Flags), words: positionals };
   } catch (error) {
@@ -48,20 +65,22 @@ function readFlags(command: CommandLine, words: string[]): Flags {
 }
 
 function help(host: Host, name?: string): number {
-  const command = name && Object.hasOwn(commandLines, name) ? commandLines[name] : undefined;
-  if (command) {
-    host.stdout(`genie ${name} ${command.usage}\n\n${command.summary}\n\n${command.help}\n`);
-    return 0;
+  if (name === undefined) {
+    host.stdout(formatOverview());
+  } else {
+    const { usage, summary, help: options } = commandOf(name);
+    host.stdout(`genie ${name} ${usage}\n\n${summary}\n\n${options}\n`);
   }
-  if (name !== undefined) {
-    host.stderr(`genie: error: Unknown command "${name}"\ngenie: hint: see genie help\n`);
-    return 2;
-  }
-  const width = Math.max(...Object.keys(commandLines).map((one) => one.length));
+  return 0;
+}
+
+/** What `genie help` prints. */
+function formatOverview(): string {
+  const width = Math.max(...Object.keys(commandLines).map((name) => name.length));
   const lines = Object.entries(commandLines).map(
-    ([one, { summary }]) => `  ${one.padEnd(width)}  ${summary}`,
+    ([name, { summary }]) => `  ${name.padEnd(width)}  ${summary}`,
   );
-  host.stdout(`genie: a CNI plugin that attaches a pod to the networks it asks for
+  return `genie: a CNI plugin that attaches a pod to the networks it asks for
 
 With CNI_COMMAND in the environment genie is a CNI plugin: a container runtime calls it.
 Without it, genie is the node operator's tool:
@@ -70,6 +89,105 @@ ${lines.join("\n")}
   ${"help".padEnd(width)}  show this, or the options of one command: genie help plan
 
 Exit status: 0 done, 1 found a problem, 2 used wrongly.
-`);
+`;
+}
+
+/** What a shell needs to know of a command; `words` are those it takes besides its options. */
+type Completed = { name: string; summary: string; options: CommandOption[]; words: string[] };
+
+/** Options whose value is one of a few. */
+const choices: Record<string, string> = { command: "ADD DEL CHECK GC STATUS" };
+const isPath = ({ value }: CommandOption) => value === "FILE" || value === "DIR";
+
+/** Shells, and who writes their script. */
+const shells = new Map(Object.entries({ bash: formatBash, zsh: formatZsh, fish: formatFish }));
+
+/** Prints the script for a shell. @throws UsageError for one that is not served */
+export function runCompletion(host: Host, flags: Flags): number {
+  const [shell = "", ...more] = Array.isArray(flags["words"]) ? flags["words"] : [];
+  const format = shells.get(shell);
+  const names = [...shells.keys()];
+  if (!format || more.length > 0) {
+    throw new UsageError(`genie completion needs one of ${names.join(", ")}`);
+  }
+  const completed = Object.entries(commandLines).map(([name, command]) => ({
+    name,
+    summary: command.summary,
+    options: optionsOf(command),
+    words: name === "completion" ? names : [],
+  }));
+  const help = { name: "help", summary: "show the options of a command", options: [] };
+  host.stdout(format([...completed, { ...help, words: Object.keys(commandLines) }]));
   return 0;
+}
+
+/** What an option does, in as few words as a shell shows beside it. */
+function meaning({ text }: CommandOption): string {
+  const [clause = ""] = text.split(/[;:]/, 1);
+  return clause.replace(/[^\w .,-]/g, "").trim();
+}
+
+/** A script from its template: `@name@` becomes the lines of that name. */
+function fill(template: string, values: Record<string, string[]>): string {
+  return template.replace(/@(\w+)@/g, (_, name) => values[name]?.join("\n") ?? "");
+}
+
+function formatBash(commands: readonly Completed[]): string {
+  const taking = (paths: boolean) => {
+    const options = commands.flatMap((command) => command.options);
+    const those = options.filter(
+      (one) => one.value !== "" && isPath(one) === paths && !choices[one.name],
+    );
+    return [[...new Set(those.map(({ name }) => `--${name}`))].join("|")];
+  };
+  return fill(bash, {
+    commands: [commands.map(({ name }) => name).join(" ")],
+    paths: taking(true),
+    choices: Object.entries(choices).map(
+      ([name, few]) => `    --${name}) COMPREPLY=($(compgen -W "${few}" -- "$cur")); return ;;`,
+    ),
+    values: taking(false),
+    words: commands.map(({ name, options, words }) => {
+      const all = [...words, ...options.map((one) => `--${one.name}`), "--help"];
+      return `    ${name}) words="${all.join(" ")}" ;;`;
+    }),
+  });
+}
+
+function formatZsh(commands: readonly Completed[]): string {
+  const text = (value: string) => value.replace(/['[\]:\\]/g, "");
+  return fill(zsh, {
+    commands: commands.map(({ name, summary }) => `    '${name}:${text(summary)}'`),
+    arguments: commands.map(({ name, options, words }) => {
+      const described = options.map((option) => {
+        const about = `--${option.name}[${text(meaning(option))}]`;
+        if (option.value === "") return `'${about}'`;
+        const few = choices[option.name];
+        const value = few ? `(${few})` : isPath(option) ? "_files" : "";
+        return `'*${about}:${option.name}:${value}'`;
+      });
+      const word = words.length > 0 ? [`'1:word:(${words.join(" ")})'`] : [];
+      const all = [...described, ...word, "'--help[show the options]'"].join(" \\\n        ");
+      return `    ${name})\n      _arguments \\\n        ${all}\n      ;;`;
+    }),
+  });
+}
+
+function formatFish(commands: readonly Completed[]): string {
+  const text = (value: string) => value.replace(/['\\]/g, "");
+  const lines = commands.flatMap(({ name, summary, options, words }) => {
+    const seen = `complete -c genie -n '__fish_seen_subcommand_from ${name}'`;
+    return [
+      `complete -c genie -n __fish_use_subcommand -a ${name} -d '${text(summary)}'`,
+      ...words.map((word) => `${seen} -a ${word}`),
+      ...options.map((option) => {
+        const few = choices[option.name];
+        const value = few ? ` -x -a '${few}'` : isPath(option) ? " -r -F" : " -x";
+        const about = ` -d '${text(meaning(option))}'`;
+        return `${seen} -l ${option.name}${option.value === "" ? "" : value}${about}`;
+      }),
+    ];
+  });
+  const head = "# fish completion of genie: genie completion fish | source\ncomplete -c genie -f";
+  return `${head}\n${lines.join("\n")}\n`;
 }

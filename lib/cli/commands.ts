@@ -1,22 +1,53 @@
 /**
- * The table of the operator's commands, and their help. Each command loads only what it needs.
+ * The table of the operator's commands. Each command loads only what it needs. Its help is the
+ * table of its options: parsing and completion read them there, so none is described twice.
  */
-import type { parseArgs } from "node:util";
 import manifest from "../../package.json";
-import { type Host, supportedVersions } from "../cni.ts";
-import { type Flags, UsageError } from "./usage.ts";
+import type { Host } from "../call.ts";
+import { supportedVersions } from "../cni.ts";
+import { type Flags, text, UsageError } from "../config/usage.ts";
 
 /** One command of the operator. */
 export interface CommandLine {
   /** What stands after its name in the usage line. */
   usage: string;
   summary: string;
-  /** Complete text for `--help`, after the usage line. */
+  /** Text for `--help`, after the usage line; its rows are read by {@link optionsOf}. */
   help: string;
-  options: NonNullable<Parameters<typeof parseArgs>[0]>["options"];
-  /** Takes words that belong to no option. */
-  words?: boolean;
+  /** It takes words that belong to no option. */
+  takesWords?: true;
+  /** Options that may be given any number of times. */
+  repeatable?: readonly string[];
   run: (host: Host, flags: Flags) => Promise<number> | number;
+}
+
+/** One option of a command. */
+export interface CommandOption {
+  /** Without the dashes. */
+  name: string;
+  /** What its value is: FILE and DIR are paths; "" when it takes none. */
+  value: string;
+  /** What it does, in one line. */
+  text: string;
+}
+
+/** Column of the help in which the text of an option begins. */
+const textColumn = 23;
+
+/** The options of a command: rows `  --name VALUE  text` of its help; a text may go on below. */
+export function optionsOf({ help }: CommandLine): CommandOption[] {
+  const options: CommandOption[] = [];
+  for (const line of help.split("\n")) {
+    const text = line.slice(textColumn);
+    if (line.startsWith("  --")) {
+      const [name = "", value = ""] = line.slice(4, textColumn).trim().split(" ");
+      options.push({ name, value, text });
+    } else if (line.startsWith(" ".repeat(textColumn))) {
+      const last = options.at(-1);
+      if (last) last.text += ` ${text}`;
+    }
+  }
+  return options;
 }
 
 const cniConfigHelp = `  --cni-config FILE    the CNI config through which the runtime calls genie;
@@ -36,28 +67,20 @@ export const commandLines: Record<string, CommandLine> = {
 ${cniConfigHelp}
 
 Folders for plugin binaries: CNI_PATH, then bin_dirs of the plugin table.`,
-    options: {
-      namespace: { type: "string" },
-      pod: { type: "string" },
-      annotation: { type: "string", multiple: true },
-      ifname: { type: "string" },
-      "cni-config": { type: "string" },
-      json: { type: "boolean" },
-    },
+    repeatable: ["annotation"],
     run: async (host, flags) => {
+      const { askedPath, readOwnConfig } = await import("../node/genie_config.ts");
       const { runPlan } = await import("./plan_command.ts");
-      return runPlan(host, flags, terminalWidth());
+      const own = readOwnConfig(text(flags, "cni-config"));
+      return runPlan(host, flags, { own, askedPath, width: terminalWidth() });
     },
   },
   validate: {
     usage: "[--cni-config FILE] [--json]",
     summary: "check the plugin table, every config list and the plugin binaries",
     help: cniConfigHelp,
-    options: { "cni-config": { type: "string" }, json: { type: "boolean" } },
-    run: async (host, flags) => {
-      const { runValidate } = await import("../node/validate.ts");
-      return runValidate(host, flags, terminalWidth());
-    },
+    run: async (host, flags) =>
+      (await import("../node/validate.ts")).runValidate(host, flags, terminalWidth()),
   },
   install: {
     usage: "[options]",
@@ -78,21 +101,8 @@ Folders for plugin binaries: CNI_PATH, then bin_dirs of the plugin table.`,
 
 Run it again for a new version: pods may start meanwhile. The version before stays beside it as
 genie.previous. What was there before the first time is kept, and put back by genie uninstall.`,
-    options: {
-      table: { type: "string" },
-      kubeconfig: { type: "string" },
-      "conf-dir": { type: "string" },
-      "bin-dir": { type: "string" },
-      wait: { type: "string" },
-      "no-wait": { type: "boolean" },
-      downgrade: { type: "boolean" },
-      "host-root": { type: "string" },
-      json: { type: "boolean" },
-    },
-    run: async (host, flags) => {
-      const { runInstall } = await import("../node/install.ts");
-      return runInstall(host, flags, ownProgram());
-    },
+    run: async (host, flags) =>
+      (await import("../node/install.ts")).runInstall(host, flags, ownProgram()),
   },
   uninstall: {
     usage: "[--force] [--purge] [--host-root DIR] [--json]",
@@ -104,16 +114,7 @@ genie.previous. What was there before the first time is kept, and put back by ge
   --json               one JSON document, for programs
 
 Files that were changed since they were installed stay.`,
-    options: {
-      force: { type: "boolean" },
-      purge: { type: "boolean" },
-      "host-root": { type: "string" },
-      json: { type: "boolean" },
-    },
-    run: async (host, flags) => {
-      const { runUninstall } = await import("../node/uninstall.ts");
-      return runUninstall(host, flags);
-    },
+    run: async (host, flags) => (await import("../node/install.ts")).runUninstall(host, flags),
   },
   doctor: {
     usage: "[--conf-dir DIR] [--host-root DIR] [--json]",
@@ -123,15 +124,8 @@ Files that were changed since they were installed stay.`,
   --json               one JSON document, for programs
 
 Changes nothing. Status 1 when there is a problem; warnings alone are 0.`,
-    options: {
-      "conf-dir": { type: "string" },
-      "host-root": { type: "string" },
-      json: { type: "boolean" },
-    },
-    run: async (host, flags) => {
-      const { runDoctor } = await import("../node/doctor.ts");
-      return runDoctor(host, flags, terminalWidth());
-    },
+    run: async (host, flags) =>
+      (await import("../node/doctor.ts")).runDoctor(host, flags, terminalWidth()),
   },
   manifest: {
     usage: "[options]",
@@ -143,28 +137,14 @@ Changes nothing. Status 1 when there is a problem; warnings alone are 0.`,
                        those that the table switches on, "" for none
   --access             print the table's rules of access as ValidatingAdmissionPolicies instead:
                        what a node would refuse is refused at kubectl apply
-  --webhook --ca FILE  print what runs genie webhook instead, with the authority of its certificate
+  --webhook            print what runs genie webhook instead; needs --ca
+  --ca FILE            the authority that signed the certificate of genie webhook
   --containerfile      print how to build the image instead
   --grafana            print a dashboard of the agents' metrics instead
   --alerts             print alert rules for the Prometheus operator instead
   --json               one JSON document, for programs`,
-    options: {
-      namespace: { type: "string" },
-      image: { type: "string" },
-      table: { type: "string" },
-      features: { type: "string" },
-      access: { type: "boolean" },
-      webhook: { type: "boolean" },
-      ca: { type: "string" },
-      containerfile: { type: "boolean" },
-      grafana: { type: "boolean" },
-      alerts: { type: "boolean" },
-      json: { type: "boolean" },
-    },
-    run: async (host, flags) => {
-      const { runManifest } = await import("../node/manifest_command.ts");
-      return runManifest(host, flags);
-    },
+    run: async (host, flags) =>
+      (await import("../node/manifest_command.ts")).runManifest(host, flags),
   },
   agent: {
     usage: "[--cni-config FILE]",
@@ -178,11 +158,7 @@ in plugins.toml. Pods start and stop without it.
 
 One process per node; a second one waits for the first to end. Ends with SIGTERM or SIGINT.
 Writes one line per event to stderr.`,
-    options: { "cni-config": { type: "string" } },
-    run: async (host, flags) => {
-      const { runAgent } = await import("../agent/agent.ts");
-      return runAgent(host, flags);
-    },
+    run: async (host, flags) => (await import("../agent/agent.ts")).runAgent(host, flags),
   },
   repair: {
     usage: "NAMESPACE/POD [--network NAME] [--cni-config FILE] [--json]",
@@ -194,16 +170,9 @@ ${cniConfigHelp}
 From the record: interfaces and networks stay what they were, whatever the pod asks for by now. An
 IPAM that takes no wishes may give another address. Connections through the interface are cut.
 Status 1 when one cannot be attached, or the pod's own address has changed.`,
-    options: {
-      network: { type: "string" },
-      "cni-config": { type: "string" },
-      json: { type: "boolean" },
-    },
-    words: true,
-    run: async (host, flags) => {
-      const { runRepair } = await import("../node/repair.ts");
-      return runRepair(host, flags, terminalWidth());
-    },
+    takesWords: true,
+    run: async (host, flags) =>
+      (await import("../node/repair.ts")).runRepair(host, flags, terminalWidth()),
   },
   switch: {
     usage: "NAMESPACE/POD [--from NETWORK] [--to NETWORK] [options]",
@@ -220,21 +189,9 @@ ${cniConfigHelp}
 
 --to alone attaches one more, --from alone detaches one. The new one is made before the old one
 goes, unless --interface gives it the same name: then a failure brings the old one back.`,
-    options: {
-      from: { type: "string" },
-      to: { type: "string" },
-      logical: { type: "boolean" },
-      interface: { type: "string" },
-      primary: { type: "boolean" },
-      "dry-run": { type: "boolean" },
-      "cni-config": { type: "string" },
-      json: { type: "boolean" },
-    },
-    words: true,
-    run: async (host, flags) => {
-      const { runSwitch } = await import("../node/switch_command.ts");
-      return runSwitch(host, flags, terminalWidth());
-    },
+    takesWords: true,
+    run: async (host, flags) =>
+      (await import("../node/switch.ts")).runSwitch(host, flags, terminalWidth()),
   },
   gc: {
     usage: "[--dry-run] [--network NAME] [--cni-config FILE] [--json]",
@@ -246,21 +203,13 @@ ${cniConfigHelp}
 Attachments whose DEL was given up, or whose pod is gone; addresses that host-local keeps for
 nobody, of networks in the plugin table and on record; locks of dead processes. A pod that lives is
 left alone: run it as root on the node, where pods can be seen. Status 1 when something remains.`,
-    options: {
-      "dry-run": { type: "boolean" },
-      network: { type: "string" },
-      "cni-config": { type: "string" },
-      json: { type: "boolean" },
-    },
-    run: async (host, flags) => {
-      const { runGc } = await import("../node/gc_command.ts");
-      return runGc(host, flags, terminalWidth());
-    },
+    run: async (host, flags) =>
+      (await import("../node/garbage.ts")).runGc(host, flags, terminalWidth()),
   },
   webhook: {
     usage: "--cert FILE --key FILE [--listen ADDRESS:PORT] [--kubeconfig FILE]",
     summary: "answer the API server whether a Logicalnetwork may be; see genie manifest --webhook",
-    help: `  --cert FILE          the certificate in PEM, and
+    help: `  --cert FILE          the certificate in PEM
   --key FILE           its key; both are read again when they change
   --listen ADDR:PORT   where to listen, default 0.0.0.0:8443
   --kubeconfig FILE    how to ask the API; default: /etc/cni/genie/kubeconfig, else the service
@@ -268,22 +217,12 @@ left alone: run it as root on the node, where pods can be seen. Status 1 when so
 
 POST /validate answers an AdmissionReview of admission.k8s.io/v1, GET /healthz says ok. Where the
 API cannot be asked nothing is let through. Ends with SIGTERM or SIGINT.`,
-    options: {
-      cert: { type: "string" },
-      key: { type: "string" },
-      listen: { type: "string" },
-      kubeconfig: { type: "string" },
-    },
-    run: async (host, flags) => {
-      const { runWebhook } = await import("../cluster/webhook.ts");
-      return runWebhook(host, flags);
-    },
+    run: async (host, flags) => (await import("../kubernetes/webhook.ts")).runWebhook(host, flags),
   },
   version: {
     usage: "[--json]",
     summary: "show the version of genie and the CNI versions it speaks",
     help: "  --json               one JSON document, for programs",
-    options: { json: { type: "boolean" } },
     run: runVersion,
   },
   completion: {
@@ -292,19 +231,8 @@ API cannot be asked nothing is let through. Ends with SIGTERM or SIGINT.`,
     help: `  bash                 . <(genie completion bash)
   zsh                  genie completion zsh > "\${fpath[1]}/_genie"
   fish                 genie completion fish | source`,
-    options: {},
-    words: true,
-    run: async (host, flags) => {
-      const { formatCompletion, shellNames } = await import("./completion.ts");
-      const commands = Object.entries(commandLines).map(
-        ([name, { summary, help, options = {} }]) => ({
-          ...{ name, summary, help, options },
-          ...(name === "completion" && { words: shellNames }),
-        }),
-      );
-      host.stdout(formatCompletion(flags, commands));
-      return 0;
-    },
+    takesWords: true,
+    run: async (host, flags) => (await import("./command_line.ts")).runCompletion(host, flags),
   },
   report: {
     usage: "[pod NAMESPACE/NAME] [options]",
@@ -323,7 +251,7 @@ API cannot be asked nothing is let through. Ends with SIGTERM or SIGINT.`,
 ${cniConfigHelp}
 
   --cluster            all nodes as one: what the agent of each tells (agent.report of the table)
-  --kubeconfig FILE    whose right it is; default: KUBECONFIG, ~/.kube/config, a pod's own
+  --kubeconfig FILE    credentials to ask with; default: KUBECONFIG, ~/.kube/config, a pod's own
   --agents NAMESPACE   ask through the agents' pods there: needs list of pods and get of
                        pods/proxy in one namespace. Without it through the nodes: list of nodes
                        and get of nodes/proxy, which lets its holder reach every kubelet too;
@@ -337,31 +265,11 @@ ${cniConfigHelp}
 Reads the record and changes nothing. Attachments, addresses and traffic are of now. Of a cluster
 --csv has a line for each node, --limit is at most 1000, and status 1 means that a node did not
 answer: the report says which and why.`,
-    options: {
-      since: { type: "string" },
-      network: { type: "string" },
-      namespace: { type: "string" },
-      pod: { type: "string" },
-      command: { type: "string" },
-      failed: { type: "boolean" },
-      denied: { type: "boolean" },
-      limit: { type: "string" },
-      csv: { type: "boolean" },
-      html: { type: "string" },
-      cluster: { type: "boolean" },
-      kubeconfig: { type: "string" },
-      agents: { type: "string" },
-      selector: { type: "string" },
-      port: { type: "string" },
-      endpoints: { type: "string" },
-      timeout: { type: "string" },
-      "cni-config": { type: "string" },
-      json: { type: "boolean" },
-    },
-    words: true,
+    takesWords: true,
     run: async (host, flags) => {
+      const { readOwnConfig } = await import("../node/genie_config.ts");
       const { runReport } = await import("../report/command.ts");
-      return runReport(host, flags, terminalWidth());
+      return runReport(host, flags, { width: terminalWidth(), readOwnConfig });
     },
   },
 };
@@ -378,12 +286,8 @@ function terminalWidth(): number {
 }
 
 function runVersion(host: Host, flags: Flags): number {
-  if (flags["json"]) {
-    host.stdout(
-      `${JSON.stringify({ version: manifest.version, cniVersions: supportedVersions })}\n`,
-    );
-  } else {
-    host.stdout(`genie ${manifest.version}, CNI ${supportedVersions.join(", ")}\n`);
-  }
+  const document = { version: manifest.version, cniVersions: supportedVersions };
+  const line = `genie ${manifest.version}, CNI ${supportedVersions.join(", ")}`;
+  host.stdout(`${flags["json"] ? JSON.stringify(document) : line}\n`);
   return 0;
 }

@@ -1,75 +1,55 @@
 /**
- * `genie plan`: what an ADD of a pod would do, and why. Asks whom ADD would ask: of plugins only
- * those whose STATUS decides an automatic choice. Attaches nothing and changes nothing.
+ * `genie plan`: what an ADD of a pod would do, and why. Asks what ADD would ask: of the plugins,
+ * only the STATUS of those that an automatic choice considers. Attaches and changes nothing.
  */
-import { CniError, type Host, interfaceNameIssue, type Request, type StdinConfig } from "../cni.ts";
+import type { Host, Plan, PlanCall, Request, StdinConfig } from "../call.ts";
+import type { Choice } from "../choice/choose.ts";
+import type { Measured, NetworkKpis } from "../choice/kpi.ts";
+import type { Kpi, Ranked } from "../choice/rank.ts";
+import { CniError, interfaceNameIssue } from "../cni.ts";
 import type { Config } from "../config/schema.ts";
-import type { Verdict } from "../gate.ts";
+import { type Flags, text, UsageError } from "../config/usage.ts";
 import { resolveNetwork } from "../networks.ts";
-import { readOwnConfig } from "../node/genie_config.ts";
-import { askedPath } from "../node/runtime_settings.ts";
-import { makePlan, type Plan, podLabel } from "../plan.ts";
+import { findPod, makePlan } from "../plan.ts";
 import { annotationsCapability } from "../pod.ts";
-import { judgeQuota, readHeld } from "../quota.ts";
-import { readRecord } from "../report/file.ts";
-import { formatTable } from "../report/table.ts";
-import { readPath } from "../request.ts";
+import { judgeQuota, readHeld, type Verdict } from "../policy/access.ts";
+import type { Attachment } from "../record.ts";
+import { formatCount, formatDuration, formatRate, formatShare } from "../report/quantity.ts";
+import { readRecord } from "../report/record_reader.ts";
+import { formatTable, shownError } from "../report/table.ts";
+import { podLabel, readPath } from "../request.ts";
 import { loadConfig } from "../settings.ts";
-import type { Attachment } from "../state.ts";
-import { choiceDocument, formatChoiceTable } from "./plan_choice.ts";
-import { type Flags, text, UsageError } from "./usage.ts";
+
+/** What `genie plan` takes from the node and the terminal. */
+export interface PlanSite {
+  /** Our own CNI config. */
+  own: StdinConfig;
+  /** Folders of plugin binaries that the node's runtimes name. */
+  askedPath: (config: Config) => string[];
+  /** Columns of the terminal, Infinity for none. */
+  width: number;
+}
 
 /**
  * Runs `genie plan`.
- * @param width columns of the terminal, Infinity for none
  * @returns exit status: 1 when the pod may not have some of it
  * @throws UsageError for words that make no sense; else as `makePlan()`
  */
-export async function runPlan(host: Host, flags: Flags, width: number): Promise<number> {
-  const stdin = readOwnConfig(text(flags, "cni-config"));
-  const asked = dryRequest(host, stdin, flags);
-  const config = await loadConfig(stdin);
-  const request = { ...asked, path: [...asked.path, ...askedPath(config)] };
+export async function runPlan(host: Host, flags: Flags, site: PlanSite): Promise<number> {
+  const asked = dryRequest(host, site.own, flags);
+  const config = await loadConfig(site.own);
+  const request = { ...asked, path: [...asked.path, ...site.askedPath(config)] };
   const verdicts: Verdict[] = [];
-  const plan = await makePlan(host, config, request, {
-    failed: new Map(),
-    reader: (inside) => readRecord(config.stateDir, inside),
-    verdicts,
-  });
+  const reader: PlanCall["reader"] = (inside) => readRecord(config.stateDir, inside);
+  const call = { host, config, request, reader, verdicts };
+  const plan = await makePlan(call, await findPod(call));
   verdicts.push(...quotaVerdicts(config, plan));
-  const status = verdicts.every(({ allowed }) => allowed) ? 0 : 1;
-  if (flags["json"]) {
-    host.stdout(`${JSON.stringify(planDocument(config, plan, verdicts), null, 2)}\n`);
-    return status;
-  }
-  const rows = plan.attachments.map((one) => [
-    one.network,
-    one.ifName,
-    one.list.plugins.map(({ type }) => type).join(", "),
-    one.list.cniVersion,
-    sourceOf(config, one),
-    one.reason,
-  ]);
   host.stdout(
-    `Pod ${podLabel(plan.pod)}, annotations from: ${annotationOrigin[plan.pod.source]}\n\n` +
-      formatTable(
-        [
-          { title: "NETWORK" },
-          { title: "INTERFACE" },
-          { title: "PLUGINS", shrinks: true },
-          { title: "CNI" },
-          { title: "CONFIG", shrinks: true },
-          { title: "WHY", shrinks: true },
-        ],
-        rows,
-        width,
-      ),
+    flags["json"]
+      ? `${JSON.stringify(planDocument(config, plan, verdicts), null, 2)}\n`
+      : formatPlan(config, plan, verdicts, site.width),
   );
-  if (plan.choice) {
-    host.stdout(`\n${formatChoiceTable(plan.choice, config.select.weights, width)}`);
-  }
-  host.stdout(`\n${formatVerdicts(verdicts, width)}`);
-  return status;
+  return verdicts.every(({ allowed }) => allowed) ? 0 : 1;
 }
 
 /** What the quotas say to the plan, where they refuse it: they count what is on record now. */
@@ -86,22 +66,40 @@ function quotaVerdicts(config: Config, { attachments }: Plan): Verdict[] {
   }
 }
 
-function formatVerdicts(verdicts: Verdict[], width: number): string {
-  return formatTable(
-    [
-      { title: "NETWORK" },
-      { title: "INTERFACE" },
-      { title: "ACCESS" },
-      { title: "BECAUSE", wraps: true },
-    ],
-    verdicts.map(({ network, ifName, allowed, reason, rule = "" }) => [
-      network,
-      ifName,
-      allowed ? "allowed" : "denied",
-      rule === "" || reason.includes(rule) ? reason : `${reason} (${rule})`,
+const planColumns = ["NETWORK", "INTERFACE", "PLUGINS", "CNI", "CONFIG", "WHY"].map((title) => ({
+  title,
+  shrinks: ["PLUGINS", "CONFIG", "WHY"].includes(title),
+}));
+const verdictColumns = [
+  ...["NETWORK", "INTERFACE", "ACCESS"].map((title) => ({ title })),
+  { title: "BECAUSE", wraps: true },
+];
+
+function formatPlan(config: Config, plan: Plan, verdicts: Verdict[], width: number): string {
+  const attachments = formatTable(
+    planColumns,
+    plan.attachments.map((one) => [
+      one.network,
+      one.ifName,
+      one.list.plugins.map(({ type }) => type).join(", "),
+      one.list.cniVersion,
+      sourceOf(config, one),
+      one.reason,
     ]),
     width,
   );
+  const why = ({ reason, rule = "" }: Verdict) => shownError({ error: reason, rule });
+  const access = formatTable(
+    verdictColumns,
+    verdicts.map((one) => [one.network, one.ifName, one.allowed ? "allowed" : "denied", why(one)]),
+    width,
+  );
+  return [
+    `Pod ${podLabel(plan.pod)}, annotations from: ${annotationOrigin[plan.pod.source]}\n`,
+    attachments,
+    ...(plan.choice ? [formatChoice(plan.choice, config.select.weights, width)] : []),
+    access,
+  ].join("\n");
 }
 
 /** Where the config of a network is from. Objects of the API are no files. */
@@ -123,15 +121,12 @@ const annotationOrigin: Record<Plan["pod"]["source"], string> = {
 };
 
 /** Stable shape of `genie plan --json`. */
-function planDocument(
-  config: Config,
-  { pod, attachments, choice }: Plan,
-  verdicts: Verdict[],
-): object {
+function planDocument(config: Config, plan: Plan, verdicts: Verdict[]): object {
+  const { namespace, name, uid, source } = plan.pod;
   return {
-    pod: { namespace: pod.namespace, name: pod.name, uid: pod.uid },
-    annotationsFrom: pod.source,
-    attachments: attachments.map((one) => ({
+    pod: { namespace, name, uid },
+    annotationsFrom: source,
+    attachments: plan.attachments.map((one) => ({
       network: one.network,
       interface: one.ifName,
       primary: one.primary,
@@ -147,39 +142,163 @@ function planDocument(
       reason,
       rule,
     })),
-    ...(choice && { choice: choiceDocument(choice, config.select.weights) }),
+    ...(plan.choice && { choice: choiceDocument(plan.choice, config.select.weights) }),
   };
 }
 
-/** The request a runtime would send for this pod; nothing of it is executed. */
+/** The request a runtime would send for this pod; none of it is executed. */
 function dryRequest(host: Host, config: StdinConfig, flags: Flags): Request {
-  const annotations = readAnnotationFlags(flags["annotation"]);
-  const pod = { namespace: text(flags, "namespace"), name: text(flags, "pod") };
-  if (!pod.namespace || !pod.name) throw new UsageError("Both --namespace and --pod are needed");
-  if (/[;=]/.test(pod.namespace + pod.name)) throw new UsageError('Names cannot hold ";" or "="');
+  const [namespace, name] = [text(flags, "namespace"), text(flags, "pod")];
+  if (!namespace || !name) throw new UsageError("Both --namespace and --pod are needed");
+  if (/[;=]/.test(namespace + name)) throw new UsageError('Names cannot hold ";" or "="');
   const ifName = text(flags, "ifname") ?? "eth0";
   const issue = interfaceNameIssue(ifName);
   if (issue) throw new UsageError(`Invalid --ifname ${JSON.stringify(ifName)}: ${issue}`);
+  const annotations = readAnnotations(flags["annotation"]);
   const runtimeConfig = annotations && { [annotationsCapability]: annotations };
   return {
     command: "ADD",
     containerId: "plan",
     netns: "",
     ifName,
-    args: `K8S_POD_NAMESPACE=${pod.namespace};K8S_POD_NAME=${pod.name}`,
+    args: `K8S_POD_NAMESPACE=${namespace};K8S_POD_NAME=${name}`,
     path: readPath(host.env),
     cniVersion: "1.1.0",
     config: { ...config, ...(runtimeConfig && { runtimeConfig }) },
   };
 }
 
-function readAnnotationFlags(flags: Flags[string]): Record<string, string> | undefined {
-  if (!Array.isArray(flags)) return undefined;
-  return Object.fromEntries(
-    flags.map((flag) => {
-      const at = flag.indexOf("=");
-      if (at < 1) throw new UsageError(`Invalid --annotation "${flag}": expected KEY=VALUE`);
-      return [flag.slice(0, at), flag.slice(at + 1)];
-    }),
+function readAnnotations(words: Flags[string]): Record<string, string> | undefined {
+  if (!Array.isArray(words)) return undefined;
+  const entries = words.map((word) => {
+    const at = word.indexOf("=");
+    if (at < 1) throw new UsageError(`Invalid --annotation "${word}": expected KEY=VALUE`);
+    return [word.slice(0, at), word.slice(at + 1)];
+  });
+  return Object.fromEntries(entries);
+}
+
+type Weights = Config["select"]["weights"];
+
+/** What a candidate lost by, per KPI, in the order of the weights. */
+const shortfalls: Record<Kpi, string> = {
+  occupancy: "fewer free addresses",
+  response_time: "slower",
+  failures: "failed more often",
+  bandwidth: "more traffic",
+  subnets: "fewer subnets",
+};
+const kpis = Object.keys(shortfalls) as Kpi[];
+
+/** "chosen", or the KPI that cost a candidate most; pods that are being attached count like one. */
+function judge(one: Ranked, { ranking: [winner] }: Choice, weights: Weights): string {
+  if (!winner || one === winner) return "chosen";
+  const { occupancy = 0, recent } = one.candidate;
+  if (occupancy >= 1 && (winner.candidate.occupancy ?? 0) < 1)
+    return "full with those on their way";
+  if (one.score === winner.score) {
+    return recent > winner.candidate.recent ? "as good, more pods on their way" : "as good, later";
+  }
+  const gaps = kpis.map((kpi) => ({
+    what: shortfalls[kpi],
+    gap: weights[kpi] * ((winner.figures[kpi] ?? 0) - (one.figures[kpi] ?? 0)),
+  }));
+  const byFigures = gaps.reduce((sum, { gap }) => sum + gap, 0);
+  gaps.push({ what: "more pods on their way", gap: winner.score - one.score - byFigures });
+  const [worst] = gaps.sort((a, b) => b.gap - a.gap);
+  return worst?.what ?? "";
+}
+
+const kpisOf = ({ kpis: all }: Choice, network: string): NetworkKpis | undefined =>
+  all.find((one) => one.network === network);
+
+/** A figure, and how old it is where it was not read just now. */
+function cell({ value, ageMs }: Measured, show: (value: number) => string): string {
+  if (value === undefined) return "unknown";
+  return ageMs < 1000 ? show(value) : `${show(value)}, ${formatDuration(ageMs * 1000)} ago`;
+}
+
+function occupancyCell({ occupancy, ipv4, ipv6 }: NetworkKpis): string {
+  if (occupancy.value === undefined) return "unknown";
+  const families = [ipv4, ipv6].flatMap(({ used, total }) =>
+    used.value !== undefined && total.value ? [{ used: used.value, total: total.value }] : [],
   );
+  const [fullest] = families.sort((a, b) => b.used / b.total - a.used / a.total);
+  if (!fullest) return "unknown";
+  const total = fullest.total < 1e9 ? formatCount(fullest.total) : fullest.total.toExponential(1);
+  const share = formatShare(fullest.used, fullest.total);
+  return `${share} (${formatCount(fullest.used)} of ${total})`;
+}
+
+const columns = [
+  { title: "CANDIDATE" },
+  ...["OCCUPANCY", "RESPONSE", "FAILURES", "TRAFFIC", "SUBNETS", "ON THE WAY", "SCORE"].map(
+    (title) => ({ title, align: "right" as const }),
+  ),
+  { title: "VERDICT", shrinks: true },
+];
+
+/** The table of an automatic choice: candidates × KPIs, the winner, and why the others lost. */
+function formatChoice(choice: Choice, weights: Weights, width: number): string {
+  const cellsOf = (network: string) => {
+    const found = kpisOf(choice, network);
+    if (!found) return [network, "", "", "", "", ""];
+    return [
+      network,
+      occupancyCell(found),
+      cell(found.medianUs, formatDuration),
+      cell(found.failures, (share) => formatShare(share, 1)),
+      cell(found.bandwidth, formatRate),
+      cell(found.subnets, String),
+    ];
+  };
+  const ranked = choice.ranking.map((one) => [
+    ...cellsOf(one.candidate.network),
+    String(one.candidate.recent),
+    one.score.toFixed(2),
+    judge(one, choice, weights),
+  ]);
+  const rejected = choice.rejected.map(({ network, reason }) =>
+    cellsOf(network).concat("", "", `out: ${reason}`),
+  );
+  return formatTable(columns, [...ranked, ...rejected], width);
+}
+
+/** Stable shape of a choice in `genie plan --json`; what is unknown has the value null. */
+function choiceDocument(choice: Choice, weights: Weights): object {
+  return {
+    network: choice.network,
+    weights,
+    candidates: choice.ranking.map((one) => ({
+      network: one.candidate.network,
+      score: one.score,
+      onTheWay: one.candidate.recent,
+      figures: Object.fromEntries(kpis.map((kpi) => [kpi, one.figures[kpi] ?? null])),
+      verdict: judge(one, choice, weights),
+      kpis: kpiDocument(kpisOf(choice, one.candidate.network)),
+    })),
+    rejected: choice.rejected.map(({ network, reason, code }) => ({
+      network,
+      reason,
+      code,
+      kpis: kpiDocument(kpisOf(choice, network)),
+    })),
+  };
+}
+
+function kpiDocument(one: NetworkKpis | undefined): object | null {
+  if (!one) return null;
+  const measure = ({ value, source, ageMs }: Measured) => ({ value: value ?? null, source, ageMs });
+  const { ipv4, ipv6 } = one;
+  return {
+    occupancy: measure(one.occupancy),
+    ipv4: { used: measure(ipv4.used), total: measure(ipv4.total) },
+    ipv6: { used: measure(ipv6.used), total: measure(ipv6.total) },
+    subnets: measure(one.subnets),
+    medianUs: measure(one.medianUs),
+    p95Us: measure(one.p95Us),
+    failures: measure(one.failures),
+    bandwidth: measure(one.bandwidth),
+    attachments: measure(one.attachments),
+  };
 }

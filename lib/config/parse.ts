@@ -1,24 +1,14 @@
 /**
  * The plugin table `plugins.toml`: text in, data out. Pure: no I/O. Its keys, defaults and limits
- * stand in config_schema.ts.
+ * are in schema.ts.
  */
 import { parse, TomlError } from "smol-toml";
 import * as v from "valibot";
-import { CniError, code } from "../cni.ts";
+import { CniError, code, oneLine } from "../cni.ts";
 import { isObject } from "../json.ts";
-import { oneLine } from "../text.ts";
-import { parseDuration } from "./quantity.ts";
 import { type Config, network, Plugin, type PluginEntry, Table, topLevel } from "./schema.ts";
-import {
-  depthMax,
-  isTable,
-  lineOf,
-  locate,
-  type Path,
-  statements,
-  toJson,
-  unquote,
-} from "./toml.ts";
+import { depthMax, isTable, lineOf, locate, type Path, statements, toJson } from "./toml.ts";
+import { parseDuration } from "./usage.ts";
 
 /** Largest plugin table, in characters. */
 const tableLengthMax = 1024 * 1024;
@@ -32,9 +22,10 @@ const tableLengthMax = 1024 * 1024;
 export function parseConfig(text: string, file: string): Config {
   const tree = parseToml(text, file);
   const lines = locate(text);
+  const at = (...path: Path) => lineOf(lines, path);
   const problems: Problem[] = [];
   const fail = (path: Path, what: string) => {
-    problems.push({ line: lineOf(lines, path), text: `"${formatPath(path)}" ${what}` });
+    problems.push({ line: at(...path), text: `"${formatPath(path)}" ${what}` });
   };
   function check<T extends v.GenericSchema>(schema: T, value: unknown, ...above: Path) {
     const parsed = v.safeParse(schema, value);
@@ -51,34 +42,27 @@ export function parseConfig(text: string, file: string): Config {
     if (entry === undefined) continue;
     const { allow, deny, config, ...rest } = entry;
     if (rest.conf !== undefined && config) fail([...path, "config"], 'excludes "conf"');
+    const list = config && toJson(config, [...path, "config"], fail);
     plugins.set(name, {
       ...rest,
       name,
-      ...(config && {
-        config: toJson(config, [...path, "config"], fail) as Record<string, unknown>,
-      }),
-      ...(allow && { allow: { ...allow, line: lineOf(lines, [...path, "allow"]) } }),
-      ...(deny && { deny: { ...deny, line: lineOf(lines, [...path, "deny"]) } }),
-      line: lineOf(lines, path),
+      ...(isObject(list) && { config: list }),
+      ...(allow && { allow: { ...allow, line: at(...path, "allow") } }),
+      ...(deny && { deny: { ...deny, line: at(...path, "deny") } }),
+      line: at(...path),
     });
   }
   if (config === undefined || problems.length > 0) throw invalidTable(file, problems);
-  const { nad, maxAttachments, ...others } = config.access;
+  const { nad, maxAttachments: quotas, ...others } = config.access;
   const access = {
     ...others,
-    ...(others.default === "deny" && { line: lineOf(lines, ["access", "default"]) }),
-    ...(nad && {
-      nad: nad.map((rule, i) => ({ ...rule, line: lineOf(lines, ["access", "nad", i]) })),
-    }),
-    ...(maxAttachments && {
-      maxAttachments: { ...maxAttachments, line: lineOf(lines, ["access", "max_attachments"]) },
-    }),
+    ...(others.default === "deny" && { line: at("access", "default") }),
+    ...(nad && { nad: nad.map((rule, i) => ({ ...rule, line: at("access", "nad", i) })) }),
+    ...(quotas && { maxAttachments: { ...quotas, line: at("access", "max_attachments") } }),
   };
-  const isolationLine = lineOf(lines, ["kubernetes", "namespace_isolation"]);
-  const kubernetes = {
-    ...config.kubernetes,
-    ...(config.kubernetes.namespaceIsolation && { isolationLine }),
-  };
+  const isolation = { isolationLine: at("kubernetes", "namespace_isolation") };
+  const { kubernetes: given } = config;
+  const kubernetes = { ...given, ...(given.namespaceIsolation && isolation) };
   return { ...config, access, kubernetes, file, plugins };
 }
 
@@ -88,22 +72,19 @@ export function defaultConfig(): Config {
 }
 
 function parseToml(text: string, file: string): Record<string, unknown> {
+  const invalid = (line: number, what: string) => invalidTable(file, [{ line, text: what }]);
   if (text.length > tableLengthMax) {
-    throw invalidTable(file, [{ line: 1, text: `it is longer than ${tableLengthMax} characters` }]);
+    throw invalid(1, `it is longer than ${tableLengthMax} characters`);
   }
   try {
-    return parse(text, {
-      integersAsBigInt: "asNeeded",
-      unsafeKeyBehaviour: "throw", // "__proto__" and "constructor"
-      maxDepth: depthMax,
-    });
+    // Throws for the keys "__proto__" and "constructor".
+    const options = { integersAsBigInt: "asNeeded", unsafeKeyBehaviour: "throw" } as const;
+    return parse(text, { ...options, maxDepth: depthMax });
   } catch (error) {
     if (!(error instanceof TomlError)) throw error;
     // The rest of the message quotes the table, which may hold a secret of a delegate.
     const [reason = ""] = error.message.replace("Invalid TOML document: ", "").split("\n");
-    throw invalidTable(file, [
-      { line: error.line, text: `not valid TOML at column ${error.column}: ${reason}` },
-    ]);
+    throw invalid(error.line, `not valid TOML at column ${error.column}: ${reason}`);
   }
 }
 
@@ -150,27 +131,21 @@ export function parseTopLevel(text: string): Partial<TopLevel> {
   for (const { keys, isHeader, value } of statements(text.slice(0, tableLengthMax))) {
     if (isHeader) break;
     const [key = ""] = keys;
-    if (keys.length === 1 && Object.hasOwn(topLevel, key) && value) found[key] ??= unquote(value);
+    if (keys.length === 1 && Object.hasOwn(topLevel, key) && value) found[key] ??= value;
   }
-  const read = <T extends v.GenericSchema>(schema: T, value: string | undefined) => {
-    const parsed = v.safeParse(schema, value);
-    return value !== undefined && parsed.success ? parsed.output : undefined;
+  const read = <K extends keyof TopLevel>(name: K, key: keyof typeof topLevel) => {
+    const parsed = v.safeParse(topLevel[key], found[key]);
+    return found[key] !== undefined && parsed.success ? { [name]: parsed.output } : {};
   };
-  const stateDir = read(topLevel.state_dir, found["state_dir"]);
-  const logLevel = read(topLevel.log_level, found["log_level"]);
-  const logFile = read(topLevel.log_file, found["log_file"]);
-  const delRetryWindowMs = read(topLevel.del_retry_window, found["del_retry_window"]);
   return {
-    ...(stateDir !== undefined && { stateDir }),
-    ...(logLevel !== undefined && { logLevel }),
-    ...(logFile !== undefined && { logFile }),
-    ...(delRetryWindowMs !== undefined && { delRetryWindowMs }),
+    ...read("stateDir", "state_dir"),
+    ...read("logLevel", "log_level"),
+    ...read("logFile", "log_file"),
+    ...read("delRetryWindowMs", "del_retry_window"),
   };
 }
 
-/**
- * The settings DEL needs, with defaults, from a table that may be invalid anywhere. Never throws.
- */
+/** The settings DEL needs, with defaults, of a table that may be invalid anywhere. Never throws. */
 export function parseNodeSettings(text: string): TopLevel & { auditKeepMs: number } {
   const defaults = defaultConfig();
   const [, keep = ""] = /^\[audit\][^[]*?^\s*keep\s*=\s*"([^"\n]*)"/m.exec(text) ?? [];

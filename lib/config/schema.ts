@@ -1,23 +1,50 @@
 /**
- * The plugin table `plugins.toml`, by its schema: every key, default and limit. Pure. Units end the
- * field names. A schema's message is what was expected; config.ts makes the sentence around it.
+ * The schema of the plugin table `plugins.toml`: every key, default and limit. Pure. A name ends
+ * with its unit. A schema's message is what was expected; parse.ts makes the sentence around it.
  */
 import * as v from "valibot";
 import { interfaceNameIssue, isNetworkName, logLevels } from "../cni.ts";
-import { editDistance } from "../text.ts";
-import { parseDuration } from "./quantity.ts";
-import { isTable } from "./toml.ts";
+import { editDistance, isTable } from "./toml.ts";
+import { parseDuration } from "./usage.ts";
 
 const kubeconfigDefault = "/etc/cni/genie/kubeconfig";
 
-/** Our own tables refuse unknown keys. The check: strictObject takes a list or date for empty. */
-function table<const T extends v.ObjectEntries>(entries: T) {
+/** Refuses unknown keys. The check: strictObject would take a list or a date for an empty table. */
+function strictTable<const T extends v.ObjectEntries>(entries: T) {
   const strict = v.strictObject(entries, (issue) => suggestion(`${issue.input}`, entries));
   return v.pipe(v.unknown(), v.check(isTable, "a table"), strict);
 }
 
+const durations = ["timeout", "max_age", "del_retry_window", "keep"] as const;
+type Duration = (typeof durations)[number];
+type Camel<K> = K extends `${infer A}_${infer B}` ? `${A}${Capitalize<Camel<B>>}` : K;
+type Name<K> = K extends Duration ? `${Camel<K>}Ms` : Camel<K>;
+type Named<T> = { [K in keyof T as Name<K>]: T[K] };
+
+/** A strict table whose keys become names of our code: `max_age` is `maxAgeMs`. */
+function table<const T extends v.ObjectEntries>(entries: T) {
+  const nameOf = (key: string) =>
+    key.replace(/_./g, (pair) => pair.slice(1).toUpperCase()) +
+    (durations.some((one) => one === key) ? "Ms" : "");
+  return v.pipe(
+    strictTable(entries),
+    v.transform((keys) => {
+      const renamed = Object.entries(keys).map(([key, value]) => [nameOf(key), value]);
+      return Object.fromEntries(renamed) as Named<typeof keys>;
+    }),
+  );
+}
+
 function text(expected: string, test: (value: string) => boolean) {
   return v.pipe(v.string(expected), v.check(test, expected));
+}
+
+function pattern(expected: string, test: RegExp) {
+  return text(expected, (value) => test.test(value));
+}
+
+function globs(expected: string, test: RegExp) {
+  return pattern(`${expected}, "*" and "?" being wildcards`, test);
 }
 
 function duration(max: string) {
@@ -42,9 +69,7 @@ function list<T extends v.GenericSchema>(item: T, ...initial: v.InferInput<T>[])
 export const isPath = (value: string) => /^\/[^\p{Cc}]{0,4094}$/u.test(value);
 const path = text("an absolute path", isPath);
 const pathOrNone = text('an absolute path, or ""', (value) => value === "" || isPath(value));
-const fileName = text("a file name or an absolute path", (value) =>
-  /^(\/|(?![^/]*\/))[^\p{Cc}]+$/u.test(value),
-);
+const fileName = pattern("a file name or an absolute path", /^(\/|(?![^/]*\/))[^\p{Cc}]+$/u);
 const toggle = v.boolean("true or false");
 const weight = v.pipe(v.number("a number"), v.finite("a number"), v.minValue(0, "0 or more"));
 const count = v.pipe(v.number("a whole number"), v.safeInteger("a whole number"));
@@ -61,126 +86,94 @@ const always = text('the name of a network, or "namespace/name" of an object', (
   if (second === undefined) return v.is(attachment, first);
   return v.is(namespace, first) && v.is(attachment, second) && more.length === 0;
 });
-const namespace = text("the name of a namespace", (value) => /^[a-z0-9.-]{1,253}$/.test(value));
-// A pattern that cannot match any Kubernetes name ("team_*", "[ab]") is a mistake, and in a deny
-// rule it would leave the network open.
-const glob = text('a namespace, "*" and "?" being wildcards', (value) =>
-  /^[a-z0-9.*?-]{1,253}$/.test(value),
-);
-const namespacedGlob = text('"namespace/name", "*" and "?" being wildcards', (value) =>
-  /^[a-z0-9.*?-]{1,253}\/[a-z0-9.*?-]{1,253}$/.test(value),
-);
+const namespace = pattern("the name of a namespace", /^[a-z0-9.-]{1,253}$/);
+// A glob that cannot match any Kubernetes name ("team_*", "[ab]") is a mistake, and in a deny rule
+// it would leave the network open.
+const glob = globs("a namespace", /^[a-z0-9.*?-]{1,253}$/);
+const namespacedGlob = globs('"namespace/name"', /^[a-z0-9.*?-]{1,253}\/[a-z0-9.*?-]{1,253}$/);
 
 /** Who a rule names. Its lists are OR-ed; `serviceAccounts` and `pods` are "namespace/name". */
-const Rule = v.pipe(
-  table({
-    namespaces: list(glob),
-    service_accounts: list(namespacedGlob),
-    pods: list(namespacedGlob),
-  }),
-  v.transform(({ service_accounts: serviceAccounts, ...rest }) => ({ ...rest, serviceAccounts })),
-);
+const Rule = table({
+  namespaces: list(glob),
+  service_accounts: list(namespacedGlob),
+  pods: list(namespacedGlob),
+});
 /** A rule, with its line in the table. */
 export type Rule = v.InferOutput<typeof Rule> & { line: number };
 
-function patterns(expected: string, test: RegExp) {
-  const item = text(`${expected}, "*" and "?" being wildcards`, (value) => test.test(value));
+function some<T extends v.GenericSchema>(item: T) {
   return v.pipe(v.array(item, "a list"), v.minLength(1, "a list with something in it"));
 }
 
-const pluginTypes = patterns("the type of a plugin", /^[A-Za-z0-9_.*?-]{1,64}$/);
+const pluginTypes = some(globs("the type of a plugin", /^[A-Za-z0-9_.*?-]{1,64}$/));
 /**
  * What NetworkAttachmentDefinitions of some namespaces may be: all its keys must hold. An absent
  * key says nothing; an empty list would admit nobody, and is refused as a mistake.
  */
-const NadRule = v.pipe(
-  table({
-    namespaces: v.optional(patterns("a namespace", /^[a-z0-9.*?-]{1,253}$/), []),
-    types: v.exactOptional(pluginTypes),
-    ipams: v.exactOptional(pluginTypes),
-    masters: v.exactOptional(patterns("the name of a device", /^[!-.0-9;-~]{1,15}$/)),
-    config_on_disk: v.optional(toggle, false),
-  }),
-  v.transform(({ config_on_disk: configOnDisk, ...rest }) => ({ ...rest, configOnDisk })),
-);
-const quota = v.exactOptional(v.pipe(count, v.minValue(1, "1 or more")));
-const Access = v.pipe(
-  table({
-    default: v.optional(oneOf("allow", "deny"), "allow"),
-    nad: v.exactOptional(v.array(NadRule, "a list")),
-    max_attachments: v.exactOptional(table({ pod: quota, namespace: quota })),
-  }),
-  v.transform(({ max_attachments: maxAttachments, ...rest }) => ({
-    ...rest,
-    ...(maxAttachments && { maxAttachments }),
-  })),
-);
-/** Who may use what, beside the rules of the plugins; with its lines in the table. */
-export interface AccessTable {
+const NadRule = table({
+  namespaces: v.optional(some(glob), []),
+  types: v.exactOptional(pluginTypes),
+  ipams: v.exactOptional(pluginTypes),
+  masters: v.exactOptional(some(globs("the name of a device", /^[!-.0-9;-~]{1,15}$/))),
+  config_on_disk: v.optional(toggle, false),
+});
+const positive = v.pipe(count, v.minValue(1, "1 or more"));
+const quota = v.exactOptional(positive);
+const Access = table({
   /** What holds for a network without an allow rule. */
-  default: "allow" | "deny";
+  default: v.optional(oneOf("allow", "deny"), "allow"),
+  /** Absent: NetworkAttachmentDefinitions may be anything. */
+  nad: v.exactOptional(v.array(NadRule, "a list")),
+  /** How many attachments a pod may have, and the pods of a namespace on this node. */
+  max_attachments: v.exactOptional(table({ pod: quota, namespace: quota })),
+});
+type Access = v.InferOutput<typeof Access>;
+/** Who may use what, beside the rules of the plugins; with its lines in the table. */
+export interface AccessTable extends Omit<Access, "nad" | "maxAttachments"> {
   /** Line of `default`, where it is "deny". */
   line?: number;
-  /** Absent: NetworkAttachmentDefinitions may be anything. */
   nad?: (v.InferOutput<typeof NadRule> & { line: number })[];
-  /** How many attachments a pod may have, and the pods of a namespace on this node. */
-  maxAttachments?: { pod?: number; namespace?: number; line: number };
+  maxAttachments?: Required<Access>["maxAttachments"] & { line: number };
 }
 
 /** Schema of one `[plugins.NAME]`. */
-export const Plugin = v.pipe(
-  table({
-    conf: v.exactOptional(fileName),
-    config: v.exactOptional(v.custom<object>(isTable, "a table")),
-    allow: v.exactOptional(Rule),
-    deny: v.exactOptional(Rule),
-    timeout: v.exactOptional(duration("1h")),
-    capacity: v.exactOptional(v.pipe(count, v.minValue(1, "1 or more"))),
-    enforce_policy: v.exactOptional(toggle),
-  }),
-  v.transform(({ timeout, enforce_policy: enforcePolicy, ...rest }) => ({
-    ...rest,
-    ...(timeout && { timeoutMs: timeout }),
-    ...(enforcePolicy && { enforcePolicy }),
-  })),
-);
-/** One `[plugins.NAME]`. Without `conf` and `config`: a list in `confDir` by that name. */
-export interface PluginEntry {
-  name: string;
+export const Plugin = table({
   /** File of a config list: a file name in `confDir`, or an absolute path. */
-  conf?: string;
+  conf: v.exactOptional(fileName),
+  config: v.exactOptional(v.custom<object>(isTable, "a table")),
+  allow: v.exactOptional(Rule),
+  deny: v.exactOptional(Rule),
+  /** Limit of each call of a delegate. */
+  timeout: v.exactOptional(duration("1h")),
+  /** Addresses the network has, where its IPAM cannot be read. */
+  capacity: v.exactOptional(positive),
+  /** Genie enforces plain NetworkPolicy on it: its own plugin does not. */
+  enforce_policy: v.exactOptional(toggle),
+});
+type PluginTable = Omit<v.InferOutput<typeof Plugin>, "config" | "allow" | "deny">;
+/** One `[plugins.NAME]`. Without `conf` and `config`: a list in `confDir` by that name. */
+export interface PluginEntry extends PluginTable {
+  name: string;
   /** A config list written in the table: JSON data, not checked yet; `name` may be missing. */
   config?: Record<string, unknown>;
   allow?: Rule;
   deny?: Rule;
-  /** Limit of each call of a delegate. */
-  timeoutMs?: number;
-  /** Addresses the network has, where its IPAM cannot be read. */
-  capacity?: number;
-  /** Genie enforces plain NetworkPolicy on it: its own plugin does not. */
-  enforcePolicy?: true;
   /** Line of its `[plugins.NAME]` header, or else of its first key. */
   line: number;
 }
 
-const Weights = table({
+const Weights = strictTable({
   occupancy: v.optional(weight, 4),
   response_time: v.optional(weight, 3),
   failures: v.optional(weight, 2),
   bandwidth: v.optional(weight, 1),
   subnets: v.optional(weight, 0),
 });
-const Default = v.pipe(
-  table({
-    networks: list(attachment),
-    always: list(always),
-    system_namespaces: list(namespace, "kube-system"),
-  }),
-  v.transform(({ system_namespaces: systemNamespaces, ...rest }) => ({
-    ...rest,
-    systemNamespaces,
-  })),
-);
+const Default = table({
+  networks: list(attachment),
+  always: list(always),
+  system_namespaces: list(namespace, "kube-system"),
+});
 const Kubernetes = v.pipe(
   table({
     kubeconfig: v.exactOptional(path),
@@ -188,38 +181,26 @@ const Kubernetes = v.pipe(
     namespace_isolation: v.optional(toggle, false),
     global_namespaces: list(namespace, "default"),
     status: v.optional(oneOf("inline", "agent", "off"), "inline"),
+    /** Root folder of the kubelet: its pod-resources socket tells a pod's devices. */
     kubelet_dir: v.optional(path, "/var/lib/kubelet"),
   }),
-  v.transform((keys) => ({
-    kubeconfig: keys.kubeconfig ?? kubeconfigDefault,
-    /** True when someone named the file: then it must exist. */
-    kubeconfigIsExplicit: keys.kubeconfig !== undefined,
-    timeoutMs: keys.timeout,
-    namespaceIsolation: keys.namespace_isolation,
-    globalNamespaces: keys.global_namespaces,
-    status: keys.status,
-    /** Root folder of the kubelet: its pod-resources socket tells a pod's devices. */
-    kubeletDir: keys.kubelet_dir,
-  })),
-);
-const Policy = v.pipe(
-  table({
-    enforce: v.optional(toggle, false),
-    max_age: v.optional(duration("1d"), "5m"),
-    when_stale: v.optional(oneOf("closed", "open"), "closed"),
-    where: v.optional(oneOf("pod", "host"), "pod"),
-  }),
-  v.transform(({ max_age: maxAgeMs, when_stale: whenStale, ...rest }) => ({
+  v.transform(({ kubeconfig, ...rest }) => ({
     ...rest,
-    /** Inputs that nobody refreshed for longer are stale. */
-    maxAgeMs,
-    /** What an ADD does with stale inputs. */
-    whenStale,
+    kubeconfig: kubeconfig ?? kubeconfigDefault,
+    /** True when someone named the file: then it must exist. */
+    kubeconfigIsExplicit: kubeconfig !== undefined,
   })),
 );
+const Policy = table({
+  enforce: v.optional(toggle, false),
+  /** Inputs that nobody refreshed for longer are stale. */
+  max_age: v.optional(duration("1d"), "5m"),
+  /** What an ADD does with stale inputs. */
+  when_stale: v.optional(oneOf("closed", "open"), "closed"),
+  where: v.optional(oneOf("pod", "host"), "pod"),
+});
 const listen = text('an address and a port such as "127.0.0.1:9477", or ""', (value) => {
-  const { port } = parseListen(value) ?? { port: -1 };
-  return value === "" || (port >= 0 && port <= 65_535);
+  return value === "" || (parseListen(value)?.port ?? Infinity) <= 65_535;
 });
 /** Parts of `127.0.0.1:9477` or `[::1]:9477`; undefined for what is neither. */
 export function parseListen(value: string): { hostname: string; port: number } | undefined {
@@ -228,19 +209,12 @@ export function parseListen(value: string): { hostname: string; port: number } |
   const hostname = six ?? four;
   return hostname === undefined ? undefined : { hostname, port: Number(digits) };
 }
-const Agent = v.pipe(
-  table({
-    listen: v.optional(listen, "127.0.0.1:9477"),
-    report: v.optional(toggle, false),
-    cri_socket: v.exactOptional(path),
-    follow_annotations: v.optional(toggle, false),
-  }),
-  v.transform(({ cri_socket: criSocket, follow_annotations: followAnnotations, ...rest }) => ({
-    ...rest,
-    followAnnotations,
-    ...(criSocket && { criSocket }),
-  })),
-);
+const Agent = table({
+  listen: v.optional(listen, "127.0.0.1:9477"),
+  report: v.optional(toggle, false),
+  cri_socket: v.exactOptional(path),
+  follow_annotations: v.optional(toggle, false),
+});
 /** How to reach the Kubernetes API; the optional fields come from the CNI config alone. */
 export interface KubernetesConfig extends v.InferOutput<typeof Kubernetes> {
   /** Line of `namespace_isolation`, where the table switches it on. */
@@ -255,66 +229,42 @@ export interface KubernetesConfig extends v.InferOutput<typeof Kubernetes> {
   certificateAuthority?: string;
 }
 
-/** The top-level keys that DEL needs, see parseTopLevel of config.ts. */
+/** The top-level keys that DEL needs, see parseTopLevel of parse.ts. */
 export const topLevel = {
   state_dir: v.optional(path, "/var/lib/cni/genie"),
   log_level: v.optional(oneOf(...logLevels), "info"),
+  /** "" for none. */
   log_file: v.optional(pathOrNone, ""),
   del_retry_window: v.optional(duration("7d"), "10m"),
 };
 /** Schema of the whole table; entries of `plugins` are checked one by one, by {@link Plugin}. */
-export const Table = v.pipe(
-  table({
-    ...topLevel,
-    conf_dir: v.optional(path, "/etc/cni/net.d"),
-    bin_dirs: list(path, "/opt/cni/bin"),
-    result: v.optional(oneOf("merged", "primary"), "merged"),
-    timeout: v.optional(duration("1h"), "90s"),
-    parallel: v.optional(toggle, false),
-    default: v.optional(Default, {}),
-    select: v.optional(
-      table({
-        /** Absent: every entry of `plugins`. */
-        candidates: v.exactOptional(v.array(network, "a list")),
-        weights: v.optional(Weights, {}),
-        attempts: v.optional(
-          v.pipe(count, v.minValue(1, "1 or more"), v.maxValue(8, "at most 8")),
-          2,
-        ),
-      }),
-      {},
-    ),
-    kubernetes: v.optional(Kubernetes, {}),
-    access: v.optional(Access, {}),
-    policy: v.optional(Policy, {}),
-    agent: v.optional(Agent, {}),
-    audit: v.optional(table({ keep: v.optional(duration("3650d"), "30d") }), {}),
-    plugins: v.optional(v.custom<object>(isTable, "a table"), {}),
-  }),
-  v.transform((keys) => ({
-    confDir: keys.conf_dir,
-    /** Searched after CNI_PATH. */
-    binDirs: keys.bin_dirs,
-    stateDir: keys.state_dir,
-    logLevel: keys.log_level,
-    /** "" for none. */
-    logFile: keys.log_file,
-    result: keys.result,
-    /** Limit of a whole ADD. */
-    timeoutMs: keys.timeout,
-    parallel: keys.parallel,
-    delRetryWindowMs: keys.del_retry_window,
-    /** `networks` and `always` hold names, or "name@interface". */
-    default: keys.default,
-    select: keys.select,
-    access: keys.access,
-    policy: keys.policy,
-    agent: keys.agent,
-    audit: { keepMs: keys.audit.keep },
-    kubernetes: keys.kubernetes,
-    plugins: keys.plugins,
-  })),
-);
+export const Table = table({
+  ...topLevel,
+  conf_dir: v.optional(path, "/etc/cni/net.d"),
+  /** Searched after CNI_PATH. */
+  bin_dirs: list(path, "/opt/cni/bin"),
+  result: v.optional(oneOf("merged", "primary"), "merged"),
+  /** Limit of a whole ADD. */
+  timeout: v.optional(duration("1h"), "90s"),
+  parallel: v.optional(toggle, false),
+  /** `networks` and `always` hold names, or "name@interface". */
+  default: v.optional(Default, {}),
+  select: v.optional(
+    table({
+      /** Absent: every entry of `plugins`. */
+      candidates: v.exactOptional(v.array(network, "a list")),
+      weights: v.optional(Weights, {}),
+      attempts: v.optional(v.pipe(positive, v.maxValue(8, "at most 8")), 2),
+    }),
+    {},
+  ),
+  kubernetes: v.optional(Kubernetes, {}),
+  access: v.optional(Access, {}),
+  policy: v.optional(Policy, {}),
+  agent: v.optional(Agent, {}),
+  audit: v.optional(table({ keep: v.optional(duration("3650d"), "30d") }), {}),
+  plugins: v.optional(v.custom<object>(isTable, "a table"), {}),
+});
 /** Networks that a Multus config names for every pod. */
 export interface MultusNetworks {
   /** Namespace in which names are looked up as NetworkAttachmentDefinitions first. */

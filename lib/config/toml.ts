@@ -37,8 +37,7 @@ export function locate(text: string): Lines {
 /** Notes the line of a path, and of what it is in where that has none yet. */
 function note(lines: Lines, path: Path, line: number, isHeader: boolean): void {
   for (let n = 1; n < Math.min(path.length, depthMax); n++) {
-    const parent = path.slice(0, n).join("\0");
-    if (!lines.has(parent)) lines.set(parent, line);
+    lines.getOrInsert(path.slice(0, n).join("\0"), line);
   }
   const name = path.join("\0");
   if (isHeader || !lines.has(name)) lines.set(name, line);
@@ -59,14 +58,11 @@ export function lineOf(lines: Lines, path: Path): number {
     // Items of a list in brackets have no lines of their own.
     if (typeof key === "string" || lines.has([...known, key].join("\0"))) known.push(key);
   }
-  for (let n = known.length; n > 0; n--) {
-    const line = lines.get(known.slice(0, n).join("\0"));
-    if (line !== undefined) return line;
-  }
-  return 1;
+  while (known.length > 0 && !lines.has(known.join("\0"))) known.pop();
+  return lines.get(known.join("\0")) ?? 1;
 }
 
-/** One `[header]` or `key = value`; `value` is set when it is a single string, as written. */
+/** One `[header]` or `key = value`; `value` is set when it is a single string. */
 export type Statement = {
   keys: string[];
   line: number;
@@ -96,7 +92,8 @@ export function statements(text: string): Statement[] {
     }
     const [equals, next, last] = [all[i] ?? newline, all[i + 1] ?? newline, all[i + 2] ?? newline];
     const isString = equals.text === "=" && isQuoted(next.text) && last.text === "\n";
-    found.push({ keys, line, isHeader, isListItem, value: isString ? next.text : undefined });
+    const value = isString ? unquote(next.text) : undefined;
+    found.push({ keys, line, isHeader, isListItem, value });
     at = statementEnd(all, isHeader ? i + 1 : i);
   }
   return found;
@@ -171,11 +168,10 @@ function stringEnd(text: string, start: number): number | undefined {
 const escapes = new Map(Object.entries({ b: "\b", t: "\t", n: "\n", f: "\f", r: "\r", e: "\x1b" }));
 
 /** The value of a string token; of any other token, its text. */
-export function unquote(token: string): string {
+function unquote(token: string): string {
   if (!isQuoted(token)) return token;
   const isMultiline = token.startsWith('"""') || token.startsWith("'''");
-  const quotes = isMultiline ? 3 : 1;
-  const body = token.slice(quotes, token.length - quotes);
+  const body = isMultiline ? token.slice(3, -3) : token.slice(1, -1);
   const content = isMultiline ? body.replace(/^\r?\n/, "") : body;
   if (!token.startsWith('"') || !content.includes("\\")) return content;
   const sequence = /\\(?:[ \t]*\r?\n[ \t\r\n]*|x(..)|u(.{4})|U(.{8})|(.))/g;
@@ -209,4 +205,18 @@ export function toJson(
     return Object.fromEntries(entries.map(([k, item]) => [k, toJson(item, [...path, k], fail)]));
   }
   return value;
+}
+
+/** How many letters must be put in, taken out or changed to make `b` of `a` (Levenshtein). */
+export function editDistance(a: string, b: string): number {
+  let row = Array.from({ length: b.length + 1 }, (_, j) => j);
+  for (let i = 1; i <= a.length; i++) {
+    const next = [i];
+    for (let j = 1; j <= b.length; j++) {
+      const swap = (row[j - 1] ?? 0) + (a[i - 1] === b[j - 1] ? 0 : 1);
+      next.push(Math.min(swap, (row[j] ?? 0) + 1, (next[j - 1] ?? 0) + 1));
+    }
+    row = next;
+  }
+  return row[b.length] ?? 0;
 }

@@ -1,81 +1,93 @@
 /**
- * Kubernetes credentials: a kubeconfig file, the API root in a network config, or the service
- * account of the pod we run in; CNI-Genie's `k8s_*` keys override parts of them. Files are read
- * again for each request: tokens and certificates rotate (Multus #852, #1263, #1414). client-node
- * takes 20 ms to load, so only `exec` and `auth-provider` users load it.
+ * Kubernetes credentials: a kubeconfig, the API root in a network config, or the service account
+ * of our pod; CNI-Genie's `k8s_*` keys override parts of them. Files are read again for each
+ * request, because tokens and certificates rotate (Multus #852, #1263, #1414). client-node takes
+ * 20 ms to load, so only `exec` and `auth-provider` load it.
  * Source: https://kubernetes.io/docs/reference/config-api/kubeconfig.v1/
  */
 import { readFileSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 import * as v from "valibot";
-import { CniError, code, type Host } from "../cni.ts";
+import type { Host } from "../call.ts";
+import { CniError, code, oneLine } from "../cni.ts";
 import { isObject } from "../json.ts";
-import { oneLine } from "../text.ts";
-import { exists, type KubeSettings, serviceAccountDirDefault, sourceOf } from "./credentials.ts";
+import { tokenVariable } from "../lock.ts";
+import { exists, serviceAccountDirDefault, sourceOf } from "../settings.ts";
+import type { KubeSettings } from "./objects_of_call.ts";
 
-/** Secrets in memory just long enough for one request. */
+/** What one request needs; kept in memory no longer than that. */
 export interface Secrets {
   headers: Record<string, string>;
   tls: { ca?: string; cert?: string; key?: string; serverName?: string };
 }
-/** Where a server is; the functions read what is needed to ask it. */
-export interface Account {
+/** A server and how to read the secrets for it. */
+export interface Account extends Partial<Record<"ca" | "cert" | "key" | "token", Read>> {
   server: string;
+  /** The files to name in errors. */
   credential: string;
   serverName?: string | null | undefined;
-  ca?: Read;
-  cert?: Read;
-  key?: Read;
-  token?: Read;
-  /** Runs `exec`, with a variable more in its environment, or `auth-provider`. */
-  plugin?: (mark?: Variable) => Promise<Secrets>;
-}
-/** One variable of an environment. */
-export interface Variable {
-  name: string;
-  value: string;
+  /** Runs `exec`, whose environment then has our token, or `auth-provider`. */
+  plugin?: (ownToken?: string) => Promise<Secrets>;
 }
 type Read = (() => string) | undefined;
+type PemKey = "certificate-authority" | "client-certificate" | "client-key";
+type PemEntry = { [K in PemKey | `${PemKey}-data`]?: string | null | undefined };
 
-/** Finds the account to use, see {@link isConfigured}. @throws CniError 7 when there is none */
+/**
+ * Finds the account to use, see {@link isConfigured}. CNI-Genie's own keys win over the kubeconfig,
+ * one by one, as in its client.go.
+ * @throws CniError 7 when there is none or it is not valid, 5 for a file that cannot be read
+ */
 export function findAccount(host: Host, settings: KubeSettings): Account {
+  const { apiRoot, authToken, clientCertificate, clientKey, certificateAuthority } = settings;
+  const { file, cluster, user } = readSource(host, settings);
+  const folder = dirname(resolve(file));
+  const pem = (own: string | undefined, entry: PemEntry, key: PemKey): Read => {
+    const data = entry[`${key}-data`];
+    if (data && !own) return () => Buffer.from(data, "base64").toString("utf8");
+    const pemFile = own || entry[key];
+    return pemFile ? () => readText(resolve(folder, pemFile)) : undefined;
+  };
+  const tokenPath = user.tokenFile ? resolve(folder, user.tokenFile) : "";
+  const sources = [authToken && "k8s_auth_token", clientCertificate, file, tokenPath];
+  const credential = sources.filter(Boolean).join(", ") || "none";
+  const token = authToken || user.token;
+  // A token file wins; the token beside it is used while there is no file (client-go).
+  const useFile = () => tokenPath !== "" && !authToken && (!token || exists(tokenPath));
+  const hasPlugin = user.exec || user["auth-provider"];
+  return {
+    server: checkServer(apiRoot ? (apiRoot.split("/api/")[0] ?? "") : cluster.server, credential),
+    credential,
+    serverName: cluster["tls-server-name"],
+    ca: pem(certificateAuthority, cluster, "certificate-authority"),
+    cert: pem(clientCertificate, user, "client-certificate"),
+    key: pem(clientKey, user, "client-key"),
+    ...((token || tokenPath) && { token: () => (useFile() ? readText(tokenPath) : (token ?? "")) }),
+    ...(hasPlugin && { plugin: (ownToken = "") => askPlugin({ file, cluster, user }, ownToken) }),
+  };
+}
+
+/** What a source gives, as the entries of a kubeconfig; `file` is "" without one. */
+type Source = { file: string; cluster: v.InferOutput<typeof Cluster>; user: User };
+
+function readSource(host: Host, settings: KubeSettings): Source {
   const { kubeconfig = "", serviceAccountDir: folder = serviceAccountDirDefault } = settings;
   const source = sourceOf(host, settings);
   if (source === "kubeconfig") return readKubeconfig(kubeconfig);
-  if (source === "root") return { server: "", credential: "" };
-  const token = join(folder, "token");
+  if (source === "root") return { file: "", cluster: { server: "" }, user: {} };
+  const tokenFile = join(folder, "token");
   if (source === undefined) {
-    const looked = kubeconfig === "" ? token : `${kubeconfig} and ${token}`;
+    const looked = kubeconfig === "" ? tokenFile : `${kubeconfig} and ${tokenFile}`;
     throw new CniError(code.invalidConfig, `Missing Kubernetes credentials: looked for ${looked}`);
   }
   const name = host.env["KUBERNETES_SERVICE_HOST"] ?? "";
   const port = host.env["KUBERNETES_SERVICE_PORT"] || "443";
-  return {
-    server: `https://${name.includes(":") ? `[${name}]` : name}:${port}`,
-    credential: token,
-    ca: fromFile(join(folder, "ca.crt")),
-    token: fromFile(token),
-  };
+  const server = `https://${name.includes(":") ? `[${name}]` : name}:${port}`;
+  const cluster = { server, "certificate-authority": join(folder, "ca.crt") };
+  return { file: "", cluster, user: { tokenFile } };
 }
 
-/** CNI-Genie's own keys win over the kubeconfig, one by one, as in its client.go. */
-export function override(account: Account, settings: KubeSettings): Account {
-  const { apiRoot, authToken, clientCertificate, clientKey, certificateAuthority } = settings;
-  const named = [authToken && "k8s_auth_token", clientCertificate, account.credential];
-  const credential = named.filter(Boolean).join(", ") || "none";
-  const server = apiRoot ? (apiRoot.split("/api/")[0] ?? "") : account.server;
-  return {
-    ...account,
-    server: checkServer(server, credential),
-    credential,
-    ...(authToken && { token: () => authToken }),
-    ...(clientCertificate && { cert: fromFile(clientCertificate) }),
-    ...(clientKey && { key: fromFile(clientKey) }),
-    ...(certificateAuthority && { ca: fromFile(certificateAuthority) }),
-  };
-}
-
-/** The URL of a server, fit for print. Plain http stays on this machine: it shows the token. */
+/** Normalizes the URL of a server. Plain http is for this machine only: it shows the token. */
 function checkServer(server: string, credential: string): string {
   const url = URL.parse(server);
   if (url === null) throw invalid(credential, "the server is not a URL");
@@ -109,43 +121,34 @@ const User = v.looseObject({
   exec: v.nullish(Exec),
   "auth-provider": v.nullish(v.looseObject({ name: v.string() })),
 });
-/** Keys that change what a request means or who sends it: to ignore them would be wrong. */
+type User = v.InferOutput<typeof User>;
+/** Keys that change what a request means or who sends it, so they must not be ignored. */
 const refusedKeys = ["insecure-skip-tls-verify", "proxy-url", "as", "as-uid", "username"];
 
-function readKubeconfig(file: string): Account {
+function readKubeconfig(file: string): Source {
   const root = parseKubeconfig(file);
-  const context = entry(file, root, "context", root["current-context"], Context);
-  const cluster = entry(file, root, "cluster", context.cluster, Cluster);
-  const user = context.user ? entry(file, root, "user", context.user, User) : {};
-  const refused = refusedKeys.find((key) => cluster[key] || (user as typeof cluster)[key]);
+  // The named entry of a list; the others are not checked.
+  const entry = <const S extends v.GenericSchema>(
+    kind: "context" | "cluster" | "user",
+    name: unknown,
+    schema: S,
+  ): v.InferOutput<S> => {
+    if (typeof name !== "string" || name === "") throw invalid(file, "it has no current-context");
+    const list: unknown = root[`${kind}s`];
+    const isNamed = (one: unknown) => isObject(one) && one["name"] === name;
+    const found = Array.isArray(list) ? list.find(isNamed) : undefined;
+    const label = `${kind} "${oneLine(name, 100)}"`;
+    if (found === undefined) throw invalid(file, `it has no ${label}`);
+    const parsed = v.safeParse(schema, found[kind] ?? {});
+    if (parsed.success) return parsed.output;
+    throw invalid(file, `${label}: ${issueText(parsed.issues[0])}`);
+  };
+  const context = entry("context", root["current-context"], Context);
+  const cluster = entry("cluster", context.cluster, Cluster);
+  const user: User = context.user ? entry("user", context.user, User) : {};
+  const refused = refusedKeys.find((key) => cluster[key] || user[key]);
   if (refused) throw invalid(file, `"${refused}" is not supported`);
-  return accountOf(file, cluster, user);
-}
-
-function accountOf(
-  file: string,
-  cluster: v.InferOutput<typeof Cluster>,
-  user: v.InferOutput<typeof User>,
-): Account {
-  const folder = dirname(resolve(file));
-  const pem = (data: string | null | undefined, path: string | null | undefined): Read => {
-    if (data) return () => Buffer.from(data, "base64").toString("utf8");
-    return path ? fromFile(resolve(folder, path)) : undefined;
-  };
-  const { token, tokenFile, exec, "auth-provider": provider } = user;
-  const tokenPath = tokenFile ? resolve(folder, tokenFile) : "";
-  // The file wins; the token beside it serves while there is no file (client-go).
-  const useFile = () => tokenPath !== "" && (!token || exists(tokenPath));
-  return {
-    server: cluster.server,
-    credential: tokenPath === "" ? file : `${file}, ${tokenPath}`,
-    serverName: cluster["tls-server-name"],
-    ca: pem(cluster["certificate-authority-data"], cluster["certificate-authority"]),
-    cert: pem(user["client-certificate-data"], user["client-certificate"]),
-    key: pem(user["client-key-data"], user["client-key"]),
-    ...((token || tokenPath) && { token: () => (useFile() ? readText(tokenPath) : (token ?? "")) }),
-    ...((exec || provider) && { plugin: (mark) => askPlugin(file, cluster.server, user, mark) }),
-  };
+  return { file, cluster, user };
 }
 
 function parseKubeconfig(file: string): Record<string, unknown> {
@@ -154,44 +157,20 @@ function parseKubeconfig(file: string): Record<string, unknown> {
   try {
     root = source.trimStart().startsWith("{") ? JSON.parse(source) : Bun.YAML.parse(source);
   } catch (error) {
-    // Not the parser's words: they may quote a token.
+    // Without the parser's message, which may quote a token.
     throw invalid(file, `it is neither YAML nor JSON (${error instanceof Error && error.name})`);
   }
   if (isObject(root)) return root;
   throw invalid(file, "it does not hold an object");
 }
 
-/** The entry of a list that is in use; the others may be anything. */
-function entry<const S extends v.GenericSchema>(
-  file: string,
-  root: Record<string, unknown>,
-  kind: "context" | "cluster" | "user",
-  name: unknown,
-  schema: S,
-): v.InferOutput<S> {
-  if (typeof name !== "string" || name === "") throw invalid(file, "it has no current-context");
-  const list: unknown = root[`${kind}s`];
-  const found = (Array.isArray(list) ? list : []).find(
-    (one) => isObject(one) && one["name"] === name,
-  );
-  const label = `${kind} "${oneLine(name, 100)}"`;
-  if (found === undefined) throw invalid(file, `it has no ${label}`);
-  const parsed = v.safeParse(schema, found[kind] ?? {});
-  if (parsed.success) return parsed.output;
-  throw invalid(file, `${label}: ${issueText(parsed.issues[0])}`);
-}
-
-/** Not valibot's own message: it quotes what was received, which may be a secret. */
+/** What is wrong, without valibot's own message: it quotes the value, which may be a secret. */
 export function issueText(issue: v.BaseIssue<unknown>): string {
   return `expected ${issue.expected} at "${v.getDotPath(issue) ?? ""}"`;
 }
 
 function invalid(file: string, reason: string): CniError {
   return new CniError(code.invalidConfig, `Invalid Kubernetes credentials in ${file}: ${reason}`);
-}
-
-function fromFile(file: string): () => string {
-  return () => readText(file);
 }
 
 function readText(file: string): string {
@@ -205,30 +184,19 @@ function readText(file: string): string {
 }
 
 /** Runs `exec` or `auth-provider` through client-node. */
-async function askPlugin(
-  file: string,
-  server: string,
-  { exec, "auth-provider": authProvider }: v.InferOutput<typeof User>,
-  mark?: Variable,
-): Promise<Secrets> {
+async function askPlugin({ file, cluster, user }: Source, ownToken: string): Promise<Secrets> {
+  const { exec, "auth-provider": authProvider } = user;
   const { KubeConfig } = await import("@kubernetes/client-node");
   const config = new KubeConfig();
-  // As client-go: a command with a slash is relative to the kubeconfig; it is told its API version.
-  const command = exec?.command.includes("/")
-    ? resolve(dirname(file), exec.command)
-    : exec?.command;
-  const info = {
-    apiVersion: exec?.apiVersion,
-    kind: "ExecCredential",
-    spec: { interactive: false },
-  };
-  const env = [
-    { name: "KUBERNETES_EXEC_INFO", value: JSON.stringify(info) },
-    ...(exec?.env ?? []),
-    ...(mark ? [mark] : []),
-  ];
+  // As client-go: a command with a slash is relative to the kubeconfig and gets its API version.
+  const { command: path = "", apiVersion } = exec ?? {};
+  const command = path.includes("/") ? resolve(dirname(file), path) : path;
+  const info = { apiVersion, kind: "ExecCredential", spec: { interactive: false } };
+  const variable = { name: "KUBERNETES_EXEC_INFO", value: JSON.stringify(info) };
+  const mark = { name: tokenVariable, value: ownToken };
+  const env = [variable, ...(exec?.env ?? []), ...(ownToken ? [mark] : [])];
   config.loadFromClusterAndUser(
-    { name: "cluster", server, skipTLSVerify: false },
+    { name: "cluster", server: cluster.server, skipTLSVerify: false },
     { name: "user", authProvider, exec: exec && { ...exec, command, env } },
   );
   const options: { headers?: Record<string, unknown>; cert?: unknown; key?: unknown } = {};
@@ -236,7 +204,7 @@ async function askPlugin(
     await config.applyToHTTPSOptions(options);
   } catch (error) {
     const name = exec ? `exec ${exec.command}` : `auth-provider ${authProvider?.name}`;
-    // client-node trips over a bad answer; a SyntaxError quotes it, and it may be the secret.
+    // client-node throws these for a bad answer; a SyntaxError quotes it, and it may be the secret.
     const isBad = error instanceof SyntaxError || error instanceof TypeError;
     const why = isBad ? "its answer is no credential" : oneLine((error as Error).message, 200);
     const msg = `Cannot get Kubernetes credentials by ${name} of ${file}: ${why}`;
@@ -250,16 +218,13 @@ async function askPlugin(
 }
 
 /**
- * Reads what one request needs, afresh.
- *
- * @param mark goes into the environment of an `exec` plugin, to find it by
- * @throws CniError 5 or 7 for files that do not serve
+ * Reads anew what one request needs.
+ * @param ownToken goes into the environment of an `exec` plugin, so that it can be found
+ * @throws CniError 5 or 7 for files that cannot be used, 11 for a plugin that fails
  */
-export async function readSecrets(
-  { credential, ...account }: Account,
-  mark?: Variable,
-): Promise<Secrets> {
-  const asked = await account.plugin?.(mark);
+export async function readSecrets(account: Account, ownToken?: string): Promise<Secrets> {
+  const { credential } = account;
+  const asked = await account.plugin?.(ownToken);
   const tls: Secrets["tls"] = account.serverName ? { serverName: account.serverName } : {};
   for (const name of ["ca", "cert", "key"] as const) {
     const pem = asked?.tls[name] ?? account[name]?.();

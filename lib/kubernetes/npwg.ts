@@ -6,17 +6,11 @@
  * without a network it asked for is worse than one that says why it does not start.
  */
 import * as v from "valibot";
-import {
-  attachmentsMax,
-  npwgKeys,
-  requestedNameIssue,
-  type SelectionElement,
-} from "../annotations.ts";
-import { CniError, code, isNetworkName } from "../cni.ts";
+import { CniError, code, isNetworkName, oneLine } from "../cni.ts";
 import { isIP } from "../ip.ts";
 import { isObject, parseJson } from "../json.ts";
-import type { Dns, Result } from "../result.ts";
-import { oneLine } from "../text.ts";
+import { attachmentsMax, npwgKeys, requestedNameIssue, type SelectionElement } from "../pod.ts";
+import type { Result } from "../record.ts";
 
 /** One NetworkAttachmentDefinition a pod selects, with what it wants of it. */
 export interface NetworkElement extends SelectionElement {
@@ -36,9 +30,28 @@ const selectionLengthMax = 64 * 1024;
 const port = v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(65535));
 const rate = v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(Number.MAX_SAFE_INTEGER));
 const address = v.pipe(v.string(), v.check(isAddress, "expected an IP address"));
+const isGateway = (text: string) => isIP(text) !== 0;
+const gateway = v.pipe(v.string(), v.check(isGateway, "expected an IP address"));
 const hexBytes = (count: number) =>
   v.pipe(v.string(), v.regex(new RegExp(`^[0-9a-f]{2}(:[0-9a-f]{2}){${count - 1}}$`, "i")));
 const objectName = v.pipe(v.string(), v.check(isObjectName, "expected the name of an object"));
+const cniArgs = v.pipe(
+  v.custom<Record<string, unknown>>(isObject, "expected an object"),
+  v.record(v.string(), v.unknown()),
+);
+/** CNI CONVENTIONS: protocols are lower case; absent means TCP (§4.1.2.1.7). */
+const PortMapping = v.object({
+  hostPort: port,
+  containerPort: port,
+  protocol: v.optional(v.pipe(v.string(), v.regex(/^(udp|tcp|sctp)$/i), v.toLowerCase()), "tcp"),
+  hostIP: v.exactOptional(address),
+});
+const Bandwidth = v.strictObject({
+  ingressRate: v.exactOptional(rate),
+  ingressBurst: v.exactOptional(rate),
+  egressRate: v.exactOptional(rate),
+  egressBurst: v.exactOptional(rate),
+});
 
 /** §4.1.2.1; keys with a dot belong to others and are passed over, keys without one are errors. */
 const Element = v.looseObject({
@@ -47,46 +60,10 @@ const Element = v.looseObject({
   ips: v.exactOptional(v.pipe(v.array(address), v.minLength(1))),
   mac: v.exactOptional(hexBytes(6)),
   interface: v.exactOptional(v.string()),
-  "cni-args": v.exactOptional(
-    v.nullable(
-      v.pipe(
-        v.custom<Record<string, unknown>>(isObject, "expected an object"),
-        v.record(v.string(), v.unknown()),
-      ),
-    ),
-  ),
-  portMappings: v.exactOptional(
-    v.pipe(
-      v.array(
-        v.looseObject({
-          hostPort: port,
-          containerPort: port,
-          protocol: v.exactOptional(v.pipe(v.string(), v.regex(/^(udp|tcp|sctp)$/i))),
-          hostIP: v.exactOptional(address),
-        }),
-      ),
-      v.minLength(1),
-    ),
-  ),
-  bandwidth: v.exactOptional(
-    v.pipe(
-      v.strictObject({
-        ingressRate: v.exactOptional(rate),
-        ingressBurst: v.exactOptional(rate),
-        egressRate: v.exactOptional(rate),
-        egressBurst: v.exactOptional(rate),
-      }),
-      v.minEntries(1),
-    ),
-  ),
-  "default-route": v.exactOptional(
-    v.array(
-      v.pipe(
-        v.string(),
-        v.check((text) => isIP(text) !== 0, "expected an IP address"),
-      ),
-    ),
-  ),
+  "cni-args": v.exactOptional(v.nullable(cniArgs)),
+  portMappings: v.exactOptional(v.pipe(v.array(PortMapping), v.minLength(1))),
+  bandwidth: v.exactOptional(v.pipe(Bandwidth, v.minEntries(1))),
+  "default-route": v.exactOptional(v.array(gateway)),
   "infiniband-guid": v.exactOptional(hexBytes(8)),
   "ipam-claim-reference": v.exactOptional(objectName),
 });
@@ -95,26 +72,16 @@ const knownKeys = new Set(Object.keys(Element.entries));
 
 /**
  * Parses `k8s.v1.cni.cncf.io/networks` in either format: `a,ns/b,c@eth5` or a JSON list.
- *
  * @param podNamespace namespace of objects named without one
- * @throws CniError 7 for an annotation that breaks §4, names too much, or names two owners of the
- *   default route
+ * @param key annotation to name in errors
+ * @throws CniError 7 for an annotation that breaks §4, names too many networks, or gives two of
+ *   them the default route
  */
-export function parseNetworkSelection(text: string, podNamespace: string): NetworkElement[] {
-  return parseList(text, podNamespace, npwgKeys.networks);
-}
-
-/**
- * Parses `v1.multus-cni.io/default-network`: exactly one element in the same grammar.
- * @throws CniError 7
- */
-export function parseDefaultNetwork(text: string, podNamespace: string): NetworkElement {
-  const [only, ...others] = parseList(text, podNamespace, npwgKeys.defaultNetwork);
-  if (only && others.length === 0) return only;
-  throw invalid(npwgKeys.defaultNetwork, "expected exactly one network");
-}
-
-function parseList(text: string, podNamespace: string, key: string): NetworkElement[] {
+export function parseNetworkSelection(
+  text: string,
+  podNamespace: string,
+  key: string = npwgKeys.networks,
+): NetworkElement[] {
   if (text.length > selectionLengthMax) {
     throw invalid(key, `it is longer than ${selectionLengthMax} characters`);
   }
@@ -124,10 +91,8 @@ function parseList(text: string, podNamespace: string, key: string): NetworkElem
     ? parseJsonList(trimmed, podNamespace, key)
     : trimmed.split(",").map((part) => parseReference(part.trim(), podNamespace, key));
   if (elements.length > attachmentsMax) {
-    throw invalid(
-      key,
-      `it names ${elements.length} networks, at most ${attachmentsMax} are allowed`,
-    );
+    const count = elements.length;
+    throw invalid(key, `it names ${count} networks, at most ${attachmentsMax} are allowed`);
   }
   if (elements.filter(({ defaultRoute }) => defaultRoute !== undefined).length > 1) {
     throw invalid(key, 'only one network may carry "default-route"');
@@ -135,26 +100,26 @@ function parseList(text: string, podNamespace: string, key: string): NetworkElem
   return elements;
 }
 
+/** Parses `v1.multus-cni.io/default-network`: one element of that grammar. @throws CniError 7 */
+export function parseDefaultNetwork(text: string, podNamespace: string): NetworkElement {
+  const key = npwgKeys.defaultNetwork;
+  const [only, ...others] = parseNetworkSelection(text, podNamespace, key);
+  if (only && others.length === 0) return only;
+  throw invalid(key, "expected exactly one network");
+}
+
 /** `[namespace/]name[@interface]` (§4.1.1, with Multus' interface suffix). */
 export function parseReference(text: string, podNamespace: string, key: string): NetworkElement {
   // As in Multus, white space around a part means nothing.
-  const [namespace = podNamespace, network = "", ifName] = (
-    /^(?:([^/@]+)\/)?([^/@]*)(?:@(.*))?$/.exec(text)?.slice(1) ?? []
-  ).map((part: string | undefined) => part?.trim());
-  if (
-    !isObjectName(network) ||
-    (namespace !== "" && !isObjectName(namespace)) ||
-    ifName?.includes("@")
-  ) {
+  const parts = /^(?:([^/@]+)\/)?([^/@]*)(?:@(.*))?$/.exec(text) ?? [];
+  const trimmed = parts.map((part: string | undefined) => part?.trim());
+  const [, namespace = podNamespace, network = "", ifName] = trimmed;
+  const isNamed = isObjectName(network) && (namespace === "" || isObjectName(namespace));
+  if (!isNamed || ifName?.includes("@")) {
     throw invalid(key, `"${oneLine(text, 80)}" is not [namespace/]name[@interface]`);
   }
-  if (ifName !== undefined) checkInterface(ifName, network, key);
-  return {
-    network,
-    namespace,
-    capabilityArgs: {},
-    ...(ifName !== undefined && { ifName }),
-  };
+  checkInterface(ifName, network, key);
+  return { network, namespace, capabilityArgs: {}, ...(ifName !== undefined && { ifName }) };
 }
 
 function parseJsonList(text: string, podNamespace: string, key: string): NetworkElement[] {
@@ -164,15 +129,11 @@ function parseJsonList(text: string, podNamespace: string, key: string): Network
     const parsed = v.safeParse(Element, one);
     if (!parsed.success) {
       const [issue] = parsed.issues;
-      const path = v.getDotPath(issue) ?? "element";
-      throw invalid(
-        key,
-        `element ${index + 1}, "${oneLine(path, 80)}": ${oneLine(issue.message, 200)}`,
-      );
+      const path = oneLine(v.getDotPath(issue) ?? "element", 80);
+      throw invalid(key, `element ${index + 1}, "${path}": ${oneLine(issue.message, 200)}`);
     }
-    const unknown = Object.keys(parsed.output).find(
-      (name) => !knownKeys.has(name) && !name.includes("."),
-    );
+    const isUnknown = (name: string) => !knownKeys.has(name) && !name.includes(".");
+    const unknown = Object.keys(parsed.output).find(isUnknown);
     if (unknown !== undefined) {
       throw invalid(key, `element ${index + 1}: unknown key "${oneLine(unknown, 80)}"`);
     }
@@ -182,48 +143,28 @@ function parseJsonList(text: string, podNamespace: string, key: string): Network
 
 function fromElement(element: Element, podNamespace: string, key: string): NetworkElement {
   const { name, ips, mac, interface: ifName, bandwidth, portMappings } = element;
-  const guid = element["infiniband-guid"];
-  const claim = element["ipam-claim-reference"];
-  const cniArgs = element["cni-args"];
-  const defaultRoute = element["default-route"];
-  if (ifName !== undefined) checkInterface(ifName, name, key);
+  const { "ipam-claim-reference": claim, "cni-args": cniArgs } = element;
+  const { "default-route": defaultRoute, "infiniband-guid": infinibandGUID } = element;
+  checkInterface(ifName, name, key);
   if (ips && claim !== undefined) {
     throw invalid(key, `network "${name}": "ips" and "ipam-claim-reference" exclude each other`);
   }
+  const capabilities = {
+    ips,
+    mac,
+    portMappings,
+    bandwidth: bandwidth && toBandwidth(bandwidth, name, key),
+    infinibandGUID,
+    "ipam-claim-reference": claim,
+  };
+  const asked = Object.entries(capabilities).filter(([, value]) => value !== undefined);
   return {
     network: name,
     namespace: element.namespace || podNamespace,
     ...(ifName !== undefined && { ifName }),
-    capabilityArgs: {
-      ...(ips && { ips }),
-      ...(mac !== undefined && { mac }),
-      ...(portMappings && { portMappings: portMappings.map(toPortMapping) }),
-      ...(bandwidth && { bandwidth: toBandwidth(bandwidth, name, key) }),
-      ...(guid !== undefined && { infinibandGUID: guid }),
-      ...(claim !== undefined && { "ipam-claim-reference": claim }),
-    },
+    capabilityArgs: Object.fromEntries(asked),
     ...(cniArgs && { cniArgs }),
     ...(defaultRoute && { defaultRoute }),
-  };
-}
-
-/** CNI CONVENTIONS: protocols are lower case; absent means TCP (§4.1.2.1.7). */
-function toPortMapping({
-  hostPort,
-  containerPort,
-  protocol,
-  hostIP,
-}: {
-  hostPort: number;
-  containerPort: number;
-  protocol?: string;
-  hostIP?: string;
-}): object {
-  return {
-    hostPort,
-    containerPort,
-    protocol: (protocol ?? "tcp").toLowerCase(),
-    ...(hostIP !== undefined && { hostIP }),
   };
 }
 
@@ -231,11 +172,7 @@ function toPortMapping({
  * A burst without its rate is invalid (§4.1.2.1.8). A rate without a burst gets one second's worth
  * of it, within what the bandwidth plugin accepts: that plugin refuses a rate alone.
  */
-function toBandwidth(
-  bandwidth: NonNullable<Element["bandwidth"]>,
-  network: string,
-  key: string,
-): Record<string, number> {
+function toBandwidth(bandwidth: v.InferOutput<typeof Bandwidth>, network: string, key: string) {
   const args: Record<string, number> = {};
   for (const direction of ["ingress", "egress"] as const) {
     const bits = bandwidth[`${direction}Rate`];
@@ -250,13 +187,11 @@ function toBandwidth(
   return args;
 }
 
-function checkInterface(ifName: string, network: string, key: string): void {
-  const issue = requestedNameIssue(ifName);
+function checkInterface(ifName: string | undefined, network: string, key: string): void {
+  const issue = ifName === undefined ? undefined : requestedNameIssue(ifName);
   if (issue === undefined) return;
-  throw invalid(
-    key,
-    `"${oneLine(ifName, 40)}" cannot name an interface for "${network}": ${issue}`,
-  );
+  const shown = oneLine(ifName ?? "", 40);
+  throw invalid(key, `"${shown}" cannot name an interface for "${network}": ${issue}`);
 }
 
 /** An IP address, with or without a prefix length. */
@@ -275,7 +210,7 @@ function invalid(key: string, issue: string): CniError {
   return new CniError(code.invalidConfig, `Invalid annotation "${key}": ${issue}`);
 }
 
-/** One attachment, as the status annotation tells of it. */
+/** One attachment for the status annotation. */
 export interface StatusSource {
   /** With its namespace, for an object of the API. */
   name: string;
@@ -289,38 +224,39 @@ export interface StatusSource {
 
 /** Formats `k8s.v1.cni.cncf.io/network-status` (§5). */
 export function formatStatus(sources: StatusSource[]): string {
-  return JSON.stringify(sources.map(toStatus));
-}
-
-function toStatus({ name, ifName, result, isDefault, defaultRoute, deviceInfo }: StatusSource) {
-  // §5.1.1: the first interface that is in a sandbox.
-  const index = result.interfaces.findIndex(({ sandbox }) => Boolean(sandbox));
-  const inPod = result.interfaces[index];
-  const own = result.ips.filter((ip) =>
-    inPod ? ip.interface === index : ip.interface === undefined || ip.interface < 0,
+  return JSON.stringify(
+    sources.map(({ name, ifName, result, isDefault, defaultRoute, deviceInfo }) => {
+      // §5.1.1: the first interface that is in a sandbox.
+      const index = result.interfaces.findIndex(({ sandbox }) => Boolean(sandbox));
+      const inPod = result.interfaces[index];
+      const own = result.ips.filter((ip) =>
+        inPod ? ip.interface === index : ip.interface === undefined || ip.interface < 0,
+      );
+      const ips = (inPod ? own : own.slice(0, 1)).map(withoutPrefix);
+      return {
+        name,
+        interface: inPod?.name ?? ifName,
+        ...(ips.length > 0 && { ips }),
+        ...(inPod?.mac && { mac: inPod.mac }),
+        default: isDefault,
+        dns: result.dns,
+        ...(defaultRoute && defaultRoute.length > 0 && { "default-route": defaultRoute }),
+        ...(deviceInfo && { "device-info": deviceInfo }),
+      };
+    }),
   );
-  const ips = (inPod ? own : own.slice(0, 1)).map((ip) => ip.address.replace(/\/\d+$/, ""));
-  const dns: Dns = result.dns;
-  return {
-    name,
-    interface: inPod?.name ?? ifName,
-    ...(ips.length > 0 && { ips }),
-    ...(inPod?.mac && { mac: inPod.mac }),
-    default: isDefault,
-    dns,
-    ...(defaultRoute && defaultRoute.length > 0 && { "default-route": defaultRoute }),
-    ...(deviceInfo && { "device-info": deviceInfo }),
-  };
 }
 
 /** Formats CNI-Genie's `multi-ip-preferences`: the first address of each network, numbered. */
 export function formatMultiIpPreferences(sources: StatusSource[]): string {
   const ips = sources.flatMap(({ ifName, result }) => {
     const [first] = result.ips;
-    return first ? [{ ip: first.address.replace(/\/\d+$/, ""), interface: ifName }] : [];
+    return first ? [{ ip: withoutPrefix(first), interface: ifName }] : [];
   });
-  return JSON.stringify({
-    multi_entry: ips.length,
-    ips: Object.fromEntries(ips.map((one, i) => [`ip${i + 1}`, one])),
-  });
+  const numbered = Object.fromEntries(ips.map((one, i) => [`ip${i + 1}`, one]));
+  return JSON.stringify({ multi_entry: ips.length, ips: numbered });
+}
+
+function withoutPrefix({ address }: { address: string }): string {
+  return address.replace(/\/\d+$/, "");
 }

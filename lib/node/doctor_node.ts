@@ -1,129 +1,183 @@
 /**
- * The node under genie: kernel features, disk, clock and the record. Reads, and changes nothing.
+ * The checks of `genie doctor` that concern the node under genie: its subnets and addresses,
+ * kernel, disk, record, clock, and its rights at the Kubernetes API. They change nothing. Rights
+ * are checked by SelfSubjectAccessReview (authorization.k8s.io/v1), which everyone may use.
  */
 import { readFileSync, statfsSync, statSync } from "node:fs";
 import { gunzipSync } from "node:zlib";
+import { type ApiRight, rights } from "../cluster/manifest.ts";
 import { toCniError } from "../cni.ts";
-import { readRecord, setAsideRecords } from "../report/file.ts";
-import { enforcesPolicy } from "../settings.ts";
-import { ok, problem, type Said, warning } from "./finding.ts";
-import type { NodeView } from "./node_view.ts";
+import { contains, parseSubnet } from "../ip.ts";
+import { isObject } from "../json.ts";
+import { connect, type Kube } from "../kubernetes/client.ts";
+import { countAddresses, readRecord, setAsideRecords, subnetsOf } from "../report/record_reader.ts";
+import { enforcesPolicy, isConfigured } from "../settings.ts";
+import { statIfThere } from "./files.ts";
+import { paths } from "./installation.ts";
+import { type CheckResult, type NodeView, ok, orOk, problem, warning } from "./node_view.ts";
 
-/** Kernel modules by the plugin types that need them, with the option that builds them in. */
-const modules: Record<string, [module: string, option: string][]> = {
-  bridge: [
-    ["bridge", "CONFIG_BRIDGE"],
-    ["veth", "CONFIG_VETH"],
-  ],
-  ptp: [["veth", "CONFIG_VETH"]],
-  macvlan: [["macvlan", "CONFIG_MACVLAN"]],
-  ipvlan: [["ipvlan", "CONFIG_IPVLAN"]],
-  vlan: [["8021q", "CONFIG_VLAN_8021Q"]],
-  vrf: [["vrf", "CONFIG_NET_VRF"]],
-  dummy: [["dummy", "CONFIG_DUMMY"]],
-  tap: [["tun", "CONFIG_TUN"]],
-  bandwidth: [["sch_tbf", "CONFIG_NET_SCH_TBF"]],
-};
-const policyModules: [string, string][] = [["nf_tables", "CONFIG_NF_TABLES"]];
-
-/** The kernel has what the plugins of the networks, and policies, ask of it. */
-export function checkKernel(view: NodeView): Said[] {
-  const types = new Set(view.networks.flatMap(({ list }) => list.plugins.map(({ type }) => type)));
-  const needed = [...types].flatMap((type) => modules[type] ?? []);
-  if (enforcesPolicy(view.config)) needed.push(...policyModules);
-  const wanted = new Map(needed);
-  const release = view.read("/proc/sys/kernel/osrelease").trim();
-  const known = [
-    view.read("/proc/modules"),
-    view.read(`/lib/modules/${release}/modules.builtin`),
-    view.read(`/lib/modules/${release}/modules.dep`),
-  ].join("\n");
-  const options = kernelOptions(view);
-  const has = (module: string, option: string): boolean =>
-    new RegExp(`(^|/)${module}(\\.ko\\S*)?[ :\\n]`, "m").test(`${known}\n`) ||
-    new RegExp(`^${option}=[ym]$`, "m").test(options) ||
-    statSync(view.at(`/sys/module/${module}`), { throwIfNoEntry: false }) !== undefined;
-  const missing = [...wanted].filter(([module, option]) => !has(module, option));
-  if (missing.length > 0) {
-    return missing.map(([module]) =>
-      warning(
-        `kernel ${release}: no trace of ${module}`,
-        `modprobe ${module}, and see what it says`,
-      ),
-    );
-  }
-  return [ok(`kernel ${release}${wanted.size > 0 ? ` has ${[...wanted.keys()].join(", ")}` : ""}`)];
+/** Subnets of two networks, or of one and the node, must not overlap. */
+export function checkOverlaps(view: NodeView): CheckResult[] {
+  const owned = view.networks.flatMap(({ name, list }) => {
+    const devices = list.plugins.map(({ bridge, master }) => String(bridge ?? master ?? "cni0"));
+    return subnetsOf(list).map((subnet) => ({ network: name, subnet, devices }));
+  });
+  const routes = nodeRoutes(view);
+  const results: CheckResult[] = [];
+  owned.forEach(({ network, subnet, devices }, i) => {
+    for (const other of owned.slice(i + 1)) {
+      if (network === other.network || !overlap(subnet, other.subnet)) continue;
+      const what = `${subnet} of ${network} overlaps ${other.subnet} of ${other.network}`;
+      results.push(warning(what, "give each network a subnet of its own"));
+    }
+    for (const route of routes) {
+      if (!overlap(subnet, route.subnet)) continue;
+      // Routes to the network itself: by its own device, or to single pods.
+      if (devices.includes(route.device) || /\/(32|128)$/.test(route.subnet)) continue;
+      const by = `the node's route ${route.subnet} by ${route.device}`;
+      const what = `${subnet} of ${network} overlaps ${by}`;
+      results.push(warning(what, "choose another subnet, or see that route"));
+    }
+  });
+  return orOk(results, `subnets that overlap: none of ${owned.length}`);
 }
 
-/** The kernel's own list of options, where it keeps one. */
-function kernelOptions({ at }: NodeView): string {
-  const file = at("/proc/config.gz");
-  if (!statSync(file, { throwIfNoEntry: false })) return "";
-  return gunzipSync(readFileSync(file)).toString();
+function overlap(a: string, b: string): boolean {
+  return contains(a, b) || contains(b, a);
+}
+
+/** The node's routes but the default ones (proc_net_route, proc_net_ipv6_route). */
+export function nodeRoutes({ read }: Pick<NodeView, "read">) {
+  const routes: { subnet: string; device: string }[] = [];
+  for (const line of read("/proc/net/route").split("\n").slice(1)) {
+    const [device = "", destination = "", , , , , , mask = ""] = line.split("\t");
+    const bytes = destination.match(/../g)?.reverse() ?? [];
+    const prefix = (Number.parseInt(mask, 16) >>> 0).toString(2).replace(/0/g, "").length;
+    if (bytes.length !== 4 || prefix === 0) continue;
+    const address = bytes.map((byte) => Number.parseInt(byte, 16)).join(".");
+    routes.push({ subnet: `${address}/${prefix}`, device });
+  }
+  for (const line of read("/proc/net/ipv6_route").split("\n")) {
+    const [destination = "", digits = "", ...rest] = line.trim().split(/\s+/);
+    const groups = destination.match(/.{4}/g) ?? [];
+    const prefix = Number.parseInt(digits, 16);
+    const subnet = `${groups.join(":")}/${prefix}`;
+    const device = rest.at(-1) ?? "";
+    // Link-local and multicast are on every device.
+    if (device === "lo" || /^(fe80|ff)/.test(destination)) continue;
+    if (groups.length === 8 && prefix && parseSubnet(subnet)) routes.push({ subnet, device });
+  }
+  return routes;
+}
+
+/** Addresses left in each network whose IPAM can be read. */
+export function checkCapacity({ host, at, config, networks }: NodeView): CheckResult[] {
+  const counts = countAddresses(at(config.stateDir), networks, host.now());
+  return counts.map(({ network, family, left, total }) => {
+    const what = `${network} has ${left} of ${total} ${family} addresses left`;
+    const remedy = "enlarge its range, or move pods to another network";
+    if (left === 0) return problem(what, remedy);
+    return left / total < 0.1 ? warning(what, remedy) : ok(what);
+  });
+}
+
+/** Kernel modules by the plugin types that need them, with the option that builds them in. */
+const modules: Record<string, Record<string, string>> = {
+  bridge: { bridge: "CONFIG_BRIDGE", veth: "CONFIG_VETH" },
+  ptp: { veth: "CONFIG_VETH" },
+  macvlan: { macvlan: "CONFIG_MACVLAN" },
+  ipvlan: { ipvlan: "CONFIG_IPVLAN" },
+  vlan: { "8021q": "CONFIG_VLAN_8021Q" },
+  vrf: { vrf: "CONFIG_NET_VRF" },
+  dummy: { dummy: "CONFIG_DUMMY" },
+  tap: { tun: "CONFIG_TUN" },
+  bandwidth: { sch_tbf: "CONFIG_NET_SCH_TBF" },
+};
+
+/** The kernel has what the plugins of the networks, and policies, ask of it. */
+export function checkKernel({ networks, config, read, at }: NodeView): CheckResult[] {
+  const types = networks.flatMap(({ list }) => list.plugins.map(({ type }) => type));
+  const needed = Object.assign({}, ...types.map((type) => modules[type])) as Record<string, string>;
+  if (enforcesPolicy(config)) needed["nf_tables"] = "CONFIG_NF_TABLES";
+  const release = read("/proc/sys/kernel/osrelease").trim();
+  const known = [
+    read("/proc/modules"),
+    read(`/lib/modules/${release}/modules.builtin`),
+    read(`/lib/modules/${release}/modules.dep`),
+  ].join("\n");
+  // The kernel's own list of options, where it keeps one.
+  const zipped = at("/proc/config.gz");
+  const options = statIfThere(zipped) ? gunzipSync(readFileSync(zipped)).toString() : "";
+  const results = Object.entries(needed).flatMap(([module, option]) => {
+    const isThere =
+      new RegExp(`(^|/)${module}(\\.ko\\S*)?[ :\\n]`, "m").test(`${known}\n`) ||
+      new RegExp(`^${option}=[ym]$`, "m").test(options) ||
+      statIfThere(at(`/sys/module/${module}`)) !== undefined;
+    if (isThere) return [];
+    const remedy = `modprobe ${module}, and see what it says`;
+    return [warning(`kernel ${release}: no trace of ${module}`, remedy)];
+  });
+  const has = Object.keys(needed).join(", ");
+  return orOk(results, `kernel ${release}${has === "" ? "" : ` has ${has}`}`);
 }
 
 const mib = 1024 * 1024;
 
 /** Room for the record: bytes and files. */
-export function checkDisk({ at, config }: NodeView): Said[] {
+export function checkDisk({ at, config }: NodeView): CheckResult[] {
   const dir = config.stateDir;
-  const parent = nearest(at(dir));
-  const { bsize, blocks, bavail, files, ffree } = statfsSync(parent);
+  let path = at(dir);
+  while (!statIfThere(path)) path = path.replace(/\/[^/]*$/, "") || "/";
+  const { bsize, blocks, bavail, files, ffree } = statfsSync(path);
   const free = bavail * bsize;
   const share = files > 0 ? ffree / files : 1;
-  const text = `${Math.floor(free / mib)} MiB and ${ffree} files are free for ${dir}`;
+  const what = `${Math.floor(free / mib)} MiB and ${ffree} files are free for ${dir}`;
   const remedy = "free space: without room for the record no pod starts";
-  if (free < 16 * mib || (files > 0 && ffree < 100)) return [problem(text, remedy)];
-  if (free < 256 * mib || bavail / blocks < 0.02 || share < 0.02) return [warning(text, remedy)];
-  return [ok(text)];
-}
-
-/** The folder itself, or the one above it that is there. */
-function nearest(dir: string): string {
-  let path = dir;
-  while (!statSync(path, { throwIfNoEntry: false })) path = path.replace(/\/[^/]*$/, "") || "/";
-  return path;
-}
-
-/** The record: whole, private, and without anything that waits to be put right. */
-export function checkRecord({ host, at, config, root }: NodeView): Said[] {
-  const dir = at(config.stateDir);
-  const file = `${config.stateDir}/genie.db`;
-  const said: Said[] = setAsideRecords(dir).map((one) =>
-    warning(`${one.file} was damaged and set aside`, "see genie report, then remove it"),
-  );
-  let found: ReturnType<typeof readCounts> | undefined;
-  try {
-    found = readCounts(dir, host.now());
-  } catch (error) {
-    const { message } = toCniError(error);
-    return [
-      ...said,
-      problem(message, "the next ADD sets a damaged record aside: run genie gc then"),
-    ];
-  }
-  if (found === undefined) return [...said, ok(`${file} has nothing on record yet`)];
-  const { integrity, leaked, stuck, statuses, ahead, total } = found;
-  if (integrity !== "ok") {
-    said.push(problem(`${file} is damaged: ${integrity}`, "move it away, then run genie gc"));
-  }
-  if ((statSync(`${dir}/genie.db`).mode & 0o077) !== 0) {
-    said.push(problem(`${file} can be read by others`, `chmod 600 ${root === "/" ? file : dir}`));
-  }
-  if (leaked > 0) said.push(warning(`${leaked} attachments are leaked`, "genie gc"));
-  if (stuck > 0) said.push(warning(`${stuck} attachments were never finished`, "genie gc"));
-  if (statuses > 0) {
-    said.push(warning(`${statuses} network statuses wait to be published`, "run genie agent"));
-  }
-  if (ahead) said.push(warning("the record knows of times to come", "see the clock of the node"));
-  return said.length > 0 ? said : [ok(`${file} is whole, ${total} attachments`)];
+  if (free < 16 * mib || (files > 0 && ffree < 100)) return [problem(what, remedy)];
+  if (free < 256 * mib || bavail / blocks < 0.02 || share < 0.02) return [warning(what, remedy)];
+  return [ok(what)];
 }
 
 /** An attachment that is planned for longer has lost its ADD. */
 const plannedMs = 10 * 60_000;
 /** A status that waits for less is on its way. */
 const statusMs = 5 * 60_000;
+/** A time this far ahead of the clock is wrong. */
 const aheadMs = 60_000;
+
+/** The record: whole, private, and without anything that waits to be put right. */
+export function checkRecord({ host, at, config, root }: NodeView): CheckResult[] {
+  const dir = at(config.stateDir);
+  const file = `${config.stateDir}/genie.db`;
+  const results = setAsideRecords(dir).map((one) =>
+    warning(`${one.file} was damaged and set aside`, "see genie report, then remove it"),
+  );
+  let counts: ReturnType<typeof readCounts>;
+  try {
+    counts = readCounts(dir, host.now());
+  } catch (error) {
+    const remedy = "the next ADD sets a damaged record aside: run genie gc then";
+    return [...results, problem(toCniError(error).message, remedy)];
+  }
+  if (counts === undefined) return [...results, ok(`${file} has nothing on record yet`)];
+  const { integrity, leaked, stuck, statuses, ahead, total } = counts;
+  if (integrity !== "ok") {
+    results.push(problem(`${file} is damaged: ${integrity}`, "move it away, then run genie gc"));
+  }
+  if ((statSync(`${dir}/genie.db`).mode & 0o077) !== 0) {
+    const remedy = `chmod 600 ${root === "/" ? file : dir}`;
+    results.push(problem(`${file} can be read by others`, remedy));
+  }
+  if (leaked > 0) results.push(warning(`${leaked} attachments are leaked`, "genie gc"));
+  if (stuck > 0) results.push(warning(`${stuck} attachments were never finished`, "genie gc"));
+  if (statuses > 0) {
+    results.push(warning(`${statuses} network statuses wait to be published`, "run genie agent"));
+  }
+  if (ahead > 0) {
+    results.push(warning("the record knows of times to come", "see the clock of the node"));
+  }
+  return orOk(results, `${file} is whole, ${total} attachments`);
+}
 
 function readCounts(dir: string, nowMs: number) {
   return readRecord(dir, ({ database, tables }) => {
@@ -139,23 +193,80 @@ function readCounts(dir: string, nowMs: number) {
       leaked: count("attachments", "state = 'leaked'"),
       stuck: count("attachments", "state = 'planned' AND created_at_ms < ?", nowMs - plannedMs),
       statuses: count("statuses", "at_ms < ?", nowMs - statusMs),
-      ahead: count("ledger", "at_ms > ?", nowMs + aheadMs) > 0,
+      ahead: count("ledger", "at_ms > ?", nowMs + aheadMs),
     };
   });
 }
 
-/** What cannot be a date of today. */
+/** A clock before this date is wrong. */
 const oldestMs = Date.UTC(2025, 0, 1);
 
 /** The clock of the node, against the boot of the machine. */
-export function checkClock({ host, read }: NodeView): Said[] {
+export function checkClock({ host, read }: NodeView): CheckResult[] {
   const nowMs = host.now();
-  const date = new Date(nowMs).toISOString();
-  const booted = Number(/^btime (\d+)$/m.exec(read("/proc/stat"))?.[1] ?? 0) * 1000;
+  const what = `the clock says ${new Date(nowMs).toISOString()}`;
+  const bootedMs = Number(/^btime (\d+)$/m.exec(read("/proc/stat"))?.[1] ?? 0) * 1000;
   const remedy = "set the clock, run an NTP client";
-  if (nowMs < oldestMs) return [problem(`the clock says ${date}`, remedy)];
-  if (booted > nowMs + aheadMs) {
-    return [problem(`the clock says ${date}, before the machine was booted`, remedy)];
+  if (nowMs < oldestMs) return [problem(what, remedy)];
+  if (bootedMs <= nowMs + aheadMs) return [ok(what)];
+  return [problem(`${what}, before the machine was booted`, remedy)];
+}
+
+/** A larger difference from the server's clock breaks certificates and tokens. */
+const skewMs = 30_000;
+
+/** The credentials for the API are private, accepted and sufficient, and its clock is ours. */
+export async function checkApi({ host, at, config }: NodeView): Promise<CheckResult[]> {
+  const kubeconfig = at(config.kubernetes.kubeconfig);
+  const settings = { ...config.kubernetes, kubeconfig };
+  if (!isConfigured(host, settings)) {
+    return [ok(`${config.kubernetes.kubeconfig} is not there: networks are those of the node`)];
   }
-  return [ok(`the clock says ${date}`)];
+  const results = [kubeconfig, at(paths.token)]
+    .filter((file) => ((statIfThere(file)?.mode ?? 0) & 0o077) !== 0)
+    .map((file) => problem(`${file} can be read by others`, `chmod 600 ${file}`));
+  const isPolicy = enforcesPolicy(config);
+  const needed = rights.filter(({ feature }) => !feature || (feature === "policy" && isPolicy));
+  try {
+    const kube = await connect(host, settings);
+    const started = performance.now();
+    const missing = await missingRights(kube, needed);
+    const tookMs = Math.round(performance.now() - started);
+    const canI = "kubectl auth can-i says the same; genie manifest has the rules";
+    results.push(...missing.map((right) => problem(`no right to ${right}`, canI)));
+    if (missing.length === 0) results.push(ok(`${kube.server} grants all rights, in ${tookMs} ms`));
+    const nowMs = host.now();
+    const offsetMs = nowMs - (kube.serverMs ?? nowMs);
+    if (Math.abs(offsetMs) >= skewMs) {
+      const seconds = Math.round(Math.abs(offsetMs) / 1000);
+      const skew = `${seconds} s ${offsetMs > 0 ? "ahead of" : "behind"}`;
+      const remedy = "run an NTP client: tokens and certificates are refused";
+      results.push(problem(`the clock is ${skew} the API server's`, remedy));
+    }
+  } catch (error) {
+    const remedy = "see the kubeconfig, its token, and the server";
+    results.push(problem(toCniError(error).message, remedy));
+  }
+  return results;
+}
+
+/** Rights that the server does not grant, in words. @throws CniError 11 when it cannot be asked */
+async function missingRights(kube: Kube, needed: readonly ApiRight[]): Promise<string[]> {
+  const path = ["apis", "authorization.k8s.io", "v1", "selfsubjectaccessreviews"];
+  const all = needed.flatMap(({ apiGroups: [group = ""], resources, verbs }) =>
+    resources.flatMap((name) => verbs.map((verb) => ({ group, name, verb }))),
+  );
+  const asked = all.map(async ({ group, name, verb }) => {
+    const [resource = "", subresource] = name.split("/");
+    const resourceAttributes = { group, resource, verb, ...(subresource && { subresource }) };
+    const answer = await kube.post(path, {
+      apiVersion: "authorization.k8s.io/v1",
+      kind: "SelfSubjectAccessReview",
+      spec: { resourceAttributes },
+    });
+    const status = isObject(answer) ? answer["status"] : undefined;
+    if (isObject(status) && status["allowed"] === true) return [];
+    return [`${verb} ${name}${group === "" ? "" : ` of ${group}`}`];
+  });
+  return (await Promise.all(asked)).flat();
 }

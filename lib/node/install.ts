@@ -1,237 +1,216 @@
 /**
- * `genie install`: puts genie on a node, its CNI config last, and that only once the pods' default
- * network is ready (NPWG v1.3 §6.1). What is there already is left alone; each file is whole at any
- * moment, so that pods may start meanwhile.
+ * `genie install`: puts genie on a node. Its CNI config comes last, and only once the pods' default
+ * network is ready (NPWG v1.3 §6.1). What is in place already is left alone, and each file is whole
+ * at any moment, so pods may start meanwhile. `genie uninstall` takes it all off again, the CNI
+ * config first, and restores what was there before.
+ *
+ * Among the files are the credentials for the Kubernetes API: a copy of a kubeconfig, or one made
+ * from the service account of the pod that installs. Its token is in a file of its own, because it
+ * expires within the hour and the node agent copies it anew.
+ * Source: https://kubernetes.io/docs/reference/config-api/kubeconfig.v1/
  */
+import { readdirSync, rmdirSync, rmSync } from "node:fs";
 import { dirname, isAbsolute, join } from "node:path";
 import manifest from "../../package.json";
 import defaultTable from "../../plugins.toml" with { type: "text" };
-import { type Flags, text, UsageError } from "../cli/usage.ts";
-import { CniError, code, type Host } from "../cni.ts";
-import { parseConfig } from "../config/parse.ts";
-import { parseDuration } from "../config/quantity.ts";
+import type { Host } from "../call.ts";
+import { toYaml } from "../cluster/yaml.ts";
+import { CniError, code } from "../cni.ts";
+import { parseConfig, parseNodeSettings } from "../config/parse.ts";
 import type { Config } from "../config/schema.ts";
-import { run } from "../exec.ts";
-import { isObject, parseJson } from "../json.ts";
-import { kubeAccess } from "./credentials_file.ts";
-import { digest, digestOf, keepAs, makeFolder, readIfThere } from "./files.ts";
-import { before, callsGenie, ownListText } from "./genie_list.ts";
-import { hostFile, hostPath } from "./host_root.ts";
+import { type Flags, parseDuration, text, UsageError } from "../config/usage.ts";
+import { isObject } from "../json.ts";
+import { findAccount, readSecrets } from "../kubernetes/kubeconfig.ts";
+import { type Network, resolveNetwork } from "../networks.ts";
+import { liveAttachments, readRecord } from "../report/record_reader.ts";
+import { isConfigured, serviceAccountDirDefault } from "../settings.ts";
+import { askNetworks, neededNetworks } from "../status.ts";
+import {
+  digest,
+  digestOf,
+  hostFile,
+  hostPath,
+  keepAs,
+  listFolder,
+  makeFolder,
+  readIfThere,
+  readText,
+  removeFile,
+  statIfThere,
+} from "./files.ts";
+import {
+  callsGenie,
+  cniFolders,
+  confsBefore,
+  lastList,
+  ownListText,
+  readConfs,
+} from "./genie_config.ts";
 import {
   conflistName,
+  type FileOutcome,
+  folderOption,
+  type InstalledFile,
+  type NodeFile,
   noted,
   openSite,
+  outcomePrinter,
+  ownDir,
   paths,
   put,
   type Site,
-  type Step,
+  takeOff,
   writeNote,
 } from "./installation.ts";
-import { readConfs, whyNotReady } from "./node_ready.ts";
-import { cniFolders } from "./runtime_settings.ts";
+import { askVersion, configAt, isExecutable } from "./node_view.ts";
 
-/** How long the default network is waited for, unless told otherwise. */
-export const waitDefault = "2m";
 const pollMs = 500;
 
-/** The options of the command, checked. */
-interface Options {
-  root: string;
-  confDir: string;
-  /** Where genie goes, and then where else plugins are. */
-  binDirs: [string, ...string[]];
-  table: string | undefined;
-  kubeconfig: string | undefined;
-  waitMs: number;
-  mayDowngrade: boolean;
-}
+type Options = ReturnType<typeof readOptions>;
 
 /**
- * Runs `genie install`.
+ * Runs `genie install`. @returns exit status
  * @param program path of this program's own file
- * @returns exit status
  * @throws CniError 5 for what cannot be read or written, 7 for a table, credentials or a conf dir
  *   that do not serve, 50 when the default network is not ready in time
  */
 export async function runInstall(host: Host, flags: Flags, program: string): Promise<number> {
-  const site = openSite(folder(flags, "host-root") ?? "/");
+  const site = openSite(folderOption(flags, "host-root") ?? "/");
   const options = readOptions(flags, site);
-  const steps: Step[] = [];
-  const tell = (step: Step) => {
-    steps.push(step);
-    if (!flags["json"]) host.stdout(formatStep(step));
-  };
-  const table = readTable(options);
+  const { steps, print } = outcomePrinter(host, flags);
+  const table = makeTable(options);
   checkOrder(site, options);
-  await checkVersion(site, options);
-  putBinary(site, options, program).forEach(tell);
+  if (!flags["downgrade"]) await checkVersion(site, options);
+  putBinary(site, options, program).forEach(print);
   makeFolder(hostPath(site.root, dirname(paths.table)), 0o700);
-  tell(putTable(site, options, table));
-  (await kubeAccess(host, site, options.kubeconfig)).forEach(tell);
+  print(putTable(site, options, table));
+  (await kubeAccess(host, site, text(flags, "kubeconfig"))).forEach(print);
   makeFolder(hostPath(site.root, options.confDir), 0o755);
-  await waitUntilReady(host, site, options);
-  tell(putConflist(site, options));
-  if (site.note.genie !== manifest.version) {
-    site.note.genie = manifest.version;
+  if (options.waitMs > 0) await waitUntilReady(host, site, options);
+  print(putConflist(site, options));
+  const { version } = manifest;
+  if (site.note.genie !== version) {
+    site.note.genie = version;
     writeNote(site);
   }
-  const changed = steps.some(({ did }) => ["wrote", "replaced"].includes(did));
-  if (flags["json"]) {
-    host.stdout(`${JSON.stringify({ version: manifest.version, changed, steps }, null, 2)}\n`);
-  } else {
-    host.stdout(
-      changed
-        ? `genie ${manifest.version} is installed\n`
-        : `genie ${manifest.version} was installed already: nothing has changed\n`,
-    );
-  }
+  const changed = steps.some(({ did }) => did === "wrote" || did === "replaced");
+  const end = changed ? "is installed" : "was installed already: nothing has changed";
+  host.stdout(
+    flags["json"]
+      ? `${JSON.stringify({ version, changed, steps }, null, 2)}\n`
+      : `genie ${version} ${end}\n`,
+  );
   return 0;
 }
 
-/** One line of what was done. */
-export function formatStep({ did, path, detail }: Step): string {
-  return `${did.padEnd(9)}  ${path}${detail === "" ? "" : `: ${detail}`}\n`;
-}
-
-function folder(flags: Flags, name: string): string | undefined {
-  const path = text(flags, name);
-  if (path === undefined || isAbsolute(path)) return path;
-  throw new UsageError(`--${name} needs an absolute path, not "${path}"`);
-}
-
-function readOptions(flags: Flags, site: Site): Options {
+function readOptions(flags: Flags, site: Site) {
   const usual = cniFolders(site);
-  const binDir = folder(flags, "bin-dir");
-  const [first = paths.binDir, ...others] = binDir === undefined ? usual.binDirs : [binDir];
-  const wait = text(flags, "wait") ?? waitDefault;
-  const waitMs = flags["no-wait"] ? -1 : parseDuration(wait);
+  const named = folderOption(flags, "bin-dir");
+  const binDirs = named === undefined ? usual.binDirs : [named];
+  const wait = text(flags, "wait") ?? "2m";
+  const waitMs = flags["no-wait"] ? 0 : parseDuration(wait);
   if (waitMs === undefined) throw new UsageError(`--wait needs a duration such as 90s: "${wait}"`);
   return {
-    root: site.root,
-    confDir: folder(flags, "conf-dir") ?? usual.confDir,
-    binDirs: [first, ...others],
+    confDir: folderOption(flags, "conf-dir") ?? usual.confDir,
+    /** Where plugins are; genie goes into the first folder. */
+    binDirs,
+    binary: join(binDirs[0] ?? paths.binDir, "genie"),
     table: text(flags, "table"),
-    kubeconfig: text(flags, "kubeconfig"),
     waitMs,
-    mayDowngrade: flags["downgrade"] === true,
   };
 }
 
 /** The table to install, checked: the one named, or the commented default for these folders. */
-function readTable({ table, confDir, binDirs }: Options): string {
+function makeTable({ table, confDir, binDirs }: Options): string {
   if (table === undefined) {
     const dirs = binDirs.map((dir) => JSON.stringify(dir)).join(", ");
     return defaultTable
       .replace(/^conf_dir( *)= "[^"]*"/m, `conf_dir$1= ${JSON.stringify(confDir)}`)
       .replace(/^bin_dirs( *)= \[[^\]]*\]/m, `bin_dirs$1= [${dirs}]`);
   }
-  const content = readIfThere(table);
-  if (content === undefined) {
-    throw new CniError(code.ioFailure, `Cannot read ${table}: it does not exist`);
-  }
+  const content = readText(table);
   parseConfig(content, table);
   return content;
 }
 
 /** Refuses where the runtime would go on with another config. @throws CniError 7 */
 function checkOrder({ root }: Site, { confDir }: Options): void {
-  const [first] = before(readConfs(root, confDir), conflistName);
+  const [first] = confsBefore(readConfs(root, confDir), conflistName);
   if (first === undefined || callsGenie(first)) return;
   const better = `10-${first.name.replace(/^\d+-/, "")}`;
-  throw new CniError(
-    code.invalidConfig,
+  throw refusal(
     `Cannot install: ${first.name} stands before ${conflistName} in ${confDir}, and runtimes ` +
       `take the first file: rename it to ${better}, its network keeps its name`,
   );
 }
 
-/** Refuses to put an older genie over a newer one, whose record it may not understand. */
-async function checkVersion(site: Site, { binDirs, mayDowngrade }: Options): Promise<void> {
-  if (mayDowngrade) return;
-  const there = await installedVersion(site, join(binDirs[0], "genie"));
-  if (there === undefined || compareReleases(there, manifest.version) <= 0) return;
-  throw new CniError(
-    code.invalidConfig,
+const refusal = (why: string) => new CniError(code.invalidConfig, why);
+
+/** Refuses to replace a newer genie, whose record this one may not read. @throws CniError 7 */
+async function checkVersion(site: Site, { binary }: Options): Promise<void> {
+  const file = hostPath(site.root, binary);
+  const found = digestOf(file);
+  if (found === undefined) return;
+  const isOurs = noted(site, "binary")?.written.includes(found);
+  const there = isOurs ? site.note.genie || undefined : await askVersion(file);
+  if (there === undefined || Bun.semver.order(there, manifest.version) <= 0) return;
+  throw refusal(
     `Cannot install: genie ${there} is installed, which is newer than this one ` +
       `(${manifest.version}), and this one may not understand its record: --downgrade does it`,
   );
 }
 
-/** Version of the genie on the node: as noted, else as it says itself; undefined where unknown. */
-async function installedVersion(site: Site, path: string): Promise<string | undefined> {
-  const file = hostPath(site.root, path);
-  const found = digestOf(file);
-  if (found === undefined) return undefined;
-  if (noted(site, "binary")?.written.includes(found)) return site.note.genie || undefined;
-  const { stdout } = await run(file, ["version", "--json"], {
-    env: {},
-    stdin: "",
-    timeoutMs: 5000,
-  });
-  try {
-    const said = parseJson(stdout, file);
-    const version = isObject(said) ? said["version"] : undefined;
-    return typeof version === "string" ? version : undefined;
-  } catch (error) {
-    // Another program of that name, such as CNI-Genie's.
-    if (error instanceof CniError) return undefined;
-    throw error;
-  }
-}
-
-/** Orders two releases `1.2.3`, or `1.2.3-rc.1`, which comes before `1.2.3`. */
-export function compareReleases(a: string, b: string): number {
-  return Bun.semver.order(a, b);
-}
-
-/** Our binary; the one of ours that it replaces stays beside it for a way back. */
-function putBinary(site: Site, { binDirs: [binDir] }: Options, program: string): Step[] {
-  const path = join(binDir, "genie");
-  makeFolder(hostPath(site.root, binDir), 0o755);
+/** Our binary; the version of ours that it replaces is kept beside it. */
+function putBinary(site: Site, { binary: path }: Options, program: string): FileOutcome[] {
+  makeFolder(hostPath(site.root, dirname(path)), 0o755);
   const target = hostFile(site.root, path);
   const found = digestOf(target);
   const content = { file: program, sha256: digest({ file: program }) };
-  const steps: Step[] = [];
+  const file: NodeFile = { kind: "binary", path, content, mode: 0o755 };
   const isOurs = found !== undefined && noted(site, "binary")?.written.includes(found);
-  if (isOurs && found !== content.sha256) {
-    const kept = `${path}.previous`;
-    const known = noted(site, "previous");
-    if (known) known.written = [...known.written.slice(-1), found];
-    else site.note.files.push({ path: kept, kind: "previous", written: [found] });
-    writeNote(site);
-    keepAs(target, hostFile(site.root, kept));
-    steps.push({ did: "kept", path: kept, detail: `genie ${site.note.genie}, the one before` });
+  if (!isOurs || found === content.sha256) return [put(site, file)];
+  const kept = `${path}.previous`;
+  const known = noted(site, "previous");
+  if (known) known.written = [...known.written.slice(-1), found];
+  else site.note.files.push({ path: kept, kind: "previous", written: [found] });
+  writeNote(site);
+  keepAs(target, hostFile(site.root, kept));
+  const detail = `genie ${site.note.genie}, the one before`;
+  return [{ did: "kept", path: kept, detail }, put(site, file)];
+}
+
+function putTable(site: Site, { table }: Options, content: string): FileOutcome {
+  const path = paths.table;
+  const there = readIfThere(hostFile(site.root, path));
+  // A default, even of a new version, does not replace the table that is in use.
+  if (there !== undefined && table === undefined) {
+    parseConfig(there, path);
+    return { did: "unchanged", path, detail: "" };
   }
-  steps.push(put(site, { kind: "binary", path, content, mode: 0o755, others: "replace" }));
-  return steps;
+  const keepsOthers = table === undefined;
+  return put(site, { kind: "table", path, content: { text: content }, keepsOthers });
 }
 
-function putTable(site: Site, options: Options, content: string): Step {
-  const others = options.table === undefined ? "keep" : "replace";
-  const there = readIfThere(hostFile(site.root, paths.table));
-  // The default of a new version is no reason to take away what an operator was given before.
-  if (there !== undefined && options.table === undefined) {
-    parseConfig(there, paths.table);
-    return { did: "unchanged", path: paths.table, detail: "" };
-  }
-  const table = { path: paths.table, content: { text: content }, mode: 0o644 };
-  return put(site, { kind: "table", ...table, others });
+/** The CNI config; skipped where the operator's own config calls genie. */
+function putConflist(site: Site, { confDir }: Options): FileOutcome {
+  const path = join(confDir, conflistName);
+  const confs = readConfs(site.root, confDir);
+  const [first] = confsBefore(confs, conflistName);
+  if (first) return { did: "skipped", path, detail: `${first.name} calls genie already` };
+  const there = confs.find(({ name }) => name === conflistName);
+  const keepsOthers = there !== undefined && callsGenie(there);
+  return put(site, { kind: "conflist", path, content: { text: ownListText() }, keepsOthers });
 }
 
-/** The table as it now is on the node; plugins are found as in a call of the runtime. */
-function nodeConfig({ root }: Site, { binDirs }: Options): Config {
-  const config = parseConfig(readIfThere(hostFile(root, paths.table)) ?? "", paths.table);
-  return { ...config, binDirs: [...new Set([...binDirs, ...config.binDirs])] };
-}
-
-/** @throws CniError 50 when the default network is not ready in time */
 async function waitUntilReady(host: Host, site: Site, options: Options): Promise<void> {
-  const { waitMs, confDir } = options;
-  if (waitMs < 0) return;
+  const { waitMs, confDir, binDirs } = options;
   const deadlineMs = host.now() + waitMs;
-  let said = "";
+  let printed = "";
   for (;;) {
-    const reason = await whyNotReady(host, site.root, nodeConfig(site, options));
+    const table = parseConfig(readIfThere(hostFile(site.root, paths.table)) ?? "", paths.table);
+    // Plugins are found as in a call of the runtime.
+    const config = { ...table, binDirs: [...new Set([...binDirs, ...table.binDirs])] };
+    const reason = await whyNotReady(host, site.root, config);
     if (reason === undefined) return;
     if (host.now() >= deadlineMs) {
       throw new CniError(
@@ -240,20 +219,249 @@ async function waitUntilReady(host: Host, site: Site, options: Options): Promise
           `${reason}. Install that network and run this again, or use --no-wait`,
       );
     }
-    if (reason !== said) host.stderr(`genie: info: waiting for the default network: ${reason}\n`);
-    said = reason;
+    const line = `genie: info: waiting for the default network: ${reason}\n`;
+    if (line !== printed) host.stderr(line);
+    printed = line;
     await Bun.sleep(pollMs);
   }
 }
 
-/** The CNI config; not where a config of genie stands that the operator wrote. */
-function putConflist(site: Site, { confDir }: Options): Step {
-  const path = join(confDir, conflistName);
-  const confs = readConfs(site.root, confDir);
-  const [first] = before(confs, conflistName);
-  if (first) return { did: "skipped", path, detail: `${first.name} calls genie already` };
-  const there = confs.find(({ name }) => name === conflistName);
-  const others = there && callsGenie(there) ? "keep" : "replace";
-  const content = { text: ownListText() };
-  return put(site, { kind: "conflist", path, content, mode: 0o644, others });
+/**
+ * Why a pod that asks for nothing could not be attached; undefined when it could. On the node
+ * itself the plugins are asked as by STATUS; in a container, where they cannot run, they need only
+ * exist.
+ */
+async function whyNotReady(host: Host, root: string, config: Config): Promise<string | undefined> {
+  try {
+    const here = configAt(root, config);
+    if (root === "/") await askNetworks(host, here, { dirs: here.binDirs, ownType: "genie" });
+    else await checkPresence(root, config, here);
+    return undefined;
+  } catch (error) {
+    if (error instanceof CniError) return error.message;
+    throw error;
+  }
+}
+
+/** @throws CniError of the first network that a pod needs and that is not there with its plugins */
+async function checkPresence(root: string, config: Config, here: Config): Promise<void> {
+  const search = { dirs: here.binDirs, ownType: "genie" };
+  const { needed, candidates = [] } = await neededNetworks(here, search);
+  const isThere = (type: string) =>
+    config.binDirs.some((dir) => isExecutable(hostPath(root, join(dir, type))));
+  const checkPlugins = ({ name, list }: Network) => {
+    const missing = list.plugins.find(({ type }) => !isThere(type));
+    if (!missing) return;
+    const what = `plugin "${missing.type}" of network "${name}" is in none of ${config.binDirs}`;
+    throw new CniError(code.delegateNotFound, what);
+  };
+  needed.forEach(checkPlugins);
+  let first: CniError | undefined;
+  for (const name of candidates) {
+    try {
+      return checkPlugins(resolveNetwork(here, name));
+    } catch (error) {
+      if (!(error instanceof CniError)) throw error;
+      first ??= error;
+    }
+  }
+  if (first) throw first;
+}
+
+/**
+ * Puts the credentials in place.
+ * @param kubeconfig file to copy; undefined: the service account of the pod we run in, if any
+ * @throws CniError 5 or 7 for credentials that could not be used on the node
+ */
+export async function kubeAccess(
+  host: Host,
+  site: Site,
+  kubeconfig: string | undefined,
+  folder = serviceAccountDirDefault,
+): Promise<FileOutcome[]> {
+  if (kubeconfig !== undefined) {
+    const text = readIfThere(kubeconfig);
+    if (text === undefined) throw unusable(kubeconfig, "it does not exist");
+    checkPaths(kubeconfig, text);
+    // Nothing is sent: that alone is checked whether the file has an account.
+    findAccount(host, { kubeconfig, kubeconfigIsExplicit: true, timeoutMs: 0 });
+    return [putSecret(site, "kubeconfig", text)];
+  }
+  const inPod = { kubeconfigIsExplicit: false, timeoutMs: 0, serviceAccountDir: folder };
+  if (!isConfigured(host, inPod)) {
+    const detail = "no credentials: give --kubeconfig where networks are objects of the API";
+    return [{ did: "skipped", path: paths.kubeconfig, detail }];
+  }
+  const account = findAccount(host, inPod);
+  const { tls, headers } = await readSecrets(account);
+  const token = headers["Authorization"]?.replace(/^Bearer /, "") ?? "";
+  const text = formatKubeconfig(account.server, tls.ca ?? "");
+  // The token first: a kubeconfig without it fails every call that needs the API.
+  return [putSecret(site, "token", `${token}\n`), putSecret(site, "kubeconfig", text)];
+}
+
+function putSecret(site: Site, kind: "kubeconfig" | "token", text: string): FileOutcome {
+  makeFolder(hostPath(site.root, ownDir), 0o700);
+  return put(site, { kind, path: paths[kind], content: { text }, mode: 0o600 });
+}
+
+/** A kubeconfig by which a call on the node uses the token in the file beside it. */
+function formatKubeconfig(server: string, ca: string): string {
+  const name = "genie";
+  const cluster = { server, "certificate-authority-data": Buffer.from(ca).toString("base64") };
+  const config = {
+    apiVersion: "v1",
+    kind: "Config",
+    clusters: [{ name, cluster }],
+    users: [{ name, user: { tokenFile: paths.token } }],
+    contexts: [{ name, context: { cluster: name, user: name } }],
+    "current-context": name,
+  };
+  return toYaml([config]);
+}
+
+const pathKeys = ["certificate-authority", "client-certificate", "client-key", "tokenFile"];
+
+/** Refuses relative paths: they would mean another file once the kubeconfig is copied. */
+function checkPaths(file: string, text: string): void {
+  const visit = (value: unknown): void => {
+    if (Array.isArray(value)) value.forEach(visit);
+    if (!isObject(value)) return;
+    for (const [key, one] of Object.entries(value)) {
+      if (pathKeys.includes(key) && typeof one === "string" && one !== "" && !isAbsolute(one)) {
+        const remedy = "embed it: kubectl config view --flatten";
+        throw unusable(file, `its ${key} is a relative path, ${remedy}`);
+      }
+      visit(one);
+    }
+  };
+  try {
+    visit(Bun.YAML.parse(text));
+  } catch (error) {
+    if (error instanceof CniError) throw error;
+    // The parser's own message may quote a token.
+    throw unusable(file, "it is neither YAML nor JSON");
+  }
+}
+
+const unusable = (file: string, why: string) =>
+  refusal(`Cannot use the kubeconfig ${file}: ${why}`);
+
+/** Where libcni keeps the results of its calls, on the node. */
+const cacheDir = "/var/lib/cni/results";
+/** How many pods a message names; there may be hundreds. */
+const namesMax = 3;
+
+/**
+ * Runs `genie uninstall`. While pods are attached, which takes `--force`, new pods get the network
+ * that follows, and genie stays behind it until the last DEL.
+ * @returns exit status: 1 when it is not complete yet, since pods live
+ * @throws CniError 7 while pods are attached and there is no `--force`; 5 for what stays
+ */
+export async function runUninstall(host: Host, flags: Flags): Promise<number> {
+  const site = openSite(folderOption(flags, "host-root") ?? "/");
+  const { steps, print } = outcomePrinter(host, flags);
+  const table = readIfThere(hostFile(site.root, paths.table)) ?? "";
+  const { stateDir } = parseNodeSettings(table);
+  const before = attachedPods(site, stateDir);
+  if (before.length > 0 && !flags["force"]) {
+    throw refusal(
+      `Cannot uninstall: ${before.length} pods are attached through genie (${firstOf(before)}): ` +
+        "drain the node, run genie gc for what is leaked, or use --force, which keeps their DEL",
+    );
+  }
+  const conflist = noted(site, "conflist");
+  if (conflist && before.length === 0) print(takeOff(site, conflist));
+  // A pod may have started before the CNI config was gone.
+  const pods = before.length > 0 ? before : attachedPods(site, stateDir);
+  const done = pods.length === 0;
+  if (conflist && !done) print(retire(site, conflist));
+  const kinds: InstalledFile["kind"][] = ["kubeconfig", "token"];
+  if (done) kinds.push("previous", "binary", "table");
+  for (const kind of kinds) {
+    const files = site.note.files.filter((file) => file.kind === kind);
+    for (const file of files) print(takeOff(site, file));
+  }
+  if (done) removeRest(site, stateDir, flags["purge"] === true).forEach(print);
+  const answer = { done, waitsFor: pods, steps };
+  if (flags["json"]) host.stdout(`${JSON.stringify(answer, null, 2)}\n`);
+  else if (done) host.stdout("genie is uninstalled\n");
+  else {
+    host.stdout(`New pods no longer get genie. Its binary and record stay until the last of
+${pods.length} pods is gone (${firstOf(pods)}): the DEL of each still works.
+Then run genie uninstall again.
+`);
+  }
+  return done ? 0 : 1;
+}
+
+function firstOf(names: string[]): string {
+  const more = names.length > namesMax ? ", ..." : "";
+  return names.slice(0, namesMax).join(", ") + more;
+}
+
+function attachedPods({ root }: Site, stateDir: string): string[] {
+  const names = readRecord(hostPath(root, stateDir), (record) =>
+    [...liveAttachments(record, {})].map(({ namespace, pod, containerId }) =>
+      pod === "" ? containerId : `${namespace}/${pod}`,
+    ),
+  );
+  return [...new Set(names)];
+}
+
+/** Replaces our config by the network that follows, with genie behind it to answer DEL. */
+function retire(site: Site, { path, replaced }: InstalledFile): FileOutcome {
+  const kept = replaced === undefined ? undefined : readIfThere(hostFile(site.root, replaced));
+  const next = readConfs(site.root, dirname(path)).find(
+    ({ name, value }) => name !== conflistName && value !== undefined,
+  );
+  const list = lastList(kept === undefined ? next?.value : JSON.parse(kept));
+  const content = { text: `${JSON.stringify(list, null, 2)}\n` };
+  const outcome = put(site, { kind: "conflist", path, content, keepsOthers: true });
+  if (outcome.did !== "replaced" && outcome.did !== "wrote") return outcome;
+  return { ...outcome, detail: `new pods get ${next?.name ?? "no network"}, DEL works` };
+}
+
+/** What is left when every file is off: the note, empty folders, the record, libcni's results. */
+function removeRest(site: Site, stateDir: string, isPurge: boolean): FileOutcome[] {
+  const outcomes: FileOutcome[] = [];
+  const state = hostPath(site.root, stateDir);
+  if (statIfThere(state)) {
+    const own = /^(genie\.db|table\.json|agent\.(json|lock))/;
+    const purged = isPurge ? readdirSync(state).filter((name) => own.test(name)) : [];
+    for (const name of purged) rmSync(join(state, name), { force: true });
+    if (isPurge) removeEmpty(state);
+    const detail = isPurge ? "" : "the record of what happened, --purge removes it";
+    outcomes.push({ did: isPurge ? "removed" : "left", path: stateDir, detail });
+  }
+  const cached = removeCached(site.root);
+  if (cached > 0) {
+    const detail = `${cached} that runtimes kept of pods whose DEL went by another config`;
+    outcomes.push({ did: "removed", path: cacheDir, detail });
+  }
+  if (site.note.files.length === 0) removeFile(hostFile(site.root, paths.note));
+  for (const dir of [join(ownDir, "replaced"), ownDir]) removeEmpty(hostPath(site.root, dir));
+  return outcomes;
+}
+
+/**
+ * Removes the results that libcni keeps under our name. libcni looks for them by the name of the
+ * current config, so it never finds those of pods that ended while our config was retired.
+ */
+function removeCached(root: string): number {
+  const dir = hostPath(root, cacheDir);
+  const named = listFolder(dir).filter((name) => name.startsWith("genie-"));
+  const files = named
+    .map((name) => join(dir, name))
+    .filter((file) => /"networkName":"genie"/.test(readIfThere(file) ?? ""));
+  for (const file of files) rmSync(file, { force: true });
+  return files.length;
+}
+
+function removeEmpty(dir: string): void {
+  try {
+    rmdirSync(dir);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === undefined) throw error;
+  }
 }

@@ -1,16 +1,21 @@
 /**
- * What `genie install` put on a node, and how to take it off again: each file with the digest of
- * what was written, noted before it is written. A file whose digest is none of ours was written, or
- * changed, by somebody else, and is never lost.
+ * What `genie install` put on a node, and how to take it off again. Before a file is written, the
+ * digest of its new content is noted. A file with another digest was written or changed by somebody
+ * else, and is never lost.
  */
-import { join } from "node:path";
+import { dirname, isAbsolute, join } from "node:path";
 import * as v from "valibot";
+import type { Host } from "../call.ts";
 import { CniError, code } from "../cni.ts";
+import { type Flags, text, UsageError } from "../config/usage.ts";
 import { parseJson } from "../json.ts";
+import { serviceAccountDirDefault } from "../settings.ts";
 import {
   type Content,
   digest,
   digestOf,
+  hostFile,
+  hostPath,
   keepAs,
   makeFolder,
   moveFile,
@@ -18,7 +23,6 @@ import {
   readIfThere,
   removeFile,
 } from "./files.ts";
-import { hostFile, hostPath } from "./host_root.ts";
 
 /** Folder of the table, the credentials and the note of what was installed. */
 export const ownDir = "/etc/cni/genie";
@@ -28,7 +32,6 @@ export const paths = {
   kubeconfig: `${ownDir}/kubeconfig`,
   token: `${ownDir}/token`,
   note: `${ownDir}/install.json`,
-  stateDir: "/var/lib/cni/genie",
   confDir: "/etc/cni/net.d",
   binDir: "/opt/cni/bin",
 } as const;
@@ -36,12 +39,11 @@ export const paths = {
 export const conflistName = "00-genie.conflist";
 
 const InstalledFile = v.strictObject({
-  /** Path on the node. */
   path: v.string(),
   kind: v.picklist(["binary", "previous", "table", "kubeconfig", "token", "conflist"]),
   /** SHA-256 of what we wrote there; two while the file is being replaced. */
   written: v.array(v.string()),
-  /** Where what stood there before is kept, on the node. */
+  /** Where the file that stood there before is kept, on the node. */
   replaced: v.exactOptional(v.string()),
 });
 /** One file that install wrote. */
@@ -53,29 +55,46 @@ const Installation = v.strictObject({
   genie: v.string(),
   files: v.array(InstalledFile),
 });
-/** What is installed. */
-export type Installation = v.InferOutput<typeof Installation>;
 
-/** A node, and what is noted of it. */
+/** A node, and the note of what is installed there. */
 export interface Site {
   /** The node's root for us. */
   root: string;
-  note: Installation;
+  note: v.InferOutput<typeof Installation>;
 }
 
-/** What was done with one file, for people and programs. */
-export interface Step {
+/** What was done with one file. */
+export interface FileOutcome {
   did: "wrote" | "replaced" | "unchanged" | "kept" | "restored" | "removed" | "left" | "skipped";
   path: string;
   detail: string;
 }
 
+/** Collects outcomes, and prints each at once unless the command is to print JSON. */
+export function outcomePrinter(host: Host, flags: Flags) {
+  const steps: FileOutcome[] = [];
+  const print = (outcome: FileOutcome) => {
+    steps.push(outcome);
+    const { did, path, detail } = outcome;
+    const line = `${did.padEnd(9)}  ${path}${detail === "" ? "" : `: ${detail}`}\n`;
+    if (!flags["json"]) host.stdout(line);
+  };
+  return { steps, print };
+}
+
+/** The value of an option that takes a folder. @throws UsageError for a relative path */
+export function folderOption(flags: Flags, name: string): string | undefined {
+  const path = text(flags, name);
+  if (path === undefined || isAbsolute(path)) return path;
+  throw new UsageError(`--${name} needs an absolute path, not "${path}"`);
+}
+
 /** Reads the note of a node. @throws CniError 7 when it is damaged, 5 when it cannot be read */
 export function openSite(root: string): Site {
   const file = hostFile(root, paths.note);
-  const text = readIfThere(file);
-  if (text === undefined) return { root, note: { version: 1, genie: "", files: [] } };
-  const parsed = v.safeParse(Installation, parseJson(text, file));
+  const content = readIfThere(file);
+  if (content === undefined) return { root, note: { version: 1, genie: "", files: [] } };
+  const parsed = v.safeParse(Installation, parseJson(content, file));
   if (parsed.success) return { root, note: parsed.output };
   throw new CniError(
     code.invalidConfig,
@@ -87,59 +106,57 @@ export function openSite(root: string): Site {
 /** Writes the note. @throws CniError 5 when it cannot be written */
 export function writeNote({ root, note }: Site): void {
   makeFolder(hostPath(root, ownDir), 0o700);
-  const text = `${JSON.stringify(note, null, 2)}\n`;
-  placeFile(hostFile(root, paths.note), { text }, 0o600);
+  const content = { text: `${JSON.stringify(note, null, 2)}\n` };
+  placeFile(hostFile(root, paths.note), content, 0o600);
 }
 
-/** The file of a kind, where there is one on note. */
+/** The noted file of a kind; undefined when install has written none. */
 export function noted({ note }: Site, kind: InstalledFile["kind"]): InstalledFile | undefined {
   return note.files.find((file) => file.kind === kind);
 }
 
 /** One file to put on the node. */
-export interface Wanted {
+export interface NodeFile {
   kind: InstalledFile["kind"];
   path: string;
   content: Content;
-  mode: number;
-  /** What becomes of a file there that we did not write, or that was changed since. */
-  others: "keep" | "replace";
+  /** 0o644 unless given. */
+  mode?: number;
+  /** A file there that we did not write, or that was changed since, stays. */
+  keepsOthers?: boolean;
 }
 
 /**
- * Puts one file in place: not when it is there already, and over another one only if that is ours
- * or may be replaced; then that one is kept beside it, or in our folder.
+ * Puts one file in place, unless it is there already. Somebody else's file in its place stays with
+ * `keepsOthers`; without, it is kept under another name.
  * @throws CniError 5 when it cannot be written
  */
-export function put(site: Site, wanted: Wanted): Step {
-  const { kind, path } = wanted;
+export function put(site: Site, file: NodeFile): FileOutcome {
+  const { kind, path, content, mode = 0o644, keepsOthers = false } = file;
   const target = hostFile(site.root, path);
   const found = digestOf(target);
-  const fresh = digest(wanted.content);
+  const fresh = digest(content);
   const known = site.note.files.find((file) => file.path === path);
   if (found === fresh) return { did: "unchanged", path, detail: "" };
-  const isOurs = found !== undefined && (known?.written.includes(found) ?? false);
-  if (found !== undefined && !isOurs && wanted.others === "keep") {
+  const isForeign = found !== undefined && !known?.written.includes(found);
+  if (isForeign && keepsOthers) {
     const detail = known ? "it was changed since it was installed" : "it was there before";
     return { did: "kept", path, detail };
   }
   const entry: InstalledFile = known ?? { path, kind, written: [] };
   if (!known) site.note.files.push(entry);
-  let detail = "";
-  if (found !== undefined && !isOurs) {
-    entry.replaced = keep(site, entry, target);
-    detail = `what was there is kept as ${entry.replaced}`;
-  }
+  if (isForeign) entry.replaced = keepForeign(site, entry, target);
   entry.written = [...entry.written.slice(-1), fresh];
   writeNote(site);
-  placeFile(target, wanted.content, wanted.mode);
+  placeFile(target, content, mode);
   entry.written = [fresh];
   writeNote(site);
+  const detail = isForeign ? `what was there is kept as ${entry.replaced}` : "";
   return { did: found === undefined ? "wrote" : "replaced", path, detail };
 }
 
-/** Keeps a file of somebody else under another name; runtimes read every name of a conf dir. */
-function keep({ root }: Site, { kind, path }: InstalledFile, target: string): string {
+/** Keeps somebody else's file, but not in a conf dir: runtimes read every name there. */
+function keepForeign({ root }: Site, { kind, path }: InstalledFile, target: string): string {
   if (kind === "binary") {
     const kept = `${path}.replaced`;
     keepAs(target, hostFile(root, kept));
@@ -153,33 +170,55 @@ function keep({ root }: Site, { kind, path }: InstalledFile, target: string): st
 }
 
 /**
- * Takes one file off the node and puts back what it replaced. A file that was changed since stays.
+ * Takes one file off the node and restores the one that it replaced. A file that was changed since
+ * it was installed stays.
  * @throws CniError 5 when it cannot be removed
  */
-export function takeOff(site: Site, entry: InstalledFile): Step {
-  const { path, replaced, kind } = entry;
-  const target = hostFile(site.root, path);
-  const found = digestOf(target);
-  const isOurs = kind === "token" || (found !== undefined && entry.written.includes(found));
-  const step = (): Step => {
-    if (found !== undefined && !isOurs) {
-      return { did: "left", path, detail: "it was changed since it was installed" };
-    }
-    const before = replaced === undefined ? undefined : hostFile(site.root, replaced);
-    if (before !== undefined && digestOf(before) !== undefined) {
-      if (kind === "binary") moveFile(before, target);
-      else {
-        placeFile(target, { file: before }, kind === "kubeconfig" ? 0o600 : 0o644);
-        removeFile(before);
-      }
-      return { did: "restored", path, detail: "as it was before" };
-    }
-    if (found === undefined) return { did: "unchanged", path, detail: "it is gone already" };
-    removeFile(target);
-    return { did: "removed", path, detail: "" };
-  };
-  const done = step();
+export function takeOff(site: Site, entry: InstalledFile): FileOutcome {
+  const outcome = { path: entry.path, ...removeOrRestore(site.root, entry) };
   site.note.files = site.note.files.filter((file) => file !== entry);
   writeNote(site);
-  return done;
+  return outcome;
+}
+
+function removeOrRestore(root: string, entry: InstalledFile): Omit<FileOutcome, "path"> {
+  const { path, kind, written, replaced } = entry;
+  const target = hostFile(root, path);
+  const found = digestOf(target);
+  // The agent renews the token, so its digest says nothing.
+  if (found !== undefined && kind !== "token" && !written.includes(found)) {
+    return { did: "left", detail: "it was changed since it was installed" };
+  }
+  const before = replaced === undefined ? undefined : hostFile(root, replaced);
+  if (before !== undefined && digestOf(before) !== undefined) {
+    if (kind === "binary") moveFile(before, target);
+    else {
+      placeFile(target, { file: before }, kind === "kubeconfig" ? 0o600 : 0o644);
+      removeFile(before);
+    }
+    return { did: "restored", detail: "as it was before" };
+  }
+  if (found === undefined) return { did: "unchanged", detail: "it is gone already" };
+  removeFile(target);
+  return { did: "removed", detail: "" };
+}
+
+/**
+ * Copies the token of the pod we run in to where genie's calls on the node read it.
+ * @param root the node's root for us
+ * @returns true when the token is a new one
+ * @throws CniError 5 when it cannot be read or written
+ */
+export function copyToken(root: string, folder = serviceAccountDirDefault): boolean {
+  const file = join(folder, "token");
+  const token = readIfThere(file)?.trim() ?? "";
+  if (token === "") {
+    throw new CniError(code.ioFailure, `Cannot read ${file}: there is no token in it`);
+  }
+  const target = hostFile(root, paths.token);
+  const content = { text: `${token}\n` };
+  if (digestOf(target) === digest(content)) return false;
+  makeFolder(dirname(target), 0o700);
+  placeFile(target, content, 0o600);
+  return true;
 }

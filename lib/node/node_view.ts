@@ -1,45 +1,31 @@
-/** A node as `genie doctor` looks at it: its configuration, its conf dir, its networks. */
-import { statSync } from "node:fs";
-import { join } from "node:path";
-import { type CniError, type Host, type StdinConfig, toCniError } from "../cni.ts";
-import { defaultConfig, parseConfig } from "../config/parse.ts";
+/**
+ * A node as `genie install` and `genie doctor` examine it, from inside or with its root mounted
+ * somewhere: its configuration, its networks and its programs. And the form of doctor's findings.
+ */
+import { basename, dirname, join } from "node:path";
+import { findPlugin } from "../binaries.ts";
+import type { Host, StdinConfig } from "../call.ts";
+import { type CniError, toCniError } from "../cni.ts";
+import { parseConfig } from "../config/parse.ts";
 import type { Config } from "../config/schema.ts";
-import { listNetworks, type Network } from "../networks.ts";
+import { run } from "../exec.ts";
+import { isObject, parseJson } from "../json.ts";
+import { listNetworks } from "../node_networks.ts";
+import { visibleText } from "../report/table.ts";
 import { loadConfig } from "../settings.ts";
-import { readIfThere } from "./files.ts";
-import { type ConfFile, callsGenie, pluginsOf } from "./genie_list.ts";
-import { hostPath } from "./host_root.ts";
+import { hostPath, readIfThere, statIfThere } from "./files.ts";
+import { callsGenie, ifValid, ownEntry, readConfs, runtimePath } from "./genie_config.ts";
 import { paths } from "./installation.ts";
-import { readConfs } from "./node_ready.ts";
-import { runtimePath } from "./runtime_settings.ts";
 
-/** The node. */
-export interface NodeView {
-  host: Host;
-  root: string;
-  /** Where a path of the node is for us. */
-  at: (path: string) => string;
-  /** Its table; plugins are found as in a call of the runtime. */
-  config: Config;
-  /** Why the table cannot be used; the defaults stand for it then. */
-  configError: CniError | undefined;
-  confDir: string;
-  confs: ConfFile[];
-  /** The entry of the first config that calls genie. */
-  own: Record<string, unknown> | undefined;
-  networks: Network[];
-  problems: CniError[];
-  /** `key: value` words of a file of `/proc`, or a text; "" where there is none. */
-  read: (path: string) => string;
-}
+/** A node. */
+export type NodeView = Awaited<ReturnType<typeof viewNode>>;
 
-/** Looks at a node. @param confDir where the runtime looks for CNI configs */
-export async function viewNode(host: Host, root: string, confDir: string): Promise<NodeView> {
+/** Reads a node. @param confDir where the runtime looks for CNI configs */
+export async function viewNode(host: Host, root: string, confDir: string) {
   const at = (path: string) => hostPath(root, path);
   const confs = readConfs(root, confDir);
-  const first = confs.find(callsGenie);
-  const own = first && pluginsOf(first).find(({ type }) => type === "genie");
-  let config = defaultConfig();
+  const own = ownEntry(confs.find(callsGenie)?.value);
+  let config = parseConfig("", "");
   let configError: CniError | undefined;
   try {
     const table = await readConfig(root, own);
@@ -47,23 +33,28 @@ export async function viewNode(host: Host, root: string, confDir: string): Promi
   } catch (error) {
     configError = toCniError(error);
   }
-  const { networks, problems } = listNetworks(seenFrom(at, config));
+  const { networks, problems } = listNetworks(configAt(root, config));
   return {
     host,
     root,
+    /** Where a path of the node is for us. */
     at,
+    /** Its plugin table; `binDirs` begins with the folders of the runtimes. */
     config,
+    /** Why the table cannot be used; `config` has the defaults then. */
     configError,
     confDir,
     confs,
+    /** genie's entry in the first config that calls it. */
     own,
     networks: networks.filter(({ list }) => !list.plugins.some(({ type }) => type === "genie")),
     problems,
-    read: (path) => readIfThere(at(path)) ?? "",
+    /** The text of a file, such as one of `/proc`; "" when there is none. */
+    read: (path: string) => readIfThere(at(path)) ?? "",
   };
 }
 
-/** On the node itself as a call would see it, its own keys included. */
+/** The table; on the node itself as a call would read it, with the keys of the CNI config. */
 async function readConfig(root: string, own: Record<string, unknown> | undefined): Promise<Config> {
   const stdin: StdinConfig = { name: "genie", ...own };
   if (root === "/") return loadConfig(stdin);
@@ -72,22 +63,96 @@ async function readConfig(root: string, own: Record<string, unknown> | undefined
   return text === undefined ? parseConfig("", "") : parseConfig(text, path);
 }
 
-/** The folders of a table as they are for us. */
-function seenFrom(at: (path: string) => string, config: Config): Config {
+/** A table with the node's paths replaced by what they are for us. @throws CniError 5 */
+export function configAt(root: string, config: Config): Config {
   const plugins = [...config.plugins].map(([name, entry]) => {
-    const { conf } = entry;
-    return [name, conf?.startsWith("/") ? { ...entry, conf: at(conf) } : entry] as const;
+    const conf = entry.conf?.startsWith("/") ? hostPath(root, entry.conf) : entry.conf;
+    return [name, { ...entry, ...(conf !== undefined && { conf }) }] as const;
   });
-  return { ...config, confDir: at(config.confDir), plugins: new Map(plugins) };
+  return {
+    ...config,
+    confDir: hostPath(root, config.confDir),
+    binDirs: config.binDirs.map((dir) => hostPath(root, dir)),
+    plugins: new Map(plugins),
+  };
 }
 
-/** Path of a program of the node in the usual folders, or in those given; undefined: none. */
+/** Path of a program of the node in the first folder that has it; undefined: none. */
 export function findProgram(
   { at }: NodeView,
   name: string,
-  dirs: readonly string[] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/bin"],
+  dirs = ["/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/bin"],
 ): string | undefined {
-  return dirs
-    .map((dir) => at(join(dir, name)))
-    .find((path) => statSync(path, { throwIfNoEntry: false })?.isFile());
+  return dirs.map((dir) => at(join(dir, name))).find((path) => statIfThere(path)?.isFile());
+}
+
+/** True for a file that may be run. */
+export function isExecutable(path: string): boolean {
+  return findPlugin(basename(path), [dirname(path)]) !== undefined;
+}
+
+/** What a program prints within 5 s; "" when it cannot be run. */
+export async function askProgram(
+  path: string,
+  args: string[],
+  { env = {}, stdin = "" }: { env?: Record<string, string>; stdin?: string } = {},
+): Promise<string> {
+  return (await run(path, args, { env, stdin, timeoutMs: 5000 })).stdout;
+}
+
+/** A key of the JSON object that a program has printed; undefined for any other output. */
+export function keyOf(output: string, key: string): unknown {
+  const value = ifValid(() => parseJson(output, "output"));
+  return isObject(value) ? value[key] : undefined;
+}
+
+/** Version of a genie; undefined for another program, such as CNI-Genie's. */
+export async function askVersion(path: string): Promise<string | undefined> {
+  const version = keyOf(await askProgram(path, ["version", "--json"]), "version");
+  return typeof version === "string" ? version : undefined;
+}
+
+/** What a check of `genie doctor` found. */
+export interface Finding {
+  check: string;
+  verdict: "ok" | "warning" | "problem";
+  detail: string;
+  /** What to do; "" for what is in order. */
+  remedy: string;
+}
+
+/** A finding before the table of checks adds the name of the check. */
+export type CheckResult = Omit<Finding, "check">;
+
+/** It is as it should be. */
+export function ok(detail: string): CheckResult {
+  return { verdict: "ok", detail, remedy: "" };
+}
+
+const finding =
+  (verdict: "warning" | "problem") =>
+  (detail: string, remedy: string): CheckResult => ({ verdict, detail, remedy });
+/** It works now, and may fail later. */
+export const warning = finding("warning");
+/** Pods fail, or get what they should not, until it is put right. */
+export const problem = finding("problem");
+
+/** The results, or that everything is in order where there are none. */
+export function orOk(results: CheckResult[], detail: string): CheckResult[] {
+  return results.length > 0 ? results : [ok(detail)];
+}
+
+/** One entry for each finding, wrapped to `width` columns; a remedy is below its finding. */
+export function formatFindings(findings: readonly Finding[], width: number): string {
+  const checkWidth = Math.max(...findings.map(({ check }) => check.length));
+  const lines = findings.map(({ verdict, check, detail, remedy }) => {
+    const lead = `${verdict.padEnd(7)}  ${check.padEnd(checkWidth)}  `;
+    const text = visibleText(detail) + (remedy === "" ? "" : `\n→ ${visibleText(remedy)}`);
+    const wrapped = Bun.wrapAnsi(text, width - lead.length, { hard: true });
+    return lead + wrapped.replaceAll("\n", `\n${" ".repeat(lead.length)}`);
+  });
+  const count = (verdict: Finding["verdict"]) =>
+    findings.filter((one) => one.verdict === verdict).length;
+  const sum = `${count("problem")} problems, ${count("warning")} warnings, ${count("ok")} ok`;
+  return `${lines.join("\n")}\n\n${sum}\n`;
 }

@@ -1,40 +1,53 @@
 /**
  * `genie repair`: DEL and ADD of what a running pod has, one attachment after the other, on the
  * same interface, in the same network namespace and, where the IPAM allows it, with the same
- * address. Works from the record alone, as DEL does: what the pod asks for by now is not looked at.
+ * address. Works from the record alone, as DEL does: what the pod asks for by now does not count.
+ *
+ * Its single steps serve changes of a pod's networks too. Each is taken under the container's lock,
+ * and on record before it is made: a process killed in between leaves rows from which the pod's DEL
+ * undoes everything. Source: CNI SPEC 1.1 §2-§4; design D4, D8.
  */
-
-import { npwgKeys } from "../annotations.ts";
-import { type Flags, text, UsageError } from "../cli/usage.ts";
-import { CniError, code, type Host, log, toCniError } from "../cni.ts";
-import type { Config } from "../config/schema.ts";
-import { closeState, openState, type State, write } from "../database.ts";
-import type { Done } from "../default_route.ts";
-import type { ChainOptions } from "../delegate.ts";
-import { isConfigured } from "../kubernetes/credentials.ts";
-import { statusSource } from "../kubernetes/network_status.ts";
-import { openObjects } from "../kubernetes/objects_of_call.ts";
-import { beginJournal, type Journal, writeJournal } from "../ledger.ts";
-import { newOperation, type Operation, release, takeLock } from "../lock.ts";
-import { netnsId } from "../netns.ts";
+import type { Chain, Done, Host } from "../call.ts";
+import { CniError, code, log, toCniError } from "../cni.ts";
+import { type Flags, text } from "../config/usage.ts";
+import { type State, write } from "../database.ts";
+import { attachOne, giveUpDefaultRoutes, refreshHostInterfaces } from "../default_route.ts";
+import { isObject } from "../json.ts";
+import { interfacesIn, netnsId } from "../kernel.ts";
+import { type PodStatus, putStatus } from "../kubernetes/network_status.ts";
+import { beginJournal, withAudit, writeAside, writeJournal } from "../ledger.ts";
+import { newOperation, release, takeLock } from "../lock.ts";
+import { declaresCapability } from "../networks.ts";
 import type { Enforced } from "../policy/enforce.ts";
+import type {
+  Attachment,
+  CallId,
+  Journal,
+  Operation,
+  Result,
+  StoredAttachment,
+} from "../record.ts";
+import { forgetTraffic, storedResult, undo, undoChain, withPresentPlugins } from "../recorded.ts";
+import { sampleTraffic } from "../recovery/traffic_rate.ts";
 import { formatTable } from "../report/table.ts";
-import { enforcesPolicy, loadConfig } from "../settings.ts";
-import { type Attachment, attachments, putStatus, type StoredAttachment } from "../state.ts";
-import { storedResult } from "../undo.ts";
-import { readOwnConfig } from "./genie_config.ts";
+import { podLabel } from "../request.ts";
+import { toVersion } from "../result.ts";
+import { enforcesPolicy } from "../settings.ts";
+import { setAttached, trafficSources } from "../write_ahead.ts";
 import {
-  askingFor,
-  attachOneRecorded,
-  commitDone,
-  detachOne,
-  doneOf,
-  ownAddresses,
-  type Reattaching,
-} from "./reattach.ts";
-import { setBroken, waitingAnnotations } from "./replan.ts";
+  attachmentsOfCall,
+  firstOf,
+  hasNetns,
+  type LiveContext,
+  liveAttachments,
+  type PodName,
+  putUnfollowed,
+  readPodName,
+  runningStatus,
+  withPods,
+} from "./running_pod.ts";
 
-/** What became of one attachment. */
+/** How the repair of one attachment ended. */
 export interface Repaired {
   network: string;
   ifName: string;
@@ -48,299 +61,133 @@ export interface Repaired {
 }
 
 /**
- * Runs `genie repair NAMESPACE/POD`.
- *
+ * Runs `genie repair NAMESPACE/POD`. @returns exit status: 1 when something is not as it was
  * @param width columns of the terminal, Infinity for none
- * @returns exit status: 1 when something is not as it was
  * @throws UsageError; CniError 3 for a pod without attachments here, or whose namespace is gone; 11
  *   when another operation of the pod does not end in time; 7 for a plugin table that is wrong
  */
 export async function runRepair(host: Host, flags: Flags, width: number): Promise<number> {
-  const pod = readPod(flags);
+  const pod = readPodName(flags);
   const network = text(flags, "network");
-  host.catchSignals?.();
-  const config = await loadConfig(readOwnConfig(text(flags, "cni-config")));
-  host.log = { level: config.logLevel, file: config.logFile };
-  const state = openState(host, config.stateDir);
-  try {
-    const all: Repaired[] = [];
-    for (const call of callsOf(host, state, pod, network)) {
-      all.push(...(await repairCall({ host, config, state, network }, call)));
+  const all: Repaired[] = [];
+  await withPods(host, flags, "repair", async (context) => {
+    for (const call of callsOf(context, pod, network)) {
+      all.push(...(await repairCall(context, call, network)));
     }
-    host.stdout(flags["json"] ? `${JSON.stringify(all, null, 2)}\n` : formatRepaired(all, width));
-    return all.every(isAsBefore) ? 0 : 1;
-  } finally {
-    closeState(state);
-  }
-}
-
-function readPod(flags: Flags): { namespace: string; name: string } {
-  const words = Array.isArray(flags["words"]) ? flags["words"] : [];
-  const [, namespace, name] = /^([^/]+)\/([^/]+)$/.exec(words[0] ?? "") ?? [];
-  if (words.length === 1 && namespace !== undefined && name !== undefined) {
-    return { namespace, name };
-  }
-  throw new UsageError(`Invalid words "${words.join(" ")}": expected NAMESPACE/POD`);
-}
-
-/** One call of the runtime by which a pod was attached. */
-interface Call {
-  containerId: string;
-  requestIfName: string;
+  });
+  host.stdout(flags["json"] ? `${JSON.stringify(all, null, 2)}\n` : formatRepaired(all, width));
+  return all.every(isAsBefore) ? 0 : 1;
 }
 
 /** The calls that attached what is to be repaired. @throws CniError 3 or 101 */
-function callsOf(
-  host: Host,
-  state: State,
-  pod: { namespace: string; name: string },
+function callsOf(context: LiveContext, pod: PodName, network: string | undefined): CallId[] {
+  const live = liveAttachments(context, pod, "repair");
+  const chosen = live.filter((row) => network === undefined || row.network === network);
+  if (chosen.length === 0) {
+    const names = [...new Set(live.map((row) => row.network))].join(", ");
+    const what = `network "${network}" of pod ${podLabel(pod)}`;
+    throw new CniError(code.networkNotFound, `Cannot repair ${what}: it has ${names}`);
+  }
+  const calls = Map.groupBy(chosen, (row) => `${row.containerId} ${row.requestIfName}`);
+  return [...calls.values()].map(firstOf);
+}
+
+async function repairCall(
+  context: LiveContext,
+  call: CallId,
   network: string | undefined,
-): Call[] {
-  const label = `${pod.namespace}/${pod.name}`;
-  const rows = attachments(host, state).filter(
-    (row) => row.pod.namespace === pod.namespace && row.pod.name === pod.name,
-  );
-  if (rows.length === 0) {
-    throw new CniError(
-      code.unknownContainer,
-      `Cannot repair pod ${label}: nothing of it is on record on this node`,
-    );
-  }
-  const alive = rows.filter(isThere);
-  if (alive.length === 0) {
-    throw new CniError(
-      code.unknownContainer,
-      `Cannot repair pod ${label}: its network namespace is gone; genie gc collects what it left`,
-    );
-  }
-  const meant = alive.filter((row) => network === undefined || row.network === network);
-  if (meant.length === 0) {
-    const names = [...new Set(alive.map((row) => row.network))].join(", ");
-    throw new CniError(
-      code.networkNotFound,
-      `Cannot repair network "${network}" of pod ${label}: it has ${names}`,
-    );
-  }
-  const keys = meant.map(({ containerId, requestIfName }) => ({ containerId, requestIfName }));
-  return [...new Map(keys.map((key) => [JSON.stringify(key), key])).values()];
-}
-
-/** Is the namespace still the one in which it was made? */
-function isThere({ netnsId: id, netns }: StoredAttachment): boolean {
-  return id !== "" && netnsId(netns) === id;
-}
-
-/** What every step needs. */
-interface Repairing {
-  host: Host;
-  config: Config;
-  state: State;
-  network: string | undefined;
-}
-
-async function repairCall(work: Repairing, call: Call): Promise<Repaired[]> {
-  const { host, config, state, network } = work;
-  const operation = newOperation(host, call.containerId, "repair");
-  const deadlineMs = host.now() + config.timeoutMs;
-  const found = () =>
-    attachments(host, state, call.containerId).filter(
-      (row) => row.requestIfName === call.requestIfName && isThere(row),
-    );
-  const rows = await takeLock(host, state, operation, { deadlineMs, signal: host.signal }, found);
-  const [first] = rows;
-  const journal = beginJournal(host, {
-    ...{ command: "ADD", containerId: call.containerId, ifName: call.requestIfName },
-    ...{ network: first?.requestNetwork ?? "", decidedBy: "repair" },
-    pod: first?.pod ?? { namespace: "", name: "", uid: "" },
+): Promise<Repaired[]> {
+  const live = await beginOperation(context, call, () => {
+    const rows = attachmentsOfCall(context.host, context.state, call).filter(hasNetns);
+    if (rows.length > 0) return rows;
+    throw new CniError(code.unknownContainer, "Cannot repair: the pod has just gone");
   });
   const all: Repaired[] = [];
   let failure: unknown;
-  let done = doneOf(rows);
   let enforced: Enforced | undefined;
   try {
-    if (!first) throw new CniError(code.unknownContainer, "Cannot repair: the pod has just gone");
-    const chain: ChainOptions = {
-      ...{ netns: first.netns, token: operation.token, deadlineMs },
-      ...{ signal: host.signal, journal },
-    };
     // What would fail afterwards fails before anything is touched.
-    (await enforce(work, journal, done, chain))?.release();
-    const reattaching = { host, state, chain, path: config.binDirs, why: "repair" };
-    for (const row of rows) {
-      if (network !== undefined && row.network !== network) continue;
-      const one = await repairOne(reattaching, row, done);
-      all.push(one.repaired);
-      done = inOrder(rows, one.done);
+    (await enforceOn(live, live.done))?.release();
+    for (const row of live.rows) {
+      if (network === undefined || row.network === network) all.push(await repairOne(live, row));
     }
-    enforced = await enforce(work, journal, done, chain).catch(async (error: unknown) => {
-      done = await withdraw(reattaching, rows, all, done, toCniError(error));
+    enforced = await enforceOn(live, live.done).catch(async (error: unknown) => {
+      await withdraw(live, all, toCniError(error));
       return undefined;
     });
   } catch (error) {
     failure = error;
     throw error;
   } finally {
-    await settle(work, operation, call, { journal, done, failure });
+    await endOperation(live, failure);
     enforced?.release();
   }
   return all;
 }
 
 /** Takes away what was made without its policy in force: a network that is closed, not open. */
-async function withdraw(
-  call: Reattaching,
-  rows: readonly StoredAttachment[],
-  all: Repaired[],
-  done: readonly Done[],
-  cause: CniError,
-): Promise<Done[]> {
+async function withdraw(live: LiveOperation, all: Repaired[], cause: CniError): Promise<void> {
   const made = all.filter(({ error }) => error === "");
   for (const one of made.toReversed()) {
-    const row = rows.find(({ ifName }) => ifName === one.ifName);
+    const row = live.rows.find(({ ifName }) => ifName === one.ifName);
     if (!row) continue;
-    await detachOne(call, row).catch((error: unknown) => {
-      log(call.host, "error", toCniError(error).message, { interface: one.ifName });
+    await detachRecorded(live, row).catch((error: unknown) => {
+      log(live.host, "error", toCniError(error).message, { interface: one.ifName });
     });
-    write(call.state, () => setBroken(call.state, row, cause.message));
+    write(live.state, () => setBroken(live.state, row, cause.message));
     Object.assign(one, { after: [], error: cause.message });
   }
   const gone = new Set(made.map(({ ifName }) => ifName));
-  return done.filter(({ attachment }) => !gone.has(attachment.ifName));
+  live.done = live.done.filter(({ attachment }) => !gone.has(attachment.ifName));
 }
 
-/** Network policy on what the pod has now. @throws CniError 11 when it cannot be known */
-async function enforce(
-  { host, config, state }: Repairing,
-  journal: Journal,
-  done: readonly Done[],
-  chain: ChainOptions,
-): Promise<Enforced | undefined> {
-  const [first] = done;
-  if (!first || !enforcesPolicy(config)) return undefined;
-  const { enforceAdd } = await import("../policy/enforce.ts");
-  const plan = { pod: first.attachment.pod, objects: openObjects(host, config) };
-  return enforceAdd({ host, config, state, journal }, plan, done, chain);
-}
-
-/**
- * DEL and ADD of one attachment. When no other address will do than the one it had, it gets none of
- * its own choice: a network that is there with another address is better than none.
- */
-async function repairOne(
-  call: Reattaching,
-  row: StoredAttachment,
-  done: readonly Done[],
-): Promise<{ repaired: Repaired; done: Done[] }> {
+/** DEL and ADD of one attachment. Never throws: the outcome says why it is not there. */
+async function repairOne(live: LiveOperation, row: StoredAttachment): Promise<Repaired> {
   const { network, ifName, containerId, primary } = row;
   const result = storedResult(row);
   const before = result ? ownAddresses(row, result) : [];
   const what = { network, ifName, containerId, primary, before };
-  const others = done.filter(({ attachment }) => attachment.ifName !== ifName);
   try {
     checkRepairable(row);
-    await detachOne(call, row);
-    const made = await attachAgain(call, asAttachment(row), before, others);
-    const after = ownAddresses(row, made.result);
-    return { repaired: { ...what, after, error: "" }, done: [...others, made] };
+    const others = live.done.filter(({ attachment }) => attachment.ifName !== ifName);
+    live.done = others;
+    await detachRecorded(live, row);
+    const made = await attachAgain(live, row, before, others);
+    const position = (one: Done) =>
+      live.rows.findIndex(({ ifName: name }) => name === one.attachment.ifName);
+    live.done = [...others, made].toSorted((a, b) => position(a) - position(b));
+    return { ...what, after: ownAddresses(row, made.result), error: "" };
   } catch (error) {
-    const { message } = toCniError(error);
-    // One that was not touched is as it was.
-    const kept = isRefused(row) ? [...done] : others;
-    return { repaired: { ...what, after: [], error: message }, done: kept };
+    return { ...what, after: [], error: toCniError(error).message };
   }
 }
 
-async function attachAgain(
-  call: Reattaching,
-  attachment: Attachment,
-  addresses: readonly string[],
-  others: Done[],
-): Promise<Done> {
-  const asking = askingFor(attachment, addresses);
-  try {
-    return await attachOneRecorded(call, asking, others);
-  } catch (error) {
-    if (asking === attachment || call.host.signal.aborted) throw error;
-    log(call.host, "warn", `Cannot keep the address, trying any: ${toCniError(error).message}`);
-    return attachOneRecorded(call, attachment, others);
-  }
+/** Refuses what the runtime is about to delete or to make anew. @throws CniError 11 */
+function checkRepairable({ state, result, error, network, ifName }: StoredAttachment): void {
+  const isMade = result !== undefined || error !== "";
+  if (state === "attached" || (state === "planned" && isMade)) return;
+  const midway = "its ADD was ended in the middle, and the runtime makes the pod anew";
+  const why = state === "planned" ? midway : `it is ${state}: its pod is being taken down`;
+  throw new CniError(code.tryAgainLater, `Cannot repair network "${network}" (${ifName}): ${why}`);
 }
 
-/** Its DEL was asked for, or its ADD never ended: the runtime is at it. */
-function isRefused({ state, result, error }: StoredAttachment): boolean {
-  if (state === "planned") return result === undefined && error === "";
-  return state !== "attached";
+/** Is it there, with the addresses it had? A secondary one may have others. */
+function isAsBefore(one: Repaired): boolean {
+  return one.error === "" && (!one.primary || !isMoved(one));
 }
 
-/** @throws CniError 11 for one that is not there to stay */
-function checkRepairable(row: StoredAttachment): void {
-  if (!isRefused(row)) return;
-  const why =
-    row.state === "planned"
-      ? "its ADD was ended in the middle, and the runtime makes the pod anew"
-      : `it is ${row.state}: its pod is being taken down`;
-  const what = `network "${row.network}" (${row.ifName})`;
-  throw new CniError(code.tryAgainLater, `Cannot repair ${what}: ${why}`);
-}
-
-/** The plan alone, without what the record adds. */
-function asAttachment(row: StoredAttachment): Attachment {
-  const { state, result, failedAtMs, error, createdAtMs, netnsId: id, ...attachment } = row;
-  return attachment;
-}
-
-function inOrder(rows: readonly StoredAttachment[], done: readonly Done[]): Done[] {
-  const position = ({ attachment }: Done) =>
-    rows.findIndex(({ ifName }) => ifName === attachment.ifName);
-  return done.toSorted((a, b) => position(a) - position(b));
-}
-
-/** Results, status and ledger, and the lock given back, in one transaction. */
-async function settle(
-  { host, config, state }: Repairing,
-  operation: Operation,
-  call: Call,
-  { journal, done, failure }: { journal: Journal; done: Done[]; failure: unknown },
-): Promise<void> {
-  const isWanted = config.kubernetes.status !== "off" && isConfigured(host, config.kubernetes);
-  const [first] = done;
-  const { formatStatus } = await import("../kubernetes/npwg.ts");
-  const sources = await Promise.all(done.map((one) => statusSource(host, one)));
-  release(state, operation, () => {
-    commitDone(state, done);
-    if (first && isWanted && first.attachment.pod.name !== "") {
-      const status = { [npwgKeys.status]: formatStatus(sources) };
-      const annotations = { ...waitingAnnotations(state, call), ...status };
-      putStatus(state, { ...call, pod: first.attachment.pod, annotations }, host.now());
-    }
-    writeJournal(host, state, journal, failure);
-  });
-}
-
-/** Is it there, with the addresses it had? Of a secondary other ones will do. */
-function isAsBefore({ primary, before, after, error }: Repaired): boolean {
-  return error === "" && (!primary || !isMoved({ before, after }));
-}
-
-function isMoved({ before, after }: Pick<Repaired, "before" | "after">): boolean {
+function isMoved({ before, after }: Repaired): boolean {
   return before.length > 0 && before.toSorted().join() !== after.toSorted().join();
 }
 
-/** What was done, for people. */
+/** The table that `genie repair` prints. */
 export function formatRepaired(all: readonly Repaired[], width: number): string {
-  const columns = [
-    { title: "NETWORK" },
-    { title: "INTERFACE" },
-    { title: "ADDRESSES" },
-    { title: "OUTCOME", wraps: true },
-  ];
-  const rows = all.map((one) => [
-    one.network,
-    one.ifName,
-    one.after.join(", ") || "none",
-    outcomeOf(one),
-  ]);
-  return formatTable(columns, rows, width);
+  const columns = ["NETWORK", "INTERFACE", "ADDRESSES"].map((title) => ({ title }));
+  const rows = all.map((one) => {
+    const addresses = one.after.join(", ") || "none";
+    return [one.network, one.ifName, addresses, outcomeOf(one)];
+  });
+  return formatTable([...columns, { title: "OUTCOME", wraps: true }], rows, width);
 }
 
 function outcomeOf(one: Repaired): string {
@@ -348,4 +195,259 @@ function outcomeOf(one: Repaired): string {
   if (!isMoved(one)) return "made anew";
   const moved = `made anew, it had ${one.before.join(", ")}`;
   return one.primary ? `${moved}: Kubernetes knows the pod by that, delete the pod` : moved;
+}
+
+/** An operation on a running pod, which holds the container's lock. */
+export interface LiveOperation extends LiveContext {
+  operation: Operation;
+  journal: Journal;
+  /** Its `netns` is the pod's. */
+  chain: Chain;
+  /** The attachments of the call when the lock was taken. */
+  rows: readonly StoredAttachment[];
+  /** What is attached by now, in the order in which it was made. */
+  done: Done[];
+}
+
+/**
+ * Takes the container's lock and begins the journal. End it with {@link endOperation}.
+ * @param find reads the attachments of the call in the transaction of the lock; throws where there
+ *   are none, or where they may not be changed
+ * @throws CniError 11 when another operation does not end in time; what `find` throws
+ */
+export async function beginOperation(
+  context: LiveContext,
+  { containerId }: CallId,
+  find: () => StoredAttachment[],
+): Promise<LiveOperation> {
+  const { host, config, state, why } = context;
+  const operation = newOperation(host, containerId, why);
+  const deadlineMs = host.now() + config.timeoutMs;
+  const { signal } = host;
+  const rows = await takeLock({ host, state, operation, deadlineMs, signal }, find);
+  const first = firstOf(rows);
+  const journal = beginLiveJournal(context, first);
+  const chain = { host, netns: first.netns, token: operation.token, deadlineMs, signal, journal };
+  return { ...context, operation, journal, chain, rows, done: doneOf(rows) };
+}
+
+/** Begins the journal of an operation on a running pod. @param row one of its attachments */
+export function beginLiveJournal({ host, why }: LiveContext, row: StoredAttachment): Journal {
+  const { containerId, requestIfName: ifName, requestNetwork: network, pod } = row;
+  const call = { command: "ADD", containerId, ifName, network, pod };
+  return beginJournal(host, { ...call, decidedBy: why });
+}
+
+/**
+ * Records results, status, traffic and ledger as they are now, and gives the lock back.
+ * @param failure why the operation failed
+ * @returns the status, on record; undefined where none is wanted
+ * @throws CniError 106 when the record cannot be written
+ */
+export async function endOperation(
+  live: LiveOperation,
+  failure: unknown,
+): Promise<PodStatus | undefined> {
+  const { host, state, operation, journal, rows, done, why } = live;
+  const status = await runningStatus(live, rows, done).catch((error: unknown) => {
+    log(host, "error", `Cannot make the network status: ${toCniError(error).message}`);
+    return undefined;
+  });
+  withAudit(host, (isAudited) =>
+    release(state, operation, () => {
+      commitDone(state, done);
+      if (why === "switch") putUnfollowed(state, firstOf(rows), host.now());
+      if (status) putStatus(state, status, host.now());
+      if (!isAudited) return;
+      writeAside(host, state, "traffic", () => {
+        forgetTraffic(state, operation.containerId);
+        sampleTraffic(state, trafficSources(done), host.now());
+      });
+      writeJournal(host, state, journal, failure);
+    }),
+  );
+  return status;
+}
+
+/**
+ * Puts network policy in force on these attachments, as for an ADD.
+ * @returns undefined where the table asks for no policy
+ * @throws CniError 11 when the policy cannot be known
+ */
+export async function enforceOn(
+  { host, config, state, journal, objects, chain }: LiveOperation,
+  done: readonly Done[],
+): Promise<Enforced | undefined> {
+  const [first] = done;
+  if (!first || !enforcesPolicy(config)) return undefined;
+  const { enforceAdd } = await import("../policy/enforce.ts");
+  const plan = { pod: first.attachment.pod, objects };
+  return enforceAdd({ host, config, state, journal }, plan, done, chain);
+}
+
+/**
+ * DEL of one recorded attachment. Its row stays, as `planned`: forget it, or attach it again.
+ * @throws CniError of the delegate that failed; the row then says so
+ */
+export async function detachRecorded(live: LiveOperation, stored: StoredAttachment): Promise<void> {
+  const { config, state, why } = live;
+  write(state, () => setBroken(state, stored, "it is being made anew"));
+  // A DEL that was begun comes to its end, whoever asks us to end meanwhile.
+  const chain = undoChain(live.chain);
+  const [first] = await undo(chain, { ...stored, reason: why }, config.binDirs);
+  if (!first) return;
+  write(state, () => setBroken(state, stored, first.message));
+  throw first;
+}
+
+/**
+ * ADD of one attachment beside those that the pod has. The default route stays with its owner,
+ * unless this attachment was told to take it.
+ * @param others what the pod has besides, in the order in which it was made. Where the new one
+ *   takes routes from their results, that is changed in place; {@link commitDone} records it
+ * @throws CniError of the delegate that failed; 105 when the interface is there. Then nothing of
+ *   the attachment is left, or its row says what
+ */
+export async function attachRecorded(
+  live: LiveOperation,
+  attachment: Attachment,
+  others: Done[],
+): Promise<Done> {
+  const { host, config, state, chain, why } = live;
+  const { netns, ifName, network } = attachment;
+  write(state, () => putPlanned(state, attachment, host.now()));
+  try {
+    // A delegate would refuse the name, and its DEL then remove what is not ours.
+    if (interfacesIn(netns)?.includes(ifName)) {
+      const why = `the pod still has an interface "${ifName}"`;
+      throw new CniError(code.interfaceConflict, `Cannot attach network "${network}": ${why}`);
+    }
+    const { plugins } = withPresentPlugins(attachment, config.binDirs);
+    const added = await attachOne(chain, { ...attachment, plugins, reason: why }, others);
+    if (added.kind === "failed") throw withUndo(added.error, added.undo);
+    giveUpDefaultRoutes(others, added.took);
+    const done: Done = { attachment, result: added.result };
+    refreshHostInterfaces([...others, done]);
+    return done;
+  } catch (error) {
+    const failure = toCniError(error);
+    write(state, () => setBroken(state, attachment, failure.message));
+    throw failure;
+  }
+}
+
+/**
+ * ADD of an attachment that was detached, with the addresses it had. Where its IPAM refuses these,
+ * any address will do: a network with another address is better than none.
+ * @throws CniError as {@link attachRecorded}
+ */
+export async function attachAgain(
+  live: LiveOperation,
+  stored: StoredAttachment,
+  addresses: readonly string[],
+  others: Done[],
+): Promise<Done> {
+  // What the record adds to the plan is not planned again.
+  const { state, result, failedAtMs, error: _, createdAtMs, netnsId: id, ...attachment } = stored;
+  const asking = askingFor(attachment, addresses);
+  try {
+    return await attachRecorded(live, asking, others);
+  } catch (error) {
+    if (asking === attachment || live.host.signal.aborted) throw error;
+    log(live.host, "warn", `Cannot keep the address, trying any: ${toCniError(error).message}`);
+    return attachRecorded(live, attachment, others);
+  }
+}
+
+/** Records the results of attachments as they are now. Call inside a transaction. */
+export function commitDone(state: State, done: readonly Done[]): void {
+  for (const { attachment, result } of done) {
+    setAttached(state, attachment, toVersion(result, attachment.list.cniVersion));
+  }
+}
+
+/** Those of the rows of a call that are attached, with their results. */
+export function doneOf(rows: readonly StoredAttachment[]): Done[] {
+  return rows.flatMap((attachment) => {
+    const result = attachment.state === "attached" ? storedResult(attachment) : undefined;
+    return result ? [{ attachment, result }] : [];
+  });
+}
+
+function withUndo(error: CniError, undone: readonly CniError[]): CniError {
+  if (undone.length === 0) return error;
+  const details = [error.details, ...undone.map(({ message }) => message)];
+  return new CniError(error.code, error.message, {
+    details: details.filter((text) => text !== "").join("\n"),
+    cause: error,
+  });
+}
+
+/** Addresses of an attachment on its own interface, with prefix length. */
+export function ownAddresses({ ifName }: Pick<Attachment, "ifName">, result: Result): string[] {
+  return result.ips
+    .filter(({ interface: index }) => {
+      const name = index === undefined ? undefined : result.interfaces[index]?.name;
+      return name === undefined || name === ifName;
+    })
+    .map(({ address }) => address);
+}
+
+/**
+ * The same attachment, asking for addresses: of host-local by `args.cni.ips`, of others by the
+ * capability `ips` where a plugin declares it. Unchanged where its IPAM takes no wishes, or where
+ * it asks for addresses already. Of static too: asked for an address it would forget the gateway.
+ */
+export function askingFor<T extends Attachment>(attachment: T, addresses: readonly string[]): T {
+  const { list, capabilityArgs, args, cniArgs } = attachment;
+  const types = list.plugins.map(({ ipam }) => (isObject(ipam) ? ipam["type"] : undefined));
+  const asks = "ips" in capabilityArgs || /(^|;)IP=/.test(cniArgs);
+  if (addresses.length === 0 || asks || types.includes("static")) return attachment;
+  if (types.includes("host-local")) {
+    const ips = addresses.map((address) => address.replace(/\/.*/, ""));
+    const cni = isObject(args["cni"]) ? args["cni"] : {};
+    return { ...attachment, args: { ...args, cni: { ...cni, ips } } };
+  }
+  if (!declaresCapability(list, "ips")) return attachment;
+  return { ...attachment, capabilityArgs: { ...capabilityArgs, ips: [...addresses] } };
+}
+
+/**
+ * Records the plan of one attachment beside those of its container, as `planned`: over the row of
+ * its interface, whose result stays while it is of the same network, so that a DEL can undo what
+ * was there before and what comes; else behind the other rows.
+ */
+function putPlanned({ database }: State, attachment: Attachment, nowMs: number): void {
+  const { containerId, requestIfName, ifName, network, requestNetwork, netns } = attachment;
+  const plan = JSON.stringify(attachment);
+  database
+    .query(
+      `INSERT INTO attachments (container_id, request_ifname, ifname, position, network,
+         request_network, state, plan, netns_id, created_at_ms)
+       VALUES (?1, ?2, ?3,
+         (SELECT coalesce(max(position) + 1, 0) FROM attachments WHERE container_id = ?1),
+         ?4, ?5, 'planned', ?6, ?7, ?8)
+       ON CONFLICT (container_id, ifname) DO UPDATE SET state = 'planned', error = '',
+         failed_at_ms = 0, result = CASE network WHEN ?4 THEN result END, network = ?4,
+         request_network = ?5, plan = ?6, netns_id = ?7`,
+    )
+    .run(containerId, requestIfName, ifName, network, requestNetwork, plan, netnsId(netns), nowMs);
+}
+
+/**
+ * Records why an attachment of a running pod is not there. It stays `planned`: no DEL was asked
+ * for, so nobody may give it up, and `genie repair` or the pod's DEL find it. Call inside a
+ * transaction.
+ */
+export function setBroken(
+  { database }: State,
+  { containerId, ifName }: Pick<Attachment, "containerId" | "ifName">,
+  error: string,
+): void {
+  database
+    .query(
+      `UPDATE attachments SET state = 'planned', error = ?, failed_at_ms = 0
+       WHERE container_id = ? AND ifname = ?`,
+    )
+    .run(error, containerId, ifName);
 }

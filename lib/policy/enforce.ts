@@ -1,35 +1,30 @@
 /**
- * Network policy as a part of ADD and CHECK: in force in the pod's network namespace before ADD
- * returns (design D10), from what the node agent keeps in the record. Loaded only where the table
- * asks for policy. What is not known is closed: an ADD fails rather than open a door.
+ * Network policy at ADD and CHECK: in force in the pod's network namespace before ADD returns
+ * (design D10), from what the node agent keeps in the record. Loaded only where the table asks for
+ * policy. What is not known is closed: an ADD fails rather than open a door.
  */
-
-import { CniError, code, type Host, log, toCniError } from "../cni.ts";
-import { isoTime } from "../config/quantity.ts";
+import type { Chain, Host } from "../call.ts";
+import { CniError, code, log, toCniError } from "../cni.ts";
 import type { Config } from "../config/schema.ts";
 import type { State } from "../database.ts";
-import type { ChainOptions } from "../delegate.ts";
-import { isConfigured } from "../kubernetes/credentials.ts";
-import type { Objects } from "../kubernetes/objects_of_call.ts";
-import { type Journal, notePlugin } from "../ledger.ts";
-import { netnsId } from "../netns.ts";
-import { fetchPodObject } from "../pod.ts";
-import type { PodIdentity } from "../state.ts";
-import { compilePolicies, policyWorld, reachesOut } from "./compile.ts";
+import { netnsId } from "../kernel.ts";
+import { fetchPodObject, type Objects } from "../kubernetes/objects_of_call.ts";
+import { notePlugin } from "../ledger.ts";
+import type { Journal, PodIdentity } from "../record.ts";
+import { isConfigured } from "../settings.ts";
+import { compileHostPolicies, compilePolicies, type Rules, reachesOut } from "./compile.ts";
 import { type PolicyPod, parsePolicyPod } from "./objects.ts";
+import { policyWorld } from "./peers.ts";
 import {
   type Attached,
   attachedIn,
-  compileRules,
   differenceOf,
   findHostEnds,
   installRuleset,
-  isConcerned,
   isEnforced,
   lockNetns,
+  type NetnsPlace,
   policyAttachments,
-  policyNamespaces,
-  type Rules,
   sameRules,
 } from "./rulesets.ts";
 import {
@@ -41,7 +36,7 @@ import {
   storedRuleset,
 } from "./store.ts";
 
-/** What an ADD is, for its policy. */
+/** The ADD that policy is enforced for. */
 export interface EnforcedCall {
   host: Host;
   config: Config;
@@ -49,11 +44,13 @@ export interface EnforcedCall {
   journal: Journal;
 }
 
-/** Of a plan, what its policy needs. */
+/** What policy needs of the plan of an ADD. */
 export interface PolicyPlan {
   pod: PodIdentity;
   objects: Objects;
 }
+
+type Work = EnforcedCall & PolicyPlan;
 
 /** Policy in force; the namespace stays locked until `release`, so that the commit is in it. */
 export interface Enforced {
@@ -62,44 +59,50 @@ export interface Enforced {
   release: () => void;
 }
 
+const noRules: Rules = { ruleset: "", hostRuleset: "" };
+
 /**
  * Puts the policies of a pod in force on what was attached.
- *
  * @returns undefined where no policy can be about these networks
  * @throws CniError 11 when what is known of policies is too old, or the pod's labels are not known;
  *   of nft. Then what was in force before is so again
  */
 export async function enforceAdd(
   call: EnforcedCall,
-  plan: PolicyPlan,
+  { pod, objects }: PolicyPlan,
   done: readonly Attached[],
-  chain: ChainOptions,
+  { netns, deadlineMs }: Chain,
 ): Promise<Enforced | undefined> {
-  const { host, state } = call;
-  const id = netnsId(chain.netns);
+  const { host, state, journal } = call;
+  const work: Work = { ...call, pod, objects };
+  const id = netnsId(netns);
   const [first] = done;
   if (!first || id === "") return undefined;
-  if (!concernsAny(call, plan, done) && !storedRuleset(state, id)) return undefined;
-  const lock = await lockNetns(host, state, id, chain.deadlineMs);
+  if (!concernsAny(work, done) && !storedRuleset(state, id)) return undefined;
+  const lock = await lockNetns(host, state, id, deadlineMs);
   const before = storedRuleset(state, id);
-  const undo = () => restore(call, { netnsId: id, netns: chain.netns }, before);
+  const undo = () => restore(call, { netnsId: id, netns }, before);
   try {
     const all = [...attachedIn(host, state, id, first.attachment), ...done];
     const startedNs = Bun.nanoseconds();
     // One table has the rules of all: what an earlier call attached keeps its own.
-    const concerned = concernsAny(call, plan, all);
-    const known = concerned ? checkFresh(call, plan) : "nothing";
+    const concerned = concernsAny(work, all);
+    const known = concerned ? checkFresh(work) : "nothing";
     // Of several containers in one namespace the first names the tables on the node.
     const containerId = before?.containerId ?? first.attachment.containerId;
     // What a DEL could not take away was of another pod, in a namespace of the same number.
     const unknown = concerned && before && all.length > done.length ? before : noRules;
-    const place = { containerId, ...(known === "stale" && { ifUnknown: unknown }) };
-    const rules = known === "nothing" ? unknown : await compileFor(call, plan, all, place);
+    const ifUnknown = known === "stale" ? unknown : undefined;
+    const compiling = () => compileFor(work, all, containerId, ifUnknown).catch(throwDamage(pod));
+    const rules = known === "nothing" ? unknown : await compiling();
     if (!sameRules(rules, noRules) || before) {
-      const { namespace: podNamespace, name: podName } = plan.pod;
-      const row = { netnsId: id, containerId, podNamespace, podName, ...rules };
-      await installRuleset(host, state, chain.netns, row);
-      note(call, first, startedNs, known);
+      const { namespace: podNamespace, name: podName } = pod;
+      const row = { ...rules, netnsId: id, containerId, podNamespace, podName };
+      await installRuleset(host, state, netns, row);
+      // nft is one more program that was run for this pod.
+      const durationUs = (Bun.nanoseconds() - startedNs) / 1000;
+      const reason = known === "stale" ? "network policy, stale inputs" : "network policy";
+      notePlugin(journal, "nft", { ...first.attachment, command: "ADD", durationUs, reason });
     }
     return { undo, release: lock.release };
   } catch (error) {
@@ -109,21 +112,19 @@ export async function enforceAdd(
   }
 }
 
-/**
- * May a policy be about one of these networks? Of a default network only one that names it: else
- * no pod could start on a node without an agent.
- */
-function concernsAny(
-  { config: { policy }, state }: EnforcedCall,
-  { pod }: PolicyPlan,
-  made: readonly Attached[],
-): boolean {
-  if (made.some(({ attachment }) => isConcerned(attachment, policy.enforce))) return true;
-  if (!policy.enforce) return false;
+/** May a policy be about one of these networks? Of plain NetworkPolicy the table says so. */
+function concernsAny({ config, state, pod }: Work, made: readonly Attached[]): boolean {
+  const { enforce } = config.policy;
+  // Of a default network only a policy that names it: else no pod could start on a node without an
+  // agent. CNI-Genie's policies are about logical networks, which have a namespace.
+  const isConcerned = ({ attachment: { primary, network, enforcesPlain } }: Attached) =>
+    enforcesPlain === true || (enforce && (!primary || network.includes("/")));
+  if (made.some(isConcerned)) return true;
+  if (!enforce) return false;
   try {
     const policies = readInputs(state, "multi-networkpolicies", [pod.namespace]);
-    const named = new Set(policies.flatMap(({ networks }) => networks ?? []));
-    return made.some(({ attachment }) => named.has(attachment.network));
+    const networks = new Set(policies.flatMap((policy) => policy.networks ?? []));
+    return made.some(({ attachment }) => networks.has(attachment.network));
   } catch (error) {
     // A damaged row: whoever compiles it says so.
     if (error instanceof SyntaxError) return true;
@@ -131,156 +132,119 @@ function concernsAny(
   }
 }
 
-const noRules: Rules = { ruleset: "", hostRuleset: "" };
-
-/** A row of the ledger: nft is one more program that was run for this pod. */
-function note(
-  { journal }: EnforcedCall,
-  { attachment }: Attached,
-  startedNs: number,
-  known: Known,
-): void {
-  const durationUs = (Bun.nanoseconds() - startedNs) / 1000;
-  const reason = known === "stale" ? "network policy, stale inputs" : "network policy";
-  notePlugin(journal, "nft", { ...attachment, command: "ADD", durationUs, reason });
-}
-
-async function restore(
-  { host, state }: EnforcedCall,
-  { netnsId: id, netns }: { netnsId: string; netns: string },
-  before: StoredRuleset | undefined,
-): Promise<void> {
+async function restore({ host, state }: EnforcedCall, place: NetnsPlace, before?: StoredRuleset) {
+  const { netnsId: id, netns } = place;
   try {
     const now = storedRuleset(state, id);
     if (sameRules(now, before) || netnsId(netns) !== id) return;
-    const row = before ?? now;
-    if (row) {
-      const calm = { ...host, signal: new AbortController().signal };
-      await installRuleset(calm, state, netns, { ...row, ...(before ?? noRules) });
-    }
+    const row = before ?? (now && { ...now, ...noRules });
+    // An ADD that was asked to end puts it back all the same.
+    const calm = { ...host, signal: new AbortController().signal };
+    if (row) await installRuleset(calm, state, netns, row);
   } catch (error) {
     if (!(error instanceof CniError)) throw error;
     log(host, "error", `Cannot put the earlier network policy back: ${error.message}`);
   }
 }
 
-type Known = "fresh" | "stale" | "nothing";
-
 /** What is known of policies, and is it fresh enough? @throws CniError 11 when it is not */
-function checkFresh({ host, config, state }: EnforcedCall, plan: PolicyPlan): Known {
+function checkFresh({ host, config, state, pod }: Work): "fresh" | "stale" | "nothing" {
   const { enforce, maxAgeMs, whenStale } = config.policy;
   // Without a pod of Kubernetes there is nothing that a policy could select.
-  if (plan.pod.namespace === "" || plan.pod.name === "") return "nothing";
+  if (pod.namespace === "" || pod.name === "") return "nothing";
   const aliveMs = aliveSince(state, neededResources(enforce));
   const ageMs = host.now() - aliveMs;
-  // A time to come is of a clock that was set back since.
+  // A time in the future is of a clock that was set back since.
   if (aliveMs > 0 && Math.abs(ageMs) <= maxAgeMs) return "fresh";
   const since =
     aliveMs === 0
       ? "nothing is known of network policies on this node"
       : `network policies were last known ${Math.round(ageMs / 1000)} s ago, at ` +
-        `${isoTime(aliveMs) ?? "no date"}, and policy.max_age allows ${maxAgeMs / 1000} s`;
+        `${timeText(aliveMs)}, and policy.max_age allows ${maxAgeMs / 1000} s`;
   const advice = "check that genie agent runs on this node and reaches the API server";
-  if (whenStale === "closed") {
-    throw new CniError(
-      code.tryAgainLater,
-      `Cannot attach pod ${plan.pod.namespace}/${plan.pod.name}: ${since}; ${advice}`,
-    );
-  }
+  if (whenStale === "closed") throw cannotAttach(pod, `${since}; ${advice}`);
   log(host, "warn", `Attached by policy.when_stale = "open" though ${since}; ${advice}`);
   return aliveMs === 0 ? "nothing" : "stale";
 }
 
-interface Place {
-  /** Whose tables on the node they are. */
-  containerId: string;
-  /** Instead of a failure where nobody knows the pod. */
-  ifUnknown?: Rules;
+function cannotAttach(pod: PodIdentity, reason: string, cause?: unknown): CniError {
+  const text = `Cannot attach pod ${pod.namespace}/${pod.name}: ${reason}`;
+  return new CniError(code.tryAgainLater, text, { cause });
 }
 
-/** The ruleset of a pod; what it does not need of the inputs is not read. */
-async function compileFor(
-  call: EnforcedCall,
-  { pod, objects }: PolicyPlan,
-  all: readonly Attached[],
-  place: Place,
-): Promise<Rules> {
-  try {
-    return await compileFrom(call, { pod, objects }, all, place);
-  } catch (error) {
+/** A moment of the record; it may be damaged. */
+function timeText(ms: number): string {
+  return ms > 0 && ms < 253_402_300_800_000 ? new Date(ms).toISOString() : "no date";
+}
+
+/** What cannot be used of the record is its damage, not a mistake of ours. */
+function throwDamage(pod: PodIdentity): (error: unknown) => never {
+  return (error) => {
     if (error instanceof CniError) throw error;
-    throw new CniError(
-      code.stateUnavailable,
-      `Cannot attach pod ${pod.namespace}/${pod.name}: what is on record of network policies is ` +
-        `damaged (${toCniError(error).message}); restart genie agent, which writes it anew`,
-      { cause: error },
-    );
-  }
+    const what = `what is on record of network policies is damaged (${toCniError(error).message})`;
+    const text = `Cannot attach pod ${pod.namespace}/${pod.name}: ${what}`;
+    const remedy = "restart genie agent, which writes it anew";
+    throw new CniError(code.stateUnavailable, `${text}; ${remedy}`, { cause: error });
+  };
 }
 
-async function compileFrom(
-  call: EnforcedCall,
-  { pod, objects }: PolicyPlan,
+/**
+ * The rules of a pod; what they do not need of the inputs is not read.
+ * @param containerId whose tables on the node they are
+ * @param ifUnknown instead of a failure where nobody knows the pod
+ */
+async function compileFor(
+  work: Work,
   all: readonly Attached[],
-  { containerId, ifUnknown }: Place,
-): Promise<Rules> {
-  const { host, config, state } = call;
+  containerId: string,
+  ifUnknown?: Rules,
+) {
+  const { host, config, state, pod } = work;
   const { enforce, where } = config.policy;
-  const namespaces = policyNamespaces(pod.namespace, all);
+  // Its own, and those of its logical networks.
+  const others = all.flatMap(({ attachment }) => attachment.network.split("/").slice(0, -1));
+  const namespaces = [...new Set([pod.namespace, ...others])];
   const policies = [
     ...readInputs(state, "networkpolicies", namespaces),
     ...(enforce ? readInputs(state, "multi-networkpolicies", namespaces) : []),
   ].filter((one) => isEnforced(one, enforce));
   if (policies.length === 0) return noRules;
-  const target = await findPod(host, config, state, pod, objects).catch((error: unknown) => {
+  const target = await findPod(work).catch((error: unknown) => {
     if (!ifUnknown || !(error instanceof CniError)) throw error;
     log(host, "warn", `Attached by policy.when_stale = "open" without rules: ${error.message}`);
   });
   if (!target) return ifUnknown ?? noRules;
-  const attachments = policyAttachments(all, target.hostIps);
+  const networkKinds = ["logicalnetworks", "network-attachment-definitions"] as const;
   const networks = policies.some(({ between }) => between)
-    ? [
-        ...readInputs(state, "logicalnetworks"),
-        ...readInputs(state, "network-attachment-definitions"),
-      ]
+    ? networkKinds.flatMap((kind) => readInputs(state, kind))
     : [];
-  const empty = { policies, pods: [], namespaces: [], networks };
   // Most pods are selected by none of their namespace's policies: then no peer needs to be read.
-  if (compilePolicies(policyWorld(empty), target, attachments).ruleset === "") {
+  const few = policyWorld({ policies, networks, pods: [], namespaces: [] });
+  if (compilePolicies(few, target, policyAttachments(all, target.hostIps)).ruleset === "")
     return noRules;
-  }
   const needsAll = policies.some(reachesOut);
-  const inputs = {
-    ...empty,
+  const world = policyWorld({
+    policies,
+    networks,
     pods: readInputs(state, "pods", needsAll ? undefined : [pod.namespace]),
     namespaces: needsAll ? readInputs(state, "namespaces") : [],
-  };
-  const outside = { where, containerId, ends: await findHostEnds(host, where, all) };
-  const { ruleset, hostRuleset } = compileRules(policyWorld(inputs), target, attachments, outside);
-  return { ruleset, hostRuleset };
+  });
+  const ends = await findHostEnds(host, where, all);
+  const withEnds = policyAttachments(all, target.hostIps, ends);
+  return compileHostPolicies(world, target, withEnds, containerId);
 }
 
 /**
  * The pod with its labels: as the agent saw it, else as the API says now.
  * @throws CniError 11 when neither knows it
  */
-async function findPod(
-  host: Host,
-  config: Config,
-  state: State,
-  pod: PodIdentity,
-  objects: Objects,
-): Promise<PolicyPod> {
+async function findPod({ host, config, state, pod, objects }: Work): Promise<PolicyPod> {
   const stored = readPod(state, pod);
   if (stored && pod.uid !== "" && stored.uid === pod.uid) return stored;
-  const label = `${pod.namespace}/${pod.name}`;
-  const unknown = (why: string, cause?: unknown) =>
-    new CniError(
-      code.tryAgainLater,
-      `Cannot attach pod ${label}: policies of its namespace are enforced, and its labels are ` +
-        `not known: ${why}`,
-      { cause },
-    );
+  const unknown = (reason: string, cause?: unknown) => {
+    const what = "policies of its namespace are enforced, and its labels are not known";
+    return cannotAttach(pod, `${what}: ${reason}`, cause);
+  };
   if (!isConfigured(host, config.kubernetes)) {
     throw unknown("genie agent has not seen it, and no Kubernetes credentials are configured");
   }
@@ -293,13 +257,13 @@ async function findPod(
 }
 
 /**
- * Is the ruleset of a namespace as it should be? Nothing where no policy is in force.
+ * Checks that the rules of a namespace are as they should be; there need not be any.
  * @throws CniError 11 with what differs
  */
 export async function checkRuleset(
   host: Host,
   state: State,
-  place: { netnsId: string; netns: string },
+  place: NetnsPlace,
   deadlineMs: number,
 ): Promise<void> {
   const lock = await lockNetns(host, state, place.netnsId, deadlineMs);
@@ -308,11 +272,11 @@ export async function checkRuleset(
     if (!stored) return;
     const difference = await differenceOf(host, place.netns, stored);
     if (difference === undefined) return;
+    const { podNamespace, podName, atMs } = stored;
     throw new CniError(
       code.tryAgainLater,
-      `Network policy of pod ${stored.podNamespace}/${stored.podName} is not in force as written ` +
-        `at ${isoTime(stored.atMs) ?? "no date"}: ${difference}; genie agent puts it back when ` +
-        "it starts",
+      `Network policy of pod ${podNamespace}/${podName} is not in force as written at ` +
+        `${timeText(atMs)}: ${difference}; genie agent puts it back when it starts`,
     );
   } finally {
     lock.release();

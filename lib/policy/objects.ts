@@ -2,24 +2,27 @@
  * What network policy is decided on, as small plain data: policies, pods, namespaces, networks.
  * Pure. Everything the API server hands out is hostile until parsed here; what comes out is JSON
  * that is stored and compared as text.
- *
  * Sources: MultiNetworkPolicy k8s.cni.cncf.io/v1beta1 and v1beta2, NetworkPolicy
  * networking.k8s.io/v1, CNI-Genie's annotation `genieNetworkpolicy` between logical networks.
  */
+import { oneLine } from "../cni.ts";
 import { canonicalIP, parseSubnet } from "../ip.ts";
 import { isObject } from "../json.ts";
-import { oneLine } from "../text.ts";
-import { between, genieKeys, type NetworkRule } from "./between.ts";
 import {
   compareText,
+  genieKeys,
+  isObjectName,
   isPortName,
   isPortNumber,
+  type NetworkRule,
+  type Place,
+  type PolicyRule,
   type Protocol,
+  parseAnnotation,
+  parseNetworkRules,
   parseRules,
   parseSelector,
   protocolOf,
-  type Report,
-  type Rule,
   type Selector,
   shown,
   unknownKey,
@@ -52,16 +55,9 @@ export interface Policy {
   /** Null when it cannot be read: every pod of the namespace. */
   pods: Selector | null;
   /** Absent: this direction is not isolated. Empty: nothing is allowed. */
-  ingress?: Rule[];
-  egress?: Rule[];
+  ingress?: PolicyRule[];
+  egress?: PolicyRule[];
   problems: PolicyProblem[];
-}
-
-/** A port a container has a name for. */
-export interface NamedPort {
-  name: string;
-  protocol: Protocol;
-  port: number;
 }
 
 /** An interface of a pod on a network. */
@@ -82,7 +78,8 @@ export interface PolicyPod {
   labels: Record<string, string>;
   phase: string;
   hostNetwork: boolean;
-  ports: NamedPort[];
+  /** Ports that a container has a name for. */
+  ports: { name: string; protocol: Protocol; port: number }[];
   podIps: string[];
   /** Addresses of the node it runs on. */
   hostIps: string[];
@@ -90,10 +87,7 @@ export interface PolicyPod {
 }
 
 /** A namespace, by its labels. */
-export interface PolicyNamespace {
-  name: string;
-  labels: Record<string, string>;
-}
+export type PolicyNamespace = Pick<PolicyPod, "name" | "labels">;
 
 /** A logical network, or a NetworkAttachmentDefinition; only the first has a subnet. */
 export interface PolicyNetwork {
@@ -110,57 +104,46 @@ const statusKey = "k8s.v1.cni.cncf.io/network-status";
 
 /**
  * A policy from what the API server handed out. Whatever of it cannot be read is closed and listed
- * in `problems`; only an object without an identity is refused whole.
+ * in `problems`; undefined for an object without an identity.
  */
-export function parsePolicy(object: unknown): { policy: Policy } | { problem: PolicyProblem } {
-  const group = isObject(object) ? object["apiVersion"] : undefined;
-  const listedKind = isObject(object) ? object["kind"] : undefined;
-  const kind =
-    listedKind === "MultiNetworkPolicy" ||
-    (typeof group === "string" && group.startsWith("k8s.cni.cncf.io/"))
-      ? "MultiNetworkPolicy"
-      : "NetworkPolicy";
+export function parsePolicy(object: unknown): Policy | undefined {
   const found = identity(object);
-  if (found === undefined || !isObject(object)) {
-    const text = "it has no usable name and namespace and is left out: delete it";
-    const problem = { kind, namespace: "", name: "", path: "metadata", text };
-    return { problem };
-  }
-  const { namespace, name, uid, annotations } = found;
+  if (found === undefined) return undefined;
+  const { namespace, name, uid, annotations, fields } = found;
+  const { apiVersion, spec } = fields;
+  // Items of a list may not say their kind.
+  const isMulti =
+    fields["kind"] === "MultiNetworkPolicy" ||
+    (typeof apiVersion === "string" && apiVersion.startsWith("k8s.cni.cncf.io/"));
+  const kind = isMulti ? "MultiNetworkPolicy" : "NetworkPolicy";
   const problems: PolicyProblem[] = [];
   const report: Report = (path, reason) => {
     if (problems.length >= problemsMax) return;
     problems.push({ kind, namespace, name, path, text: oneLine(reason, 400) });
   };
   const base = { kind, namespace, name, uid } as const;
-  const key = genieKeys.find((one) => annotations[one] !== undefined);
-  if (kind === "NetworkPolicy" && key !== undefined) {
-    const rules = between(annotations[key], `metadata.annotations.${key}`, report);
-    return { policy: { ...base, pods: [], between: rules, problems } };
+  if (isMulti) {
+    const rules = parseSpec(spec, report);
+    const networks = parsePolicyFor(annotations[policyForKey], namespace, report);
+    return { ...base, networks, ...rules, problems };
   }
-  const spec = parseSpec(object["spec"], report);
-  if (kind === "NetworkPolicy") return { policy: { ...base, ...spec, problems } };
-  const networks = parsePolicyFor(annotations[policyForKey], namespace, report);
-  return { policy: { ...base, networks, ...spec, problems } };
+  const key = genieKeys.find((one) => annotations[one] !== undefined);
+  if (key === undefined) return { ...base, ...parseSpec(spec, report), problems };
+  const place = { path: `metadata.annotations.${key}`, report };
+  const between = parseNetworkRules(annotations[key] ?? "", place);
+  return { ...base, pods: [], between, problems };
 }
+
+type Report = Place["report"];
 
 /** A policy with thousands of mistakes needs no thousand sentences. */
 const problemsMax = 20;
 
-interface Identity {
-  namespace: string;
-  name: string;
-  uid: string;
-  annotations: Record<string, string>;
-  labels: Record<string, string>;
-}
-
-/** @param isNamespaced false for objects that stand in no namespace */
-function identity(object: unknown, isNamespaced = true): Identity | undefined {
+/** Who an object is, and its fields. @param isNamespaced false for what stands in no namespace */
+function identity(object: unknown, isNamespaced = true) {
   const metadata = isObject(object) ? object["metadata"] : undefined;
-  if (!isObject(metadata)) return undefined;
-  const { name, uid } = metadata;
-  const namespace = metadata["namespace"] ?? "";
+  if (!isObject(object) || !isObject(metadata)) return undefined;
+  const { name, uid, namespace = "" } = metadata;
   if (!isObjectName(name) || (isNamespaced && !isObjectName(namespace))) return undefined;
   return {
     namespace: isNamespaced ? String(namespace) : "",
@@ -168,18 +151,13 @@ function identity(object: unknown, isNamespaced = true): Identity | undefined {
     uid: typeof uid === "string" ? oneLine(uid, 64) : "",
     annotations: strings(metadata["annotations"]),
     labels: strings(metadata["labels"]),
+    fields: object,
   };
-}
-
-/** Names of objects as the API server allows them (RFC 1123 subdomain). */
-function isObjectName(value: unknown): value is string {
-  return typeof value === "string" && /^(?=.{1,253}$)[a-z0-9]([-a-z0-9.]*[a-z0-9])?$/.test(value);
 }
 
 /** The entries whose value is a string, in the order of their keys. */
 function strings(value: unknown): Record<string, string> {
-  if (!isObject(value)) return {};
-  const entries = Object.entries(value).filter(
+  const entries = Object.entries(isObject(value) ? value : {}).filter(
     (entry): entry is [string, string] => typeof entry[1] === "string",
   );
   return Object.fromEntries(entries.sort(([a], [b]) => compareText(a, b)));
@@ -191,71 +169,63 @@ const directions = [
 ] as const;
 
 type Spec = Pick<Policy, "pods" | "ingress" | "egress">;
+const everythingClosed: Spec = { pods: null, ingress: [], egress: [] };
 
 /** A spec that may mean more than we can read isolates both directions. */
 function parseSpec(value: unknown, report: Report): Spec {
   if (!isObject(value)) {
     report("spec", "it is missing or no object, every pod of the namespace is closed");
-    return { pods: null, ingress: [], egress: [] };
+    return everythingClosed;
   }
-  const odd = unknownKey(value, ["podSelector", "policyTypes", "ingress", "egress"]);
-  if (odd !== undefined) report("spec", `unknown key ${shown(odd)}, both directions are isolated`);
+  const unknown = unknownKey(value, ["podSelector", "policyTypes", "ingress", "egress"]);
+  if (unknown !== undefined) {
+    report("spec", `unknown key ${shown(unknown)}, both directions are isolated`);
+  }
   const types = parseTypes(value, report);
-  const pods = parseSelector(value["podSelector"], "spec.podSelector", (path, reason) =>
-    report(path, `${reason}, and every pod of the namespace is closed`),
-  );
-  if (pods === undefined) return { pods: null, ingress: [], egress: [] };
+  const pods = parseSelector(value["podSelector"], {
+    path: "spec.podSelector",
+    report: (path, reason) => report(path, `${reason}, and every pod of the namespace is closed`),
+  });
+  if (pods === undefined) return everythingClosed;
   const spec: Spec = { pods };
   for (const { type, key, side } of directions) {
-    if (odd === undefined && !types.includes(type)) continue;
-    spec[key] = parseRules(value[key], side, `spec.${key}`, report);
+    if (unknown === undefined && !types.includes(type)) continue;
+    spec[key] = parseRules(value[key], side, { path: `spec.${key}`, report });
   }
   return spec;
 }
 
 /** Which directions are isolated; unreadable: both. Absent: ingress, and egress if it has rules. */
-function parseTypes(spec: Record<string, unknown>, report: Report): string[] {
+function parseTypes({ policyTypes, egress }: Record<string, unknown>, report: Report): string[] {
   const both = directions.map(({ type }) => type);
-  const given = spec["policyTypes"] ?? [];
-  if (!Array.isArray(given)) {
-    report("spec.policyTypes", "it is no list, both directions are isolated");
+  const given = policyTypes ?? [];
+  const isolateBoth = (what: string) => {
+    report("spec.policyTypes", `${what}, both directions are isolated`);
     return both;
-  }
-  const odd = given.find((one) => one !== "Ingress" && one !== "Egress");
-  if (odd !== undefined) {
-    report("spec.policyTypes", `unknown type ${shown(odd)}, both directions are isolated`);
-    return both;
-  }
+  };
+  if (!Array.isArray(given)) return isolateBoth("it is no list");
+  const unknown = given.find((one) => one !== "Ingress" && one !== "Egress");
+  if (unknown !== undefined) return isolateBoth(`unknown type ${shown(unknown)}`);
   if (given.length > 0) return given;
-  const { egress } = spec;
   const hasEgress = egress != null && !(Array.isArray(egress) && egress.length === 0);
   return hasEgress ? both : ["Ingress"];
 }
 
 /** A plain name is one of the policy's namespace, or of the node's plugin table. */
-function parsePolicyFor(
-  value: string | undefined,
-  namespace: string,
-  report: Report,
-): string[] | null {
+function parsePolicyFor(text = "", namespace: string, report: Report): string[] | null {
   const path = `metadata.annotations.${policyForKey}`;
-  if (value === undefined || value.trim() === "") {
+  if (text.trim() === "") {
     report(path, "it names no network, so the policy applies to none");
     return [];
   }
-  const parts = value.split(",").map((part) => part.replaceAll(/\s*\/\s*/g, "/").trim());
-  const odd = parts.find((part) => !/^([a-z0-9][-a-z0-9.]*\/)?[a-zA-Z0-9][\w.-]*$/.test(part));
-  if (odd !== undefined) {
-    report(
-      path,
-      `${shown(odd)} is no network "name" or "namespace/name", so every network but the ` +
-        "default one is closed",
-    );
+  const given = text.split(",").map((one) => one.replaceAll(/\s*\/\s*/g, "/").trim());
+  const bad = given.find((one) => !/^([a-z0-9][-a-z0-9.]*\/)?[a-zA-Z0-9][\w.-]*$/.test(one));
+  if (bad !== undefined) {
+    const what = `${shown(bad)} is no network "name" or "namespace/name"`;
+    report(path, `${what}, so every network but the default one is closed`);
     return null;
   }
-  const names = parts.flatMap((part) =>
-    part.includes("/") ? [part] : [part, `${namespace}/${part}`],
-  );
+  const names = given.flatMap((one) => (one.includes("/") ? [one] : [one, `${namespace}/${one}`]));
   return [...new Set(names)].sort();
 }
 
@@ -267,10 +237,10 @@ const attachmentsMax = 64;
 /** A pod from what the API server handed out; undefined for an object that is none. */
 export function parsePolicyPod(object: unknown): PolicyPod | undefined {
   const found = identity(object);
-  if (found === undefined || !isObject(object)) return undefined;
-  const { namespace, name, uid, labels, annotations } = found;
-  const spec = isObject(object["spec"]) ? object["spec"] : {};
-  const status = isObject(object["status"]) ? object["status"] : {};
+  if (found === undefined) return undefined;
+  const { namespace, name, uid, labels, annotations, fields } = found;
+  const spec = isObject(fields["spec"]) ? fields["spec"] : {};
+  const status = isObject(fields["status"]) ? fields["status"] : {};
   return {
     namespace,
     name,
@@ -278,7 +248,7 @@ export function parsePolicyPod(object: unknown): PolicyPod | undefined {
     labels,
     phase: typeof status["phase"] === "string" ? oneLine(status["phase"], 20) : "",
     hostNetwork: spec["hostNetwork"] === true,
-    ports: namedPorts(spec),
+    ports: namedPorts(spec).slice(0, portsMax),
     podIps: addressesOf(status["podIPs"], status["podIP"]),
     hostIps: addressesOf(status["hostIPs"], status["hostIP"]),
     attachments: attachmentsOf(annotations[statusKey]),
@@ -292,48 +262,37 @@ function addressesOf(list: unknown, single: unknown): string[] {
 
 /** Addresses in one spelling; what is none, or could not be a peer's, is left out. */
 function addresses(list: unknown): string[] {
-  if (!Array.isArray(list)) return [];
-  const texts = list.slice(0, ipsMax).map((one) => canonicalIP(one));
+  const texts = Array.isArray(list) ? list.slice(0, ipsMax).map(canonicalIP) : [];
   return [...new Set(texts.filter((one) => one !== undefined))];
 }
 
 /** Sidecars are init containers that keep running, so those count too. */
-function namedPorts(spec: Record<string, unknown>): NamedPort[] {
-  const ports = ["initContainers", "containers"].flatMap((key) => {
-    const containers = spec[key];
-    if (!Array.isArray(containers)) return [];
-    return containers.flatMap((container) => {
-      const listed = isObject(container) ? container["ports"] : undefined;
-      return Array.isArray(listed) ? listed.flatMap(namedPort) : [];
-    });
+function namedPorts({ initContainers, containers }: Record<string, unknown>): PolicyPod["ports"] {
+  const all = [...objectsIn(initContainers), ...objectsIn(containers)];
+  const given = all.flatMap((container) => objectsIn(container["ports"]));
+  return given.flatMap(({ name, containerPort: port, ...others }) => {
+    const protocol = protocolOf(others["protocol"]);
+    return isPortName(name) && isPortNumber(port) && protocol ? [{ name, protocol, port }] : [];
   });
-  return ports.slice(0, portsMax);
 }
 
-function namedPort(value: unknown): NamedPort[] {
-  if (!isObject(value)) return [];
-  const { name, containerPort: port } = value;
-  const protocol = protocolOf(value["protocol"]);
-  return isPortName(name) && isPortNumber(port) && protocol ? [{ name, protocol, port }] : [];
+/** The members of a list that are objects. */
+function objectsIn(list: unknown): Record<string, unknown>[] {
+  return Array.isArray(list) ? list.filter(isObject) : [];
 }
 
 /** The interfaces that `network-status` lists; a text that is none lists nothing. */
-function attachmentsOf(text: string | undefined): PodAttachment[] {
-  if (text === undefined) return [];
-  let listed: unknown;
-  try {
-    listed = JSON.parse(text);
-  } catch (error) {
-    if (error instanceof SyntaxError) return [];
-    throw error;
-  }
-  if (!Array.isArray(listed)) return [];
-  return listed.slice(0, attachmentsMax).flatMap((one): PodAttachment[] => {
-    if (!isObject(one) || typeof one["name"] !== "string") return [];
-    const ips = addresses(one["ips"]);
-    const ifName = typeof one["interface"] === "string" ? oneLine(one["interface"], 15) : "";
-    const network = oneLine(one["name"], 317);
-    return [{ network, ifName, ips, ...(one["default"] === true && { isDefault: true }) }];
+function attachmentsOf(text = ""): PodAttachment[] {
+  const listed = parseAnnotation(text);
+  const some = Array.isArray(listed) ? listed.slice(0, attachmentsMax) : [];
+  return objectsIn(some).flatMap(({ name, interface: ifName, ips, default: isDefault }) => {
+    if (typeof name !== "string") return [];
+    return {
+      network: oneLine(name, 317),
+      ifName: typeof ifName === "string" ? oneLine(ifName, 15) : "",
+      ips: addresses(ips),
+      ...(isDefault === true && { isDefault }),
+    };
   });
 }
 
@@ -346,13 +305,12 @@ export function parsePolicyNamespace(object: unknown): PolicyNamespace | undefin
 /** A network object from what the API server handed out; undefined for an object that is none. */
 export function parsePolicyNetwork(object: unknown): PolicyNetwork | undefined {
   const found = identity(object);
-  if (found === undefined || !isObject(object)) return undefined;
-  const { namespace, name } = found;
-  if (object["kind"] === "NetworkAttachmentDefinition") {
+  if (found === undefined) return undefined;
+  const { namespace, name, fields } = found;
+  if (fields["kind"] === "NetworkAttachmentDefinition") {
     return { kind: "NetworkAttachmentDefinition", namespace, name, subnet: "" };
   }
-  const spec = isObject(object["spec"]) ? object["spec"] : {};
-  const subnet = spec["sub_subnet"];
+  const subnet = isObject(fields["spec"]) ? fields["spec"]["sub_subnet"] : undefined;
   const isSubnet = typeof subnet === "string" && parseSubnet(subnet) !== undefined;
   return { kind: "Logicalnetwork", namespace, name, subnet: isSubnet ? subnet : "" };
 }

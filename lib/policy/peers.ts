@@ -1,11 +1,18 @@
 /**
  * Everything policies are decided on, ready to be asked: which pods a peer means, and at which
- * addresses. Pure. Built once for all pods of a node; answers are kept, since policies of a
- * namespace and pods of a node mostly ask the same.
+ * addresses. Pure. Built once for all pods of a node, which mostly ask the same: answers are kept.
  */
 import { formatIP, isIP, parseSubnet, type Subnet, toNumber } from "../ip.ts";
 import type { Policy, PolicyNamespace, PolicyNetwork, PolicyPod } from "./objects.ts";
-import { compareText, type Peer, type Protocol, type Selector, selects } from "./rules.ts";
+import {
+  type BlockPeer,
+  compareText,
+  type PodPeer,
+  type PolicyPeer,
+  type RulePort,
+  type Selector,
+  selects,
+} from "./rules.ts";
 
 /** What the API server knows, reduced. */
 export interface PolicyInputs {
@@ -15,103 +22,69 @@ export interface PolicyInputs {
   networks: PolicyNetwork[];
 }
 
-/** What a set of nftables holds; `blocks` are ranges and prefixes. */
-export type SetKind = "hosts4" | "blocks4" | "hosts6" | "blocks6";
-
-/** Addresses of peers as nftables takes them, without overlap; two with one `id` are the same. */
+/** Addresses of peers as nftables takes them, without overlap; the same ones are one object. */
 export interface AddressSet {
-  id: number;
-  kind: SetKind;
+  family: "ip" | "ip6";
+  /** The elements are ranges and prefixes, not single addresses. */
+  isInterval: boolean;
   elements: string;
 }
 
 /** The index over {@link PolicyInputs}. */
-export interface PolicyWorld {
-  /** By namespace, sorted by kind and name. */
-  policies: Map<string, Policy[]>;
-  /** Pods that can be peers, by namespace. */
-  pods: Map<string, PolicyPod[]>;
-  namespaces: Map<string, PolicyNamespace>;
-  /** By `namespace/name`. */
-  networks: Map<string, PolicyNetwork>;
-  /** Pods by the networks they are attached to. */
-  members: Map<string, PolicyPod[]>;
-  /** Pods by namespace and one label, `key=value`. */
-  labelled: Map<string, Map<string, PolicyPod[]>>;
-  kept: {
-    pods: Map<string, PolicyPod[]>;
-    /** By peers as they stand in a rule, then by scope. */
-    rules: Map<Peer[], Map<string, AddressSet[]>>;
-    /** By peer and scope, or by networks. */
-    addresses: Map<string, AddressSet[]>;
-    /** By kind and elements. */
-    sets: Map<string, AddressSet>;
-  };
-}
+export type PolicyWorld = ReturnType<typeof policyWorld>;
 
 /** Builds the index. Pods that ended, or live in the node's own netns, are nobody's peers. */
-export function policyWorld(inputs: PolicyInputs): PolicyWorld {
-  const world: PolicyWorld = {
-    policies: new Map(),
-    pods: new Map(),
+export function policyWorld(inputs: PolicyInputs) {
+  const policies = inputs.policies.toSorted(
+    (a, b) => compareText(a.kind, b.kind) || compareText(a.name, b.name),
+  );
+  // Sorted here, so that no list of addresses has to be.
+  const ranked = inputs.pods
+    .filter(({ hostNetwork, phase }) => !hostNetwork && phase !== "Succeeded" && phase !== "Failed")
+    .map((pod) => [`${pod.namespace}/${pod.name} ${pod.uid}`, pod] as const);
+  const pods = ranked.sort(([a], [b]) => compareText(a, b)).map(([, pod]) => pod);
+  const members = new Map<string, PolicyPod[]>();
+  for (const pod of pods) {
+    for (const { network } of pod.attachments)
+      members.getOrInsertComputed(network, () => []).push(pod);
+  }
+  // Of two with one name the logical network counts, since policies may be about that one.
+  const isLogical = ({ kind }: PolicyNetwork) => Number(kind === "Logicalnetwork");
+  const networks = inputs.networks.toSorted((a, b) => isLogical(a) - isLogical(b));
+  return {
+    /** By namespace, sorted by kind and name. */
+    policies: Map.groupBy(policies, ({ namespace }) => namespace),
+    /** Pods that can be peers, by namespace; by namespace and label; by network. */
+    pods: Map.groupBy(pods, ({ namespace }) => namespace),
+    labelled: new Map<string, Map<string, PolicyPod[]>>(),
+    members,
     namespaces: new Map(inputs.namespaces.map((one) => [one.name, one])),
-    networks: byName(inputs.networks),
-    members: new Map(),
-    labelled: new Map(),
-    kept: { pods: new Map(), rules: new Map(), addresses: new Map(), sets: new Map() },
+    networks: new Map(networks.map((one) => [`${one.namespace}/${one.name}`, one])),
+    /** Pods by peer; addresses by the peers of a rule, by peers and scope, by networks. */
+    kept: {
+      pods: new Map<string, PolicyPod[]>(),
+      rules: new Map<PolicyPeer[], Map<string, AddressSet[]>>(),
+      addresses: new Map<string, AddressSet[]>(),
+      /** By family, kind and elements. */
+      sets: new Map<string, AddressSet>(),
+    },
   };
-  for (const policy of inputs.policies) append(world.policies, policy.namespace, policy);
-  for (const policies of world.policies.values()) {
-    policies.sort((a, b) => compareText(a.kind, b.kind) || compareText(a.name, b.name));
-  }
-  // In an order of their own, so that no list of addresses has to be sorted.
-  const rank = ({ namespace, name, uid }: PolicyPod) => `${namespace}/${name} ${uid}`;
-  const ranked = inputs.pods.map((pod) => [rank(pod), pod] as const);
-  for (const [, pod] of ranked.sort(([a], [b]) => compareText(a, b))) {
-    if (pod.hostNetwork || pod.phase === "Succeeded" || pod.phase === "Failed") continue;
-    append(world.pods, pod.namespace, pod);
-    for (const { network } of pod.attachments) append(world.members, network, pod);
-  }
-  return world;
-}
-
-/** Of two with one name it is the logical network: policies may be about that one. */
-function byName(networks: PolicyNetwork[]): Map<string, PolicyNetwork> {
-  const all = new Map<string, PolicyNetwork>();
-  for (const one of networks) {
-    const key = `${one.namespace}/${one.name}`;
-    if (one.kind === "Logicalnetwork" || !all.has(key)) all.set(key, one);
-  }
-  return all;
-}
-
-function append<T>(map: Map<string, T[]>, key: string, value: T): void {
-  const list = map.get(key);
-  if (list) list.push(value);
-  else map.set(key, [value]);
 }
 
 /** The pods that a peer of a policy in this namespace means. */
-export function peerPods(
-  world: PolicyWorld,
-  namespace: string,
-  { pods = [], namespaces }: { pods?: Selector; namespaces?: Selector },
-): PolicyPod[] {
-  const key = JSON.stringify([namespaces ?? namespace, pods]);
-  const kept = world.kept.pods.get(key);
-  if (kept) return kept;
-  const names =
-    namespaces === undefined
-      ? [namespace]
-      : [...world.pods.keys()].filter((name) => isSelectedNamespace(world, namespaces, name));
-  const found: PolicyPod[] = [];
-  for (const name of names) {
-    for (const pod of candidates(world, name, pods)) {
-      if (pods.length === 0 || selects(pods, pod.labels)) found.push(pod);
-    }
-  }
-  world.kept.pods.set(key, found);
-  return found;
+export function peerPods(world: PolicyWorld, namespace: string, peer: PodPeer): PolicyPod[] {
+  const { pods = [], namespaces } = peer;
+  return world.kept.pods.getOrInsertComputed(
+    JSON.stringify([namespaces ?? namespace, pods]),
+    () => {
+      const names =
+        namespaces === undefined
+          ? [namespace]
+          : [...world.pods.keys()].filter((name) => isSelectedNamespace(world, namespaces, name));
+      const all = names.flatMap((name) => candidates(world, name, pods));
+      return pods.length === 0 ? all : all.filter(({ labels }) => selects(pods, labels));
+    },
+  );
 }
 
 /** Of a namespace whose labels we do not know only "all namespaces" is true. */
@@ -126,23 +99,24 @@ function candidates(world: PolicyWorld, namespace: string, selector: Selector): 
   const all = world.pods.get(namespace) ?? [];
   const exact = selector.find(([, operator, values]) => operator === "In" && values.length === 1);
   if (exact === undefined || all.length < 32) return all;
-  let byLabel = world.labelled.get(namespace);
-  if (!byLabel) {
-    byLabel = new Map();
+  const byLabel = world.labelled.getOrInsertComputed(namespace, () => {
+    const index = new Map<string, PolicyPod[]>();
     for (const pod of all) {
-      for (const [key, value] of Object.entries(pod.labels))
-        append(byLabel, `${key}=${value}`, pod);
+      for (const [key, value] of Object.entries(pod.labels)) {
+        index.getOrInsertComputed(`${key}=${value}`, () => []).push(pod);
+      }
     }
-    world.labelled.set(namespace, byLabel);
-  }
+    return index;
+  });
   return byLabel.get(`${exact[0]}=${exact[2][0]}`) ?? [];
 }
 
-/**
- * Where peers are met: on these networks; with `podIps` also at the pods' own addresses.
- */
+/** Where the peers of a policy are met. */
 export interface Scope {
+  /** Of the policy, and of the pods that it names without a namespace. */
+  namespace: string;
   networks: string[];
+  /** Also at the pods' own addresses. */
   podIps: boolean;
 }
 
@@ -158,164 +132,116 @@ function addIps(to: Set<string>, { podIps, attachments }: PolicyPod, scope: Scop
 const setsMax = 8;
 
 /** The addresses of all these peers. */
-export function peerAddresses(
-  world: PolicyWorld,
-  namespace: string,
-  peers: Peer[],
-  scope: Scope,
-): AddressSet[] {
-  const scopeKey = JSON.stringify(scope);
-  const byScope = world.kept.rules.get(peers) ?? new Map<string, AddressSet[]>();
-  world.kept.rules.set(peers, byScope);
-  const kept = byScope.get(scopeKey);
-  if (kept) return kept;
-  const selectors = peers.flatMap((peer) => ("block" in peer ? [] : [peer]));
-  const groups = selectors.length <= setsMax ? selectors.map((one) => [one]) : [selectors];
-  const hosts = groups.flatMap((group) => podSets(world, namespace, group, scope));
-  const blocks = peers.flatMap((peer) => ("block" in peer ? [peer] : []));
-  const found = [...new Set([...hosts, ...blockSets(world, blocks)])];
-  byScope.set(scopeKey, found);
-  return found;
+export function peerAddresses(world: PolicyWorld, peers: PolicyPeer[], scope: Scope): AddressSet[] {
+  const byScope = world.kept.rules.getOrInsertComputed(peers, () => new Map());
+  return byScope.getOrInsertComputed(JSON.stringify(scope), () => {
+    const podPeers = podPeersOf(peers);
+    const groups = podPeers.length <= setsMax ? podPeers.map((one) => [one]) : [podPeers];
+    const hosts = groups.flatMap((group) => podSets(world, group, scope));
+    const blocks = peers.filter((peer) => "block" in peer);
+    return [...new Set([...hosts, ...blockSets(world, blocks)])];
+  });
 }
 
-function podSets(
-  world: PolicyWorld,
-  namespace: string,
-  peers: { pods?: Selector; namespaces?: Selector }[],
-  scope: Scope,
-): AddressSet[] {
-  const named = peers.map(({ pods = [], namespaces }) => [namespaces ?? namespace, pods]);
-  return keep(world, JSON.stringify([named, scope]), () => {
+function podPeersOf(peers: PolicyPeer[]): PodPeer[] {
+  return peers.filter((peer): peer is PodPeer => !("block" in peer));
+}
+
+function podSets(world: PolicyWorld, peers: PodPeer[], scope: Scope): AddressSet[] {
+  const { namespace, ...where } = scope;
+  const asked = peers.map(({ pods = [], namespaces }) => [namespaces ?? namespace, pods]);
+  return world.kept.addresses.getOrInsertComputed(JSON.stringify([asked, where]), () => {
     const hosts = new Set<string>();
     for (const peer of peers) {
-      for (const pod of peerPods(world, namespace, peer)) {
-        addIps(hosts, pod, scope);
-      }
+      for (const pod of peerPods(world, namespace, peer)) addIps(hosts, pod, scope);
     }
     return hostSets(world, hosts);
   });
 }
 
-function keep(world: PolicyWorld, key: string, make: () => AddressSet[]): AddressSet[] {
-  const kept = world.kept.addresses.get(key) ?? make();
-  world.kept.addresses.set(key, kept);
-  return kept;
-}
-
-function blockSets(
-  world: PolicyWorld,
-  peers: { block: string; except?: string[] }[],
-): AddressSet[] {
-  const parts = peers.flatMap(({ block, except = [] }) => {
-    const whole = parseSubnet(block);
-    const holes = except.map(parseSubnet).filter((one) => one !== undefined);
-    return whole === undefined ? [] : pierce(whole, holes);
-  });
-  return rangeSets(world, parts);
-}
-
 /** The addresses of the pods among these peers that have a port of this name, by its number. */
-export function namedPeers(
-  world: PolicyWorld,
-  namespace: string,
-  peers: Peer[] | undefined,
-  port: { name: string; protocol: Protocol },
-  scope: Scope,
-): Map<number, AddressSet[]> {
-  const everybody: Peer[] = [{ namespaces: [] }];
+export function namedPeers(world: PolicyWorld, port: RulePort, scope: Scope, peers?: PolicyPeer[]) {
   const byNumber = new Map<number, Set<string>>();
-  for (const peer of peers ?? everybody) {
-    if ("block" in peer) continue;
-    for (const pod of peerPods(world, namespace, peer)) {
-      for (const { name, protocol, port: number } of pod.ports) {
-        if (name !== port.name || protocol !== port.protocol) continue;
-        const ips = byNumber.get(number) ?? new Set();
-        addIps(ips, pod, scope);
-        byNumber.set(number, ips);
-      }
+  const podPeers = peers ? podPeersOf(peers) : [{ namespaces: [] }];
+  for (const pod of podPeers.flatMap((peer) => peerPods(world, scope.namespace, peer))) {
+    for (const own of pod.ports) {
+      if (own.name !== port.name || own.protocol !== port.protocol) continue;
+      const ips = byNumber.getOrInsertComputed(own.port, () => new Set());
+      addIps(ips, pod, scope);
     }
   }
   const sorted = [...byNumber].sort(([a], [b]) => a - b);
-  return new Map(sorted.map(([number, ips]) => [number, hostSets(world, ips)]));
+  return sorted.map(([number, ips]) => [number, hostSets(world, ips)] as const);
 }
 
-/** The addresses of logical networks: their subnets, and what their pods have besides. */
-export function networkAddresses(world: PolicyWorld, networks: string[]): AddressSet[] {
-  return keep(world, JSON.stringify(networks), () => {
-    const subnets = networks.map((name) => parseSubnet(world.networks.get(name)?.subnet ?? ""));
-    const blocks = subnets.filter((one) => one !== undefined);
+/** The addresses of the logical networks of a scope: subnets, and what their pods have besides. */
+export function networkAddresses(world: PolicyWorld, scope: Scope): AddressSet[] {
+  const { networks } = scope;
+  return world.kept.addresses.getOrInsertComputed(JSON.stringify(networks), () => {
+    const blocks = networks.map((name) => ({ block: world.networks.get(name)?.subnet ?? "" }));
+    const subnets = blocks.flatMap(({ block }) => parseSubnet(block) ?? []);
     const isInside = (ip: string) => {
       const number = toNumber(ip) ?? 0n;
-      return blocks.some(
+      return subnets.some(
         ({ family, base, size }) => family === isIP(ip) && number >= base && number < base + size,
       );
     };
-    const pods = networks.flatMap((name) => world.members.get(name) ?? []);
     const ips = new Set<string>();
-    for (const pod of pods) addIps(ips, pod, { networks, podIps: false });
-    const hosts = new Set([...ips].filter((ip) => !isInside(ip)));
-    return [
-      ...hostSets(world, hosts),
-      ...rangeSets(
-        world,
-        blocks.flatMap((block) => pierce(block, [])),
-      ),
-    ];
+    for (const pod of networks.flatMap((name) => world.members.get(name) ?? [])) {
+      addIps(ips, pod, scope);
+    }
+    const hosts = ips.values().filter((ip) => !isInside(ip));
+    return [...hostSets(world, hosts), ...blockSets(world, blocks)];
   });
 }
 
-function hostSets(world: PolicyWorld, hosts: Set<string>): AddressSet[] {
-  const v4: string[] = [];
-  const v6: string[] = [];
-  for (const ip of hosts) (ip.includes(":") ? v6 : v4).push(ip);
-  return [...asSet(world, "hosts4", v4), ...asSet(world, "hosts6", v6)];
+function hostSets(world: PolicyWorld, hosts: Iterable<string>): AddressSet[] {
+  const { ip = [], ip6 = [] } = Object.groupBy(hosts, (one) => (one.includes(":") ? "ip6" : "ip"));
+  return [...asSet(world, "ip", false, ip), ...asSet(world, "ip6", false, ip6)];
 }
 
-/** nftables refuses intervals that overlap, so they are merged. */
-function rangeSets(world: PolicyWorld, parts: FamilyRange[]): AddressSet[] {
+/** Blocks without their exceptions. nftables refuses intervals that overlap: they are merged. */
+function blockSets(world: PolicyWorld, blocks: BlockPeer[]): AddressSet[] {
   return ([4, 6] as const).flatMap((family) => {
-    const ranges = merge(parts.filter((part) => part.family === family));
+    const ranges = mergeRanges(blocks.flatMap((one) => blockRanges(one, family)));
     const texts = ranges.map((range) => formatRange(family, range));
-    return asSet(world, family === 4 ? "blocks4" : "blocks6", texts);
+    return asSet(world, family === 4 ? "ip" : "ip6", true, texts);
   });
 }
 
 /** An empty set is none. */
-function asSet({ kept }: PolicyWorld, kind: SetKind, elements: string[]): AddressSet[] {
-  if (elements.length === 0) return [];
-  const text = elements.join(", ");
-  const key = `${kind} ${text}`;
-  const set = kept.sets.get(key) ?? { id: kept.sets.size, kind, elements: text };
-  kept.sets.set(key, set);
-  return [set];
+function asSet({ kept }: PolicyWorld, family: "ip" | "ip6", isInterval: boolean, list: string[]) {
+  if (list.length === 0) return [];
+  const elements = list.join(", ");
+  const key = `${family} ${isInterval} ${elements}`;
+  return [kept.sets.getOrInsert(key, { family, isInterval, elements })];
 }
 
-interface Range {
+/** Numbers from the first to the last. */
+export interface NumberRange {
   first: bigint;
   last: bigint;
 }
 
-type FamilyRange = Range & { family: 4 | 6 };
-
-/** What is left of a block. */
-function pierce(block: Subnet, holes: Subnet[]): FamilyRange[] {
-  const { family } = block;
-  const end = block.base + block.size;
-  const parts: FamilyRange[] = [];
-  let at = block.base;
-  const asRange = ({ base, size }: Subnet) => ({ first: base, last: base + size - 1n });
-  for (const { first, last } of merge(holes.map(asRange))) {
-    if (first > at) parts.push({ family, first: at, last: first - 1n });
+/** What is left of a block; nothing where it is of the other family. */
+function blockRanges({ block, except = [] }: BlockPeer, family: 4 | 6): NumberRange[] {
+  const whole = parseSubnet(block);
+  if (whole?.family !== family) return [];
+  const rangeOf = ({ base, size }: Subnet) => ({ first: base, last: base + size - 1n });
+  const holes = except.flatMap((one) => parseSubnet(one) ?? []);
+  const left: NumberRange[] = [];
+  let { first: at, last: end } = rangeOf(whole);
+  for (const { first, last } of mergeRanges(holes.map(rangeOf))) {
+    if (first > at) left.push({ first: at, last: first - 1n });
     if (last >= at) at = last + 1n;
   }
-  if (at < end) parts.push({ family, first: at, last: end - 1n });
-  return parts;
+  return at > end ? left : [...left, { first: at, last: end }];
 }
 
-function merge(ranges: Range[]): Range[] {
-  const sorted = [...ranges].sort((a, b) => (a.first < b.first ? -1 : a.first > b.first ? 1 : 0));
-  const merged: Range[] = [];
-  for (const { first, last } of sorted) {
+/** Ranges in order; those that overlap, or touch, become one. */
+export function mergeRanges(ranges: NumberRange[]): NumberRange[] {
+  const merged: NumberRange[] = [];
+  for (const { first, last } of ranges.toSorted((a, b) => Number(a.first - b.first))) {
     const before = merged.at(-1);
     if (before === undefined || first > before.last + 1n) merged.push({ first, last });
     else if (last > before.last) before.last = last;
@@ -324,13 +250,12 @@ function merge(ranges: Range[]): Range[] {
 }
 
 /** As nftables lists it: a prefix where the range is one. */
-function formatRange(family: 4 | 6, { first, last }: Range): string {
-  const width = family === 4 ? 32 : 128;
+function formatRange(family: 4 | 6, { first, last }: NumberRange): string {
   const size = last - first + 1n;
   const bits = size.toString(2).length - 1;
   if (size === 1n) return formatIP(family, first);
   if (size === 1n << BigInt(bits) && first % size === 0n) {
-    return `${formatIP(family, first)}/${width - bits}`;
+    return `${formatIP(family, first)}/${(family === 4 ? 32 : 128) - bits}`;
   }
   return `${formatIP(family, first)}-${formatIP(family, last)}`;
 }

@@ -1,24 +1,25 @@
 /**
- * The rules of a network policy as plain data, from what the API server hands out: hostile until
- * parsed. Pure. A part that cannot be read is left out and named, and what it would have allowed
- * stays forbidden: a typo never opens a door. That is why an unknown key counts as unreadable:
- * `podSelectr` in a peer would otherwise leave a peer that is every pod.
- *
- * Source: Kubernetes networking.k8s.io/v1 NetworkPolicy; MultiNetworkPolicy has the same rules.
+ * The rules of a network policy as plain data, from what the API server hands out. Pure. Everything
+ * is hostile until it is parsed. What cannot be read is left out and reported, and what it would
+ * have allowed stays forbidden, so that a typo never opens a door. That is why an object with an
+ * unknown key counts as unreadable: a peer with `podSelectr` would otherwise mean every pod.
+ * Sources: Kubernetes networking.k8s.io/v1 NetworkPolicy (MultiNetworkPolicy has the same rules);
+ * CNI-Genie docs/network-policy for the annotation `genieNetworkpolicy`.
  */
-import { formatSubnet, isIP, parseSubnet, type Subnet, unmapped } from "../ip.ts";
+import { oneLine } from "../cni.ts";
+import { contains, formatSubnet, parseSubnet, type Subnet, toNumber, unmapped } from "../ip.ts";
 import { isObject } from "../json.ts";
-import { oneLine } from "../text.ts";
 
-/** What `operator` of a selector may be. */
-export type Operator = "In" | "NotIn" | "Exists" | "DoesNotExist";
+type Operator = "In" | "NotIn" | "Exists" | "DoesNotExist";
 /** A label selector: all of these hold; an empty one selects everything. Sorted. */
 export type Selector = [key: string, operator: Operator, values: string[]][];
 
-/** Whom a rule is about: pods, by selectors, or addresses. */
-export type Peer =
-  | { pods?: Selector; namespaces?: Selector }
-  | { block: string; except?: string[] };
+/** Peers given by labels; without `namespaces` in the namespace of the policy. */
+export type PodPeer = { pods?: Selector; namespaces?: Selector };
+/** Peers given by addresses, as CIDRs. */
+export type BlockPeer = { block: string; except?: string[] };
+/** Whom a rule is about. */
+export type PolicyPeer = PodPeer | BlockPeer;
 
 /** The protocols Kubernetes knows. */
 export type Protocol = "tcp" | "udp" | "sctp";
@@ -32,15 +33,27 @@ export interface RulePort {
 }
 
 /** One rule: traffic with one of the peers on one of the ports. Absent: with all of them. */
-export interface Rule {
-  peers?: Peer[];
+export interface PolicyRule {
+  peers?: PolicyPeer[];
   ports?: RulePort[];
 }
 
-/** Takes a sentence: what cannot be read, where, and what happens to it. */
-export type Report = (path: string, reason: string) => void;
+/** Where a value stands in its object, and what takes the reason when it cannot be read. */
+export interface Place {
+  /** `spec.ingress[0].ports[1]` */
+  path: string;
+  report: (path: string, reason: string) => void;
+}
 
-const protocols: Record<string, Protocol> = { TCP: "tcp", UDP: "udp", SCTP: "sctp" };
+/** The place of a member: `.ports`, `[1]`. */
+function within({ path, report }: Place, member: string): Place {
+  return { path: `${path}${member}`, report };
+}
+
+function refuse({ path, report }: Place, reason: string): undefined {
+  report(path, `${reason}: left out, it allows nothing until it is corrected`);
+  return undefined;
+}
 
 /** The text of a value in a sentence. */
 export function shown(value: unknown): string {
@@ -48,60 +61,75 @@ export function shown(value: unknown): string {
 }
 
 /** The first key that is not one of these; values that are null or undefined do not count. */
-export function unknownKey(value: Record<string, unknown>, keys: string[]): string | undefined {
+export function unknownKey(value: Fields, keys: string[]): string | undefined {
   return Object.keys(value).find((key) => !keys.includes(key) && value[key] != null);
 }
 
-/** A label selector; undefined where it cannot be read. Absent (null) selects everything. */
-export function parseSelector(value: unknown, path: string, report: Report): Selector | undefined {
+type Fields = Record<string, unknown>;
+type Parser<T, Value = unknown> = (value: Value, at: Place) => T | undefined;
+
+/** Parses an object that has no other keys than these; everything else is refused. */
+function parseFields<T>(what: string, keys: string[], parse: Parser<T, Fields>): Parser<T> {
+  return (value, at) => {
+    if (!isObject(value)) return refuse(at, `it is no ${what}`);
+    const unknown = unknownKey(value, keys);
+    return unknown === undefined ? parse(value, at) : refuse(at, `unknown key ${shown(unknown)}`);
+  };
+}
+
+/** @returns the readable members; undefined when there were some and none is readable */
+function readList<T>(value: unknown, at: Place, parse: Parser<T>): T[] | undefined {
   if (value == null) return [];
-  if (!isObject(value)) return refuse(report, path, "it is no label selector");
-  const odd = unknownKey(value, ["matchLabels", "matchExpressions"]);
-  if (odd !== undefined) return refuse(report, path, `unknown key ${shown(odd)}`);
-  const labels = value["matchLabels"] ?? {};
-  const expressions = value["matchExpressions"] ?? [];
-  if (!isObject(labels)) return refuse(report, `${path}.matchLabels`, "it is no object");
-  if (!Array.isArray(expressions)) {
-    return refuse(report, `${path}.matchExpressions`, "it is no list");
-  }
+  if (!Array.isArray(value)) return refuse(at, "it is no list");
+  const all = value.map((one, index) => parse(one, within(at, `[${index}]`)));
+  const readable = all.filter((one) => one !== undefined);
+  return readable.length === 0 && value.length > 0 ? undefined : readable;
+}
+
+/** A label selector; undefined where it cannot be read. Absent (null) selects everything. */
+export function parseSelector(value: unknown, at: Place): Selector | undefined {
+  return value == null ? [] : parseGivenSelector(value, at);
+}
+
+const selectorKeys = ["matchLabels", "matchExpressions"];
+const parseGivenSelector = parseFields("label selector", selectorKeys, (fields, at) => {
+  const labels = fields["matchLabels"] ?? {};
+  const labelsAt = within(at, ".matchLabels");
+  if (!isObject(labels)) return refuse(labelsAt, "it is no object");
+  const expressions = fields["matchExpressions"] ?? [];
+  const expressionsAt = within(at, ".matchExpressions");
+  if (!Array.isArray(expressions)) return refuse(expressionsAt, "it is no list");
   const selector: Selector = [];
   for (const [key, one] of Object.entries(labels)) {
-    if (typeof one !== "string") {
-      return refuse(report, `${path}.matchLabels`, `the value of ${shown(key)} is no string`);
-    }
+    if (typeof one !== "string") return refuse(labelsAt, `the value of ${shown(key)} is no string`);
     selector.push([key, "In", [one]]);
   }
   for (const [index, one] of expressions.entries()) {
-    const parsed = parseExpression(one);
-    if (typeof parsed === "string") {
-      return refuse(report, `${path}.matchExpressions[${index}]`, parsed);
-    }
+    const parsed = parseExpression(one, within(expressionsAt, `[${index}]`));
+    if (parsed === undefined) return undefined;
     selector.push(parsed);
   }
   return selector.sort((a, b) => compareText(JSON.stringify(a), JSON.stringify(b)));
-}
+});
 
-/** @returns the expression, or why it is none */
-function parseExpression(value: unknown): Selector[number] | string {
-  if (!isObject(value)) return "it is no object";
-  const odd = unknownKey(value, ["key", "operator", "values"]);
-  if (odd !== undefined) return `unknown key ${shown(odd)}`;
-  const { key, operator } = value;
-  const values = value["values"] ?? [];
-  if (typeof key !== "string" || key === "") return "it has no key";
+const expressionKeys = ["key", "operator", "values"];
+const parseExpression = parseFields<Selector[number]>("object", expressionKeys, (fields, at) => {
+  const { key, operator } = fields;
+  const values = fields["values"] ?? [];
+  if (typeof key !== "string" || key === "") return refuse(at, "it has no key");
   if (!Array.isArray(values) || !values.every((one) => typeof one === "string")) {
-    return "its values are no list of strings";
+    return refuse(at, "its values are no list of strings");
   }
   if (operator === "In" || operator === "NotIn") {
-    if (values.length === 0) return `${operator} needs values`;
+    if (values.length === 0) return refuse(at, `${operator} needs values`);
     return [key, operator, [...new Set(values)].sort()];
   }
   if (operator !== "Exists" && operator !== "DoesNotExist") {
-    return `unknown operator ${shown(operator)}, use In, NotIn, Exists or DoesNotExist`;
+    const advice = "use In, NotIn, Exists or DoesNotExist";
+    return refuse(at, `unknown operator ${shown(operator)}, ${advice}`);
   }
-  if (values.length > 0) return `${operator} takes no values`;
-  return [key, operator, []];
-}
+  return values.length > 0 ? refuse(at, `${operator} takes no values`) : [key, operator, []];
+});
 
 /** True when these labels are selected. */
 export function selects(selector: Selector, labels: Record<string, string>): boolean {
@@ -118,146 +146,86 @@ export function selects(selector: Selector, labels: Record<string, string>): boo
  * The rules of one direction. A rule of which no peer, or no port, is left allows nothing and goes.
  * @param side `from` for ingress, `to` for egress
  */
-export function parseRules(
-  value: unknown,
-  side: "from" | "to",
-  path: string,
-  report: Report,
-): Rule[] {
-  if (value == null) return [];
-  if (!Array.isArray(value)) {
-    report(path, "it is no list");
-    return [];
-  }
-  return value.flatMap((one, index) => {
-    const rule = parseRule(one, side, `${path}[${index}]`, report);
-    return rule === undefined ? [] : [rule];
+export function parseRules(value: unknown, side: "from" | "to", at: Place): PolicyRule[] {
+  const parseRule = parseFields<PolicyRule>("rule", [side, "ports"], (rule, place) => {
+    const peers = readList(rule[side], within(place, `.${side}`), parsePeer);
+    const ports = readList(rule["ports"], within(place, ".ports"), parsePort);
+    if (peers === undefined || ports === undefined) return undefined;
+    return { ...(peers.length > 0 && { peers }), ...(ports.length > 0 && { ports }) };
   });
+  return readList(value, at, (one, place) => parseRule(one === null ? {} : one, place)) ?? [];
 }
 
-function parseRule(
-  value: unknown,
-  side: "from" | "to",
-  path: string,
-  report: Report,
-): Rule | undefined {
-  if (value !== null && !isObject(value)) return refuse(report, path, "it is no rule");
-  const rule = value ?? {};
-  const odd = unknownKey(rule, [side, "ports"]);
-  if (odd !== undefined) return refuse(report, path, `unknown key ${shown(odd)}`);
-  const peers = parseList(rule[side], `${path}.${side}`, report, parsePeer);
-  const ports = parseList(rule["ports"], `${path}.ports`, report, parsePort);
-  if (peers === undefined || ports === undefined) return undefined;
-  return { ...(peers.length > 0 && { peers }), ...(ports.length > 0 && { ports }) };
-}
-
-/** @returns the readable members; undefined when there were some and none is readable */
-function parseList<T>(
-  value: unknown,
-  path: string,
-  report: Report,
-  parse: (one: unknown, path: string, report: Report) => T | undefined,
-): T[] | undefined {
-  if (value == null) return [];
-  if (!Array.isArray(value)) return refuse(report, path, "it is no list");
-  const parsed = value.flatMap((one, index): T[] => {
-    const item = parse(one, `${path}[${index}]`, report);
-    return item === undefined ? [] : [item];
-  });
-  return parsed.length === 0 && value.length > 0 ? undefined : parsed;
-}
-
-function parsePeer(value: unknown, path: string, report: Report): Peer | undefined {
-  if (!isObject(value)) return refuse(report, path, "it is no peer");
-  const odd = unknownKey(value, ["podSelector", "namespaceSelector", "ipBlock"]);
-  if (odd !== undefined) return refuse(report, path, `unknown key ${shown(odd)}`);
-  const { podSelector, namespaceSelector, ipBlock } = value;
+const peerKeys = ["podSelector", "namespaceSelector", "ipBlock"];
+const parsePeer = parseFields<PolicyPeer>("peer", peerKeys, (fields, at) => {
+  const { podSelector, namespaceSelector, ipBlock } = fields;
+  const hasSelector = podSelector != null || namespaceSelector != null;
   if (ipBlock != null) {
-    if (podSelector != null || namespaceSelector != null) {
-      return refuse(report, path, "an ipBlock stands alone, without selectors");
-    }
-    return parseBlock(ipBlock, `${path}.ipBlock`, report);
+    if (hasSelector) return refuse(at, "an ipBlock stands alone, without selectors");
+    return parseBlock(ipBlock, within(at, ".ipBlock"));
   }
-  if (podSelector == null && namespaceSelector == null) {
-    return refuse(report, path, "it names nobody: give podSelector, namespaceSelector or ipBlock");
+  if (!hasSelector) {
+    return refuse(at, "it names nobody: give podSelector, namespaceSelector or ipBlock");
   }
-  const pods = parseSelector(podSelector, `${path}.podSelector`, report);
-  const namespaces = parseSelector(namespaceSelector, `${path}.namespaceSelector`, report);
+  const pods = parseSelector(podSelector, within(at, ".podSelector"));
+  const namespaces = parseSelector(namespaceSelector, within(at, ".namespaceSelector"));
   if (pods === undefined || namespaces === undefined) return undefined;
   return { ...(podSelector != null && { pods }), ...(namespaceSelector != null && { namespaces }) };
-}
+});
 
-/** An exception that cannot be read, or takes nothing away, was meant to: the block goes whole. */
-function parseBlock(value: unknown, path: string, report: Report): Peer | undefined {
-  if (!isObject(value)) return refuse(report, path, "it is no object");
-  const odd = unknownKey(value, ["cidr", "except"]);
-  if (odd !== undefined) return refuse(report, path, `unknown key ${shown(odd)}`);
-  const block = parseCidr(value["cidr"], `${path}.cidr`, report);
-  const listed = value["except"] ?? [];
-  if (!Array.isArray(listed)) return refuse(report, `${path}.except`, "it is no list");
-  const except = listed.map((one, i) => parseCidr(one, `${path}.except[${i}]`, report));
-  if (block === undefined || except.includes(undefined)) return undefined;
-  const parts = except.filter((one) => one !== undefined);
-  const outside = parts.findIndex(
-    ({ family, base, size }) =>
-      family !== block.family || base < block.base || base + size > block.base + block.size,
-  );
+/** An exception that cannot be read, or lies outside, makes the whole block unreadable. */
+const parseBlock = parseFields<BlockPeer>("object", ["cidr", "except"], (fields, at) => {
+  const subnet = parseCidr(fields["cidr"], within(at, ".cidr"));
+  const listed = fields["except"] ?? [];
+  if (!Array.isArray(listed)) return refuse(within(at, ".except"), "it is no list");
+  const exceptAt = (index: number) => within(at, `.except[${index}]`);
+  const holes = listed.flatMap((one, index) => parseCidr(one, exceptAt(index)) ?? []);
+  if (subnet === undefined || holes.length < listed.length) return undefined;
+  const block = formatSubnet(subnet);
+  const except = holes.map(formatSubnet);
+  const outside = except.findIndex((one) => !contains(block, one));
   if (outside >= 0) {
-    const what = `${shown(listed[outside])} is not inside ${formatSubnet(block)}`;
-    return refuse(report, `${path}.except[${outside}]`, what);
+    return refuse(exceptAt(outside), `${shown(listed[outside])} is not inside ${block}`);
   }
-  const texts = [...new Set(parts.map(formatSubnet))].sort();
-  return { block: formatSubnet(block), ...(texts.length > 0 && { except: texts }) };
-}
+  return { block, ...(except.length > 0 && { except: [...new Set(except)].sort() }) };
+});
 
-function parseCidr(value: unknown, path: string, report: Report): Subnet | undefined {
+function parseCidr(value: unknown, at: Place): Subnet | undefined {
   const given = typeof value === "string" ? parseSubnet(value) : undefined;
   if (typeof value !== "string" || given === undefined) {
-    return refuse(report, path, `${shown(value)} is no CIDR such as 10.1.0.0/16 or fd00::/64`);
+    return refuse(at, `${shown(value)} is no CIDR such as 10.1.0.0/16 or fd00::/64`);
   }
   const subnet = unmapped(given);
   if (subnet === undefined) {
-    return refuse(report, path, `${shown(value)} mixes IPv4 and IPv6: write the IPv4 CIDR`);
+    return refuse(at, `${shown(value)} mixes IPv4 and IPv6: write the IPv4 CIDR`);
   }
-  const text = formatSubnet(subnet);
-  if (subnet !== given) report(path, `${shown(value)} is IPv4 in IPv6 form and counts as ${text}`);
-  else if (isIP(value.slice(0, value.indexOf("/"))) !== 0 && hasHostBits(value, subnet)) {
-    report(path, `${shown(value)} has bits behind its prefix and counts as ${text}`);
+  const address = toNumber(value.slice(0, value.indexOf("/")));
+  const what = subnet !== given ? "is IPv4 in IPv6 form" : "has bits behind its prefix";
+  if (subnet !== given || address !== subnet.base) {
+    at.report(at.path, `${shown(value)} ${what} and counts as ${formatSubnet(subnet)}`);
   }
   return subnet;
 }
 
-function hasHostBits(text: string, subnet: Subnet): boolean {
-  const host = parseSubnet(`${text.slice(0, text.indexOf("/"))}/${subnet.family === 4 ? 32 : 128}`);
-  return host?.base !== subnet.base;
-}
-
-function parsePort(value: unknown, path: string, report: Report): RulePort | undefined {
-  if (!isObject(value)) return refuse(report, path, "it is no port");
-  const odd = unknownKey(value, ["protocol", "port", "endPort"]);
-  if (odd !== undefined) return refuse(report, path, `unknown key ${shown(odd)}`);
-  const { port, endPort } = value;
-  const protocol = protocols[String(value["protocol"] ?? "TCP")];
+const portKeys = ["protocol", "port", "endPort"];
+const parsePort = parseFields<RulePort>("port", portKeys, ({ port, endPort, ...given }, at) => {
+  const protocol = protocolOf(given["protocol"]);
   if (protocol === undefined) {
-    const what = `unknown protocol ${shown(value["protocol"])}, use TCP, UDP or SCTP`;
-    return refuse(report, path, what);
+    return refuse(at, `unknown protocol ${shown(given["protocol"])}, use TCP, UDP or SCTP`);
   }
-  if (port == null) {
-    if (endPort != null) return refuse(report, path, "endPort needs port");
-    return { protocol };
-  }
+  if (port == null) return endPort != null ? refuse(at, "endPort needs port") : { protocol };
   if (typeof port === "string" && !/^\d+$/.test(port)) {
-    if (!isPortName(port)) return refuse(report, path, `${shown(port)} is no port and no name`);
-    if (endPort != null) return refuse(report, path, "a named port takes no endPort");
+    if (!isPortName(port)) return refuse(at, `${shown(port)} is no port and no name`);
+    if (endPort != null) return refuse(at, "a named port takes no endPort");
     return { protocol, name: port };
   }
-  if (!isPortNumber(port)) return refuse(report, path, `${shown(port)} is no port`);
+  if (!isPortNumber(port)) return refuse(at, `${shown(port)} is no port`);
   if (endPort == null) return { protocol, port };
   if (!isPortNumber(endPort) || endPort < port) {
-    return refuse(report, path, `endPort ${shown(endPort)} is no port from ${port} up`);
+    return refuse(at, `endPort ${shown(endPort)} is no port from ${port} up`);
   }
   return { protocol, port, ...(endPort > port && { endPort }) };
-}
+});
 
 /** True for the number of a port. */
 export function isPortNumber(value: unknown): value is number {
@@ -269,9 +237,12 @@ export function isPortName(value: unknown): value is string {
   return typeof value === "string" && /^(?=.{1,15}$)(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*$/.test(value);
 }
 
-/** The protocol of a container's port; undefined for an unknown one. */
+const protocols = { TCP: "tcp", UDP: "udp", SCTP: "sctp" } as const;
+
+/** The protocol of a port, TCP where none is given; undefined for an unknown one. */
 export function protocolOf(value: unknown): Protocol | undefined {
-  return protocols[String(value ?? "TCP")];
+  const text = String(value ?? "TCP");
+  return Object.hasOwn(protocols, text) ? protocols[text as keyof typeof protocols] : undefined;
 }
 
 /** Order of plain text, the same everywhere. */
@@ -279,7 +250,86 @@ export function compareText(a: string, b: string): number {
   return a < b ? -1 : a > b ? 1 : 0;
 }
 
-function refuse(report: Report, path: string, reason: string): undefined {
-  report(path, `${reason}: left out, it allows nothing until it is corrected`);
-  return undefined;
+/** Names of objects as the API server allows them (RFC 1123 subdomain). */
+export function isObjectName(value: unknown): value is string {
+  return typeof value === "string" && /^(?=.{1,253}$)[a-z0-9]([-a-z0-9.]*[a-z0-9])?$/.test(value);
+}
+
+/** The JSON of an annotation; undefined for a text that is none. */
+export function parseAnnotation(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    if (error instanceof SyntaxError) return undefined;
+    throw error;
+  }
+}
+
+/** One entry of CNI-Genie's policy between logical networks. */
+export interface NetworkRule {
+  /** Name of the selected network; "*" when it cannot be read: every one of the namespace. */
+  network: string;
+  peers: string[];
+}
+
+/** Spellings of its annotation's key: the manual's, the controller's. */
+export const genieKeys = ["genieNetworkpolicy", "genieNetworkPolicy"];
+
+/**
+ * Reads the annotation. A network that is selected talks within itself and with its peer networks,
+ * both ways, and with nobody else; a network that no policy selects is open. A peer that cannot be
+ * read is not admitted; when it is not even known which network was meant, every logical network of
+ * the namespace is closed to the others.
+ */
+export function parseNetworkRules(text: string, at: Place): NetworkRule[] {
+  const entries = parseEntries(text);
+  if (entries !== undefined) {
+    return entries.map((entry, index) => parseEntry(entry, within(at, `[${index}]`)));
+  }
+  at.report(at.path, "it is no list of networkSelector and peerNetworks, all networks are closed");
+  return [{ network: "*", peers: [] }];
+}
+
+function parseEntry(entry: unknown, { path, report }: Place): NetworkRule {
+  const { networkSelector, peerNetworks } = isObject(entry) ? entry : {};
+  const network = typeof networkSelector === "string" ? networkSelector.trim() : "";
+  if (!isObject(entry) || !isObjectName(network)) {
+    const what = `networkSelector ${shown(networkSelector)} is no network`;
+    report(path, `${what}, all networks are closed`);
+    return { network: "*", peers: [] };
+  }
+  const unknown = unknownKey(entry, ["networkSelector", "peerNetworks"]);
+  if (unknown !== undefined) report(path, `unknown key ${shown(unknown)}`);
+  const listed = peerNetworks ?? "";
+  if (typeof listed !== "string") {
+    report(path, "peerNetworks is no text of names with commas between");
+    return { network, peers: [] };
+  }
+  const peers = new Set<string>();
+  for (const peer of listed.split(",").map((one) => one.trim())) {
+    if (isObjectName(peer)) peers.add(peer);
+    else if (peer !== "") report(path, `peer ${shown(peer)} is no name of a network`);
+  }
+  return { network, peers: [...peers].sort() };
+}
+
+/**
+ * The entries: JSON, as CNI-Genie's controller reads it, or the form of its manual, which has
+ * neither quotes nor commas; undefined where it is neither.
+ */
+function parseEntries(text: string): unknown[] | undefined {
+  const value = parseAnnotation(text);
+  if (value !== undefined) return Array.isArray(value) ? value : undefined;
+  const bare = text.replaceAll(/\s+#[^\n]*/g, "").trim();
+  if (!/^\[.*\]$/s.test(bare)) return undefined;
+  if (!/^[\s,]*$/.test(bare.slice(1, -1).replaceAll(/\{[^{}]*\}/g, ""))) return undefined;
+  return [...bare.matchAll(/\{([^{}]*)\}/g)].map(([, body = ""]) => parseLines(body));
+}
+
+/** `networkSelector: net1` and `peerNetworks: net2,net3`, on lines of their own. */
+function parseLines(body: string): Record<string, string> | undefined {
+  const lines = body.split("\n").map((line) => line.trim().replace(/,$/, ""));
+  const pairs = lines.filter((line) => line !== "").map((line) => /^(\w+)\s*:\s*(.*)$/.exec(line));
+  if (pairs.includes(null)) return undefined;
+  return Object.fromEntries(pairs.map((pair) => [pair?.[1] ?? "", pair?.[2] ?? ""]));
 }

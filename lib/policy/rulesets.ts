@@ -4,44 +4,26 @@
  * there, so ADD, DEL, CHECK and the node agent take turns by a lock of the namespace. What is to be
  * in force is on record before it is.
  */
+import { dlopen, FFIType } from "bun:ffi";
+import { closeSync, openSync } from "node:fs";
 import { dirname, join } from "node:path";
-import { type Host, log, toCniError } from "../cni.ts";
+import type { Host } from "../call.ts";
+import { CniError, code, log, toCniError } from "../cni.ts";
 import type { Config } from "../config/schema.ts";
 import { type State, write } from "../database.ts";
-import { netnsId } from "../netns.ts";
-import type { Result } from "../result.ts";
-import { type Attachment, attachmentsIn, type StoredAttachment } from "../state.ts";
-import { storedResult } from "../undo.ts";
-import {
-  compileHostPolicies,
-  compilePolicies,
-  type HostAttachment,
-  hostTables,
-  type PolicyAttachment,
-  type PolicyTarget,
-  type PolicyWorld,
-} from "./compile.ts";
-import { type FileLock, takeFileLock } from "./file_lock.ts";
-import type { HostEnd } from "./host_end.ts";
+import { programDirs, run } from "../exec.ts";
+import { isObject, parseJson } from "../json.ts";
+import { netnsId } from "../kernel.ts";
+import type { Attachment, CallId, Result, StoredAttachment } from "../record.ts";
+import { attachmentsIn, storedResult } from "../recorded.ts";
+import { type HostEnd, hostTables, type PolicyAttachment, type Rules } from "./compile.ts";
 import { applyRuleset, removeRuleset, verifyRuleset } from "./nft.ts";
-import type { PolicyProblem } from "./objects.ts";
 import { forgetRuleset, putRuleset, type StoredRuleset, storedRuleset } from "./store.ts";
-
-type Where = Config["policy"]["where"];
 
 /** An attachment with its result. */
 export interface Attached {
   attachment: Attachment;
   result: Result;
-}
-
-/** May a policy be about this network? Of plain NetworkPolicy the table says so. */
-export function isConcerned(
-  { primary, network, enforcesPlain }: Attachment,
-  enforce: boolean,
-): boolean {
-  // MultiNetworkPolicy is hardly ever about the default network; CNI-Genie's is about logical ones.
-  return enforcesPlain === true || (enforce && (!primary || network.includes("/")));
 }
 
 /** The policies that the table asks for. */
@@ -53,39 +35,31 @@ export function isEnforced(policy: { kind: string; between?: unknown }, enforce:
 export function policyAttachments(
   made: readonly Attached[],
   hostIps: readonly string[],
+  ends: ReadonlyMap<string, HostEnd> = new Map(),
 ): PolicyAttachment[] {
   return made.map(({ attachment: { network, ifName, primary, enforcesPlain }, result }) => {
     const own = result.ips.filter(({ interface: index }) => {
       const name = index === undefined ? undefined : result.interfaces[index]?.name;
       return name === undefined || name === ifName;
     });
-    const gateways = own.flatMap(({ gateway }) => (gateway === undefined ? [] : [gateway]));
+    const gateways = own.flatMap(({ gateway }) => gateway ?? []);
+    const hostEnd = ends.get(ifName);
     return {
       network,
       ifName,
       ips: own.map(({ address }) => address.replace(/\/.*/, "")),
       ...(enforcesPlain && { enforcesPlain }),
+      ...(hostEnd && { hostEnd }),
       ...(primary && { isDefault: true as const, nodeIps: [...gateways, ...hostIps] }),
     };
   });
 }
 
-/** Namespaces whose policies may be about a pod: its own, and those of its logical networks. */
-export function policyNamespaces(namespace: string, made: readonly Attached[]): string[] {
-  const others = made.flatMap(({ attachment: { network } }) =>
-    network.includes("/") ? [network.replace(/\/.*/, "")] : [],
-  );
-  return [...new Set([namespace, ...others])];
-}
-
 /** What is attached in a namespace, but for what one call attaches. */
-export function attachedIn(
-  host: Host,
-  state: State,
-  id: string,
-  except?: { containerId: string; requestIfName: string },
-): Attached[] {
-  return attachedOf(attachmentsIn(host, state, id).filter((one) => !isOf(one, except)));
+export function attachedIn(host: Host, state: State, id: string, except?: CallId): Attached[] {
+  const isOther = ({ containerId, requestIfName }: StoredAttachment) =>
+    containerId !== except?.containerId || requestIfName !== except.requestIfName;
+  return attachedOf(attachmentsIn(host, state, id).filter(isOther));
 }
 
 function attachedOf(rows: readonly StoredAttachment[]): Attached[] {
@@ -96,87 +70,76 @@ function attachedOf(rows: readonly StoredAttachment[]): Attached[] {
 }
 
 /**
- * What of the rows of a namespace has rules: what is attached, and what is being made beside it,
- * in a pod that runs. Its interface may be there at any moment, and the rules were there before.
+ * What has rules among the rows of a namespace: what is attached, and what is being attached beside
+ * it in a pod that runs: its interface may be there at any moment, and the rules were there before.
  */
 export function guardedOf(rows: readonly StoredAttachment[]): Attached[] {
   const attached = attachedOf(rows);
   if (attached.length === 0) return [];
-  const planned = rows.filter(({ state }) => state === "planned");
   const noResult: Result = { interfaces: [], ips: [], routes: [], dns: {} };
-  const coming = planned.map((attachment) => ({
-    attachment,
-    result: storedResult(attachment) ?? noResult,
-  }));
-  return [...attached, ...coming];
+  const coming = rows.filter(({ state }) => state === "planned");
+  return [
+    ...attached,
+    ...coming.map((attachment) => ({ attachment, result: storedResult(attachment) ?? noResult })),
+  ];
 }
 
-function isOf(
-  one: StoredAttachment,
-  call: { containerId: string; requestIfName: string } | undefined,
-): boolean {
-  return one.containerId === call?.containerId && one.requestIfName === call.requestIfName;
-}
-
-/** Takes the lock of a namespace. @throws CniError 11 when it stays taken, 106 */
-export async function lockNetns(
-  host: Host,
-  state: State,
-  id: string,
-  deadlineMs: number,
-): Promise<FileLock> {
-  const file = join(dirname(state.file), "policy.lock");
-  return takeFileLock(host, file, id, { what: "the network policy of a pod", deadlineMs });
-}
-
-/** The rules of a pod, in its namespace and at its ends on the node; "" for none. */
-export type Rules = Pick<StoredRuleset, "ruleset" | "hostRuleset">;
-
-/** The host end of each interface that has one, by its name in the pod. */
+/** The host end of each interface that has one, by its name in the pod. @throws CniError 5 */
 export async function findHostEnds(
   host: Host,
-  where: Where,
+  where: Config["policy"]["where"],
   made: readonly Attached[],
 ): Promise<Map<string, HostEnd>> {
   const ends = new Map<string, HostEnd>();
   if (where === "pod") return ends;
-  const { findHostEnd } = await import("./host_end.ts");
   for (const { attachment, result } of made) {
-    const outside = result.interfaces.filter(({ sandbox }) => !sandbox).map(({ name }) => name);
-    const end = await findHostEnd(host, outside);
-    if (end) ends.set(attachment.ifName, end);
+    for (const { name, sandbox } of result.interfaces) {
+      const end = sandbox ? undefined : await readHostEnd(host, name);
+      if (!end) continue;
+      ends.set(attachment.ifName, end);
+      break;
+    }
   }
   return ends;
 }
 
-/** Compiles the rules of a pod for where they are to stand. */
-export function compileRules(
-  world: PolicyWorld,
-  target: PolicyTarget,
-  attachments: readonly PolicyAttachment[],
-  place: { where: Where; containerId: string; ends: ReadonlyMap<string, HostEnd> },
-): Rules & { problems: PolicyProblem[] } {
-  if (place.where === "pod") {
-    return { hostRuleset: "", ...compilePolicies(world, target, [...attachments]) };
-  }
-  const withEnds = attachments.map((one): HostAttachment => {
-    const hostEnd = place.ends.get(one.ifName);
-    return hostEnd ? { ...one, hostEnd } : one;
+/**
+ * An interface outside of the pod that a plugin listed, if it is a veth. Rules on anything else, a
+ * parent device, would judge what is not the pod's.
+ * @throws CniError 5 when `ip` cannot tell: rules in the wrong place would be none
+ */
+async function readHostEnd(host: Host, ifName: string): Promise<HostEnd | undefined> {
+  const path = [...programDirs, ...(host.env["PATH"] ?? "").split(":")].join(":");
+  const args = ["ip", "-json", "-details", "link", "show", "dev", ifName];
+  const ending = await run("/usr/bin/env", args, {
+    env: { PATH: path, LC_ALL: "C" },
+    stdin: "",
+    timeoutMs: 10_000,
+    signal: host.signal,
   });
-  const { pod, host, problems } = compileHostPolicies(world, target, withEnds, place.containerId);
-  return { ruleset: pod, hostRuleset: host, problems };
+  const status = ending.kind === "exit" ? ending.status : undefined;
+  if (status === 1) return undefined;
+  if (status !== 0) {
+    const reason = `ip did not say what ${ifName} is, install iproute2`;
+    const text = `Cannot find the host end of a pod's interface: ${reason}`;
+    throw new CniError(code.ioFailure, text, { details: ending.stderr });
+  }
+  const listed = parseJson(ending.stdout, "output of ip");
+  const [link] = Array.isArray(listed) ? listed.filter(isObject) : [];
+  const info = isObject(link?.["linkinfo"]) ? link["linkinfo"] : {};
+  if (info["info_kind"] !== "veth") return undefined;
+  return { ifName, bridged: info["info_slave_kind"] === "bridge" };
 }
 
 /** Are they the same? What is absent has none. */
 export function sameRules(a: Rules | undefined, b: Rules | undefined): boolean {
-  return (
-    (a?.ruleset ?? "") === (b?.ruleset ?? "") && (a?.hostRuleset ?? "") === (b?.hostRuleset ?? "")
-  );
+  const keys = ["ruleset", "hostRuleset"] as const;
+  return keys.every((key) => (a?.[key] ?? "") === (b?.[key] ?? ""));
 }
 
 /**
- * Puts rules in force in place of those on record, and on record before that. What is new stands
- * before what is old goes. Call under {@link lockNetns}.
+ * Replaces the rules of a namespace: first in the record, then in the kernel, where the new ones
+ * stand before the old ones go. Call under {@link lockNetns}.
  * @throws CniError of nft; 106 when it cannot be written down: then nothing has changed
  */
 export async function installRuleset(
@@ -187,17 +150,16 @@ export async function installRuleset(
 ): Promise<void> {
   const { netnsId: id, ruleset, hostRuleset, containerId } = rules;
   const before = storedRuleset(state, id);
-  if (ruleset !== "" || hostRuleset !== "") {
-    write(state, () => putRuleset(state, { ...rules, atMs: host.now() }));
-  }
+  const isEmpty = ruleset === "" && hostRuleset === "";
+  if (!isEmpty) write(state, () => putRuleset(state, { ...rules, atMs: host.now() }));
   const isFirst = before === undefined;
   if (hostRuleset !== "") await applyRuleset(host, undefined, hostRuleset, { isFirst });
   await applyRuleset(host, netns, ruleset, { isFirst });
-  if (before && before.hostRuleset !== "" && hostRuleset === "") await removeFromHost(host, before);
-  if (before && before.containerId !== containerId && hostRuleset !== "") {
+  // The tables at the host end have the name of the container.
+  if (before && (hostRuleset === "" || before.containerId !== containerId)) {
     await removeFromHost(host, before);
   }
-  if (ruleset === "" && hostRuleset === "") write(state, () => forgetRuleset(state, id));
+  if (isEmpty) write(state, () => forgetRuleset(state, id));
 }
 
 /** Takes the rules of a pod at the node's ends away. @throws CniError of nft */
@@ -207,14 +169,13 @@ export async function removeFromHost(host: Host, stored: StoredRuleset): Promise
 }
 
 /** What differs between the kernel and the record, in words. @throws CniError of nft */
-export async function differenceOf(
-  host: Host,
-  netns: string,
-  { ruleset, hostRuleset }: Rules,
-): Promise<string | undefined> {
+export async function differenceOf(host: Host, netns: string, { ruleset, hostRuleset }: Rules) {
   const inside = await verifyRuleset(host, netns, ruleset);
   return hostRuleset === "" ? inside : (inside ?? verifyRuleset(host, undefined, hostRuleset));
 }
+
+/** A network namespace: its identity, and a path of it that is "" when it is gone. */
+export type NetnsPlace = Pick<StoredAttachment, "netnsId" | "netns">;
 
 /** How long a DEL waits for others at the same namespace, in ms. */
 const liftWaitMs = 5_000;
@@ -222,28 +183,26 @@ const liftWaitMs = 5_000;
 /**
  * Takes the ruleset away after the last attachment of a namespace was forgotten. Never throws: a
  * DEL that cannot do it leaves closed doors, not open ones, and the next ADD there begins anew.
- *
- * @param netns path of the namespace, "" when it is gone
  * @param call whose attachments went
  */
 export async function liftRuleset(
   host: Host,
   state: State,
-  place: { netnsId: string; netns: string },
-  call: { containerId: string; requestIfName: string },
+  place: NetnsPlace,
+  call: CallId,
 ): Promise<void> {
   const { netnsId: id, netns } = place;
+  // A copy of the record stands for a disk that is read-only: nothing is ever forgotten there, and
+  // no ADD can be at work either.
+  const isCopy = state.copyDir !== "";
   let lock: FileLock | undefined;
   try {
-    // On a disk that is read-only no ADD can be at work either.
-    if (state.copyDir === "") lock = await lockNetns(host, state, id, host.now() + liftWaitMs);
+    if (!isCopy) lock = await lockNetns(host, state, id, host.now() + liftWaitMs);
     const stored = storedRuleset(state, id);
-    // In a copy of the record nothing is ever forgotten.
-    const going = state.copyDir === "" ? undefined : call;
-    if (!stored || attachedIn(host, state, id, going).length > 0) return;
+    if (!stored || attachedIn(host, state, id, isCopy ? call : undefined).length > 0) return;
     if (netnsId(netns) === id) await removeRuleset(host, netns);
     await removeFromHost(host, stored);
-    if (state.copyDir === "") write(state, () => forgetRuleset(state, id));
+    if (!isCopy) write(state, () => forgetRuleset(state, id));
   } catch (error) {
     log(host, "warn", `Network policy stays in force: ${toCniError(error).message}`, {
       container: call.containerId,
@@ -251,4 +210,82 @@ export async function liftRuleset(
   } finally {
     lock?.release();
   }
+}
+
+/** A lock that is held. */
+export interface FileLock {
+  release: () => void;
+}
+
+/** Takes the lock of a namespace. @throws CniError 11 when it stays taken, 106 */
+export async function lockNetns(host: Host, state: State, id: string, deadlineMs: number) {
+  const file = join(dirname(state.file), "policy.lock");
+  return takeFileLock(host, file, id, { what: "the network policy of a pod", deadlineMs });
+}
+
+/**
+ * Takes the lock of one thing of many: a range of a file (`F_OFD_SETLK`). The kernel gives it back
+ * when its holder dies, whichever container that was in. A row in the record cannot do that: the
+ * node agent may run in another pid namespace, where nobody could tell that it is dead.
+ * @param file made when absent; it must stay the same file
+ * @param thing what is locked, `what` in errors; two may share a lock, which only costs time
+ * @throws CniError 11 when it stays taken until the deadline, or we are asked to end; 106 when the
+ *   file cannot be used
+ */
+export async function takeFileLock(
+  host: Host,
+  file: string,
+  thing: string,
+  options: { what: string; deadlineMs: number; pollMs?: number },
+): Promise<FileLock> {
+  const { what, deadlineMs, pollMs = 3 } = options;
+  const descriptor = openLock(file);
+  try {
+    while (!tryLock(descriptor, thing)) {
+      if (host.signal.aborted || host.now() >= deadlineMs) {
+        const reason = `another genie holds it (${file})`;
+        throw new CniError(code.tryAgainLater, `Cannot lock ${what}: ${reason}`);
+      }
+      await Bun.sleep(pollMs);
+    }
+    return { release: () => closeSync(descriptor) };
+  } catch (error) {
+    closeSync(descriptor);
+    throw error;
+  }
+}
+
+function openLock(file: string): number {
+  try {
+    return openSync(file, "a", 0o600);
+  } catch (error) {
+    const reason = (error as NodeJS.ErrnoException).code;
+    throw new CniError(code.stateUnavailable, `Cannot use ${file}: ${reason}`, { cause: error });
+  }
+}
+
+let fcntl: ((fd: number, command: number, lock: Uint8Array) => number) | undefined;
+
+/** `fcntl(2)`, opened apart from what every ADD needs; undefined without glibc. */
+function openFcntl(): typeof fcntl {
+  try {
+    return dlopen("libc.so.6", {
+      fcntl: { args: [FFIType.i32, FFIType.i32, FFIType.ptr], returns: FFIType.i32 },
+    }).symbols.fcntl;
+  } catch (error) {
+    if (error instanceof Error) return undefined;
+    throw error;
+  }
+}
+
+/** `F_OFD_SETLK`, and `F_WRLCK`. */
+const setLock = 37;
+const writeLock = 1n;
+
+/** Without glibc there are no locks to be had: two at a time are better than none. */
+function tryLock(descriptor: number, thing: string): boolean {
+  fcntl ??= openFcntl();
+  // `struct flock` of 64-bit Linux: its type, where the range begins, its length, a process.
+  const lock = new BigInt64Array([writeLock, BigInt(Bun.hash.crc32(thing)), 1n, 0n]);
+  return !fcntl || fcntl(descriptor, setLock, new Uint8Array(lock.buffer)) === 0;
 }

@@ -5,6 +5,7 @@
  */
 import type { State } from "../database.ts";
 import { isObject } from "../json.ts";
+import type { Rules } from "./compile.ts";
 import type {
   Policy,
   PolicyNamespace,
@@ -25,17 +26,18 @@ export interface Inputs {
 /** One of the watched collections. */
 export type Resource = keyof Inputs;
 
-/** What plain NetworkPolicy is decided on. */
-const plainResources: Resource[] = ["networkpolicies", "pods", "namespaces"];
-const otherResources: Resource[] = [
+/** What plain NetworkPolicy is decided on; every API server has it. */
+const plainResources: readonly Resource[] = ["networkpolicies", "pods", "namespaces"];
+/** Custom resources: a server may lack them. */
+export const customResources: readonly Resource[] = [
   "multi-networkpolicies",
   "logicalnetworks",
   "network-attachment-definitions",
 ];
 
 /** What must be known for a decision. @param enforce `policy.enforce` of the table */
-export function neededResources(enforce: boolean): Resource[] {
-  return enforce ? [...plainResources, ...otherResources] : plainResources;
+export function neededResources(enforce: boolean): readonly Resource[] {
+  return enforce ? [...plainResources, ...customResources] : plainResources;
 }
 
 /** One object that changed: the reduced form as JSON, or undefined when it is gone. */
@@ -46,12 +48,12 @@ export interface InputChange {
   object: string | undefined;
 }
 
+const ofOne = "WHERE resource = ? AND namespace = ? AND name = ?";
+
 /** Writes changes. Call inside a transaction. */
 export function putInputs({ database }: State, changes: Iterable<InputChange>): void {
   const put = database.query("INSERT OR REPLACE INTO policy_inputs VALUES (?, ?, ?, ?)");
-  const remove = database.query(
-    "DELETE FROM policy_inputs WHERE resource = ? AND namespace = ? AND name = ?",
-  );
+  const remove = database.query(`DELETE FROM policy_inputs ${ofOne}`);
   for (const { resource, namespace, name, object } of changes) {
     if (object === undefined) remove.run(resource, namespace, name);
     else put.run(resource, namespace, name, object);
@@ -67,19 +69,18 @@ export function readInputs<R extends Resource>(
   resource: R,
   namespaces?: readonly string[],
 ): Inputs[R][] {
-  const where =
-    namespaces === undefined ? "" : "AND namespace IN (SELECT value FROM json_each(?2))";
+  const where = namespaces ? "AND namespace IN (SELECT value FROM json_each(?2))" : "";
   const rows = database
     .query(`SELECT object FROM policy_inputs WHERE resource = ?1 ${where}`)
-    .values(...(namespaces === undefined ? [resource] : [resource, JSON.stringify(namespaces)]));
+    .values(...(namespaces ? [resource, JSON.stringify(namespaces)] : [resource]));
   const objects = JSON.parse(`[${rows.join(",")}]`) as Inputs[R][];
-  if (resource.endsWith("policies")) {
-    for (const one of objects) if (!isPolicy(one)) throw new SyntaxError("no stored policy");
+  if (resource.endsWith("policies") && !objects.every(isPolicy)) {
+    throw new SyntaxError("no stored policy");
   }
   return objects;
 }
 
-/** What makes a policy count; of the rest a damaged part fails whoever uses it. */
+/** Checks the fields without which a policy cannot be placed; damage in others throws in use. */
 function isPolicy(value: unknown): boolean {
   if (!isObject(value)) return false;
   const { kind, namespace, name, pods, problems } = value;
@@ -96,12 +97,8 @@ export function readPod(
   { database }: State,
   { namespace, name }: { namespace: string; name: string },
 ): PolicyPod | undefined {
-  const row = database
-    .query(
-      `SELECT object FROM policy_inputs
-       WHERE resource = 'pods' AND namespace = ? AND name = ?`,
-    )
-    .get(namespace, name) as { object: string } | null;
+  const query = database.query(`SELECT object FROM policy_inputs ${ofOne}`);
+  const row = query.get("pods", namespace, name) as { object: string } | null;
   return row ? (JSON.parse(row.object) as PolicyPod) : undefined;
 }
 
@@ -113,38 +110,27 @@ export function putAlive({ database }: State, alive: ReadonlyMap<Resource, numbe
 
 /** When the inputs were last known in full, ms since the epoch; 0 when one of them never was. */
 export function aliveSince({ database }: State, needed: readonly Resource[]): number {
-  const rows = database.query("SELECT resource, alive_at_ms AS atMs FROM policy_watches").all() as {
-    resource: Resource;
-    atMs: number;
-  }[];
-  const known = new Map(rows.map(({ resource, atMs }) => [resource, atMs]));
+  const rows = database.query("SELECT resource, alive_at_ms FROM policy_watches").values();
+  const known = new Map(rows as [Resource, number][]);
   return Math.min(...needed.map((resource) => known.get(resource) ?? 0));
 }
 
-/** The ruleset of a network namespace. */
-export interface StoredRuleset {
+/** The rules of a network namespace. */
+export interface StoredRuleset extends Rules {
   netnsId: string;
   containerId: string;
   podNamespace: string;
   podName: string;
-  /** In the namespace itself; "" for none. */
-  ruleset: string;
-  /** In the node's, for the ends of its interfaces there; "" for none. */
-  hostRuleset: string;
   /** When it was written, ms since the epoch. */
   atMs: number;
 }
 
-const rulesetColumns = `netns_id AS netnsId, container_id AS containerId,
-  pod_namespace AS podNamespace, pod_name AS podName, ruleset, host_ruleset AS hostRuleset,
-  at_ms AS atMs`;
-
 /** Writes a ruleset down, before it is in force. Call inside a transaction. */
-export function putRuleset({ database }: State, ruleset: StoredRuleset): void {
-  const { netnsId, containerId, podNamespace, podName, ruleset: text, hostRuleset, atMs } = ruleset;
+export function putRuleset({ database }: State, rules: StoredRuleset): void {
+  const { netnsId, containerId, podNamespace, podName, ruleset, hostRuleset, atMs } = rules;
   database
     .query("INSERT OR REPLACE INTO rulesets VALUES (?, ?, ?, ?, ?, ?, ?)")
-    .run(netnsId, containerId, podNamespace, podName, text, atMs, hostRuleset);
+    .run(netnsId, containerId, podNamespace, podName, ruleset, atMs, hostRuleset);
 }
 
 /** Forgets a ruleset. Call inside a transaction. */
@@ -152,23 +138,28 @@ export function forgetRuleset({ database }: State, netnsId: string): void {
   database.query("DELETE FROM rulesets WHERE netns_id = ?").run(netnsId);
 }
 
-/** The rulesets of namespaces in which nothing is attached any more. */
-export function leftRulesets({ database }: State): StoredRuleset[] {
-  const where = "WHERE netns_id NOT IN (SELECT netns_id FROM attachments)";
-  return database.query(`SELECT ${rulesetColumns} FROM rulesets ${where}`).all() as StoredRuleset[];
+function selectRulesets({ database }: State, where: string, ...values: string[]): StoredRuleset[] {
+  const query = database.query(
+    `SELECT netns_id AS netnsId, container_id AS containerId, pod_namespace AS podNamespace,
+       pod_name AS podName, ruleset, host_ruleset AS hostRuleset, at_ms AS atMs
+     FROM rulesets ${where}`,
+  );
+  return query.all(...values) as StoredRuleset[];
 }
 
 /** The ruleset that a network namespace should have. */
-export function storedRuleset({ database }: State, netnsId: string): StoredRuleset | undefined {
-  const row = database
-    .query(`SELECT ${rulesetColumns} FROM rulesets WHERE netns_id = ?`)
-    .get(netnsId) as StoredRuleset | null;
-  return row ?? undefined;
+export function storedRuleset(state: State, netnsId: string): StoredRuleset | undefined {
+  return selectRulesets(state, "WHERE netns_id = ?", netnsId)[0];
 }
 
 /** All of them. */
-export function storedRulesets({ database }: State): StoredRuleset[] {
-  return database.query(`SELECT ${rulesetColumns} FROM rulesets`).all() as StoredRuleset[];
+export function storedRulesets(state: State): StoredRuleset[] {
+  return selectRulesets(state, "");
+}
+
+/** The rulesets of namespaces in which nothing is attached any more. */
+export function leftoverRulesets(state: State): StoredRuleset[] {
+  return selectRulesets(state, "WHERE netns_id NOT IN (SELECT netns_id FROM attachments)");
 }
 
 /** Problems on record at most: a cluster of broken policies must not fill the disk. */
@@ -178,29 +169,19 @@ const problemsMax = 1000;
  * Replaces what is wrong with policies. Call inside a transaction.
  * @returns the problems that were not on record before
  */
-export function putProblems(
-  { database }: State,
-  problems: readonly PolicyProblem[],
-  nowMs: number,
-): PolicyProblem[] {
-  const keyOf = (one: PolicyProblem) =>
-    JSON.stringify([one.kind, one.namespace, one.name, one.path, one.text]);
-  const wanted = new Map(problems.slice(0, problemsMax).map((one) => [keyOf(one), one]));
-  const columns = "kind, namespace, name, path, problem AS text";
-  const stored = database.query(`SELECT ${columns} FROM policy_problems`).all() as PolicyProblem[];
-  const known = new Set(stored.map(keyOf));
-  const remove = database.query(
-    `DELETE FROM policy_problems
-     WHERE kind = ? AND namespace = ? AND name = ? AND path = ? AND problem = ?`,
-  );
-  for (const one of stored) {
-    if (wanted.has(keyOf(one))) continue;
-    remove.run(one.kind, one.namespace, one.name, one.path, one.text);
+export function putProblems({ database }: State, problems: readonly PolicyProblem[], atMs: number) {
+  const rowOf = (one: PolicyProblem) =>
+    [one.kind, one.namespace, one.name, one.path, one.text] as const;
+  const keyOf = (one: PolicyProblem) => JSON.stringify(rowOf(one));
+  const fresh = new Map(problems.slice(0, problemsMax).map((one) => [keyOf(one), one]));
+  const columns = "kind, namespace, name, path, problem";
+  const stored = database.query(`SELECT ${columns} AS text FROM policy_problems`).all();
+  const remove = database.query(`DELETE FROM policy_problems WHERE (${columns}) = (?, ?, ?, ?, ?)`);
+  for (const one of stored as PolicyProblem[]) {
+    const isStill = fresh.delete(keyOf(one));
+    if (!isStill) remove.run(...rowOf(one));
   }
-  const fresh = [...wanted].filter(([key]) => !known.has(key)).map(([, one]) => one);
   const put = database.query("INSERT OR REPLACE INTO policy_problems VALUES (?, ?, ?, ?, ?, ?)");
-  for (const { kind, namespace, name, path, text } of fresh) {
-    put.run(kind, namespace, name, path, text, nowMs);
-  }
-  return fresh;
+  for (const one of fresh.values()) put.run(...rowOf(one), atMs);
+  return [...fresh.values()];
 }

@@ -2,55 +2,139 @@
  * The reports of many nodes as one: each is added and let go, so that a thousand take no more
  * memory than their sum. Pure.
  */
-import type { ParsedReport } from "./cluster_parse.ts";
-import type {
-  AddressReport,
-  CauseReport,
-  ClusterReport,
-  NetworkReport,
-  NodeReport,
-  PolicyReport,
-  ReportHead,
-} from "./shape.ts";
-import { type Latency, latencyEdgesUs, otherNetworks, timeBuckets } from "./tally.ts";
+import {
+  type ClusterReport,
+  type Latency,
+  latencyEdgesUs,
+  type NodeReport,
+  type ParsedReport,
+  type PolicyReport,
+} from "./document.ts";
+import { keyIn, newestOf, otherNetworks, rankedNetworks, timeBuckets } from "./tally.ts";
 
-/** Names told apart, of networks and of causes: nodes may have others each. */
-const namesMax = 2000;
-/** Things listed beside the newest requests: stuck attachments, rulesets, problems. */
+/** Longest list of events, problems and the like. */
 const listMax = 1000;
+/** Most networks and causes counted by themselves: each node may have its own. */
+const namesMax = 2000;
 const causeNetworksMax = 16;
-/** Notices of nodes shown, those of the most nodes first. */
+/** Most notices of nodes, those of the most nodes first. */
 const noticesMax = 20;
 
-/** What a merge begins with. */
-export type ClusterHead = Omit<ReportHead, "setAside" | "version"> &
-  Pick<ClusterReport, "filter"> & {
-    /** How many of the newest requests to list. */
-    limit: number;
-  };
+type NetworkReport = ClusterReport["networks"][number];
+type CauseReport = ClusterReport["causes"][number];
+type Decision = ClusterReport["decisions"][number];
+type AttachmentReport = ClusterReport["stuck"][number];
+type RequestReport = ClusterReport["requests"][number];
+type HeadKey = "genie" | "generatedAt" | "record" | "notices" | "filter";
 
-/** A merge under way. */
-export interface Merge {
-  add(node: string, report: ParsedReport): void;
-  /** A node that has no report, and why. */
-  addMissing(node: string, error: string): void;
-  result(): ClusterReport;
+/**
+ * Starts a merge, without any node yet.
+ *
+ * @param head what it starts with; `limit` is how many of the newest requests to list
+ * @returns functions to `add` the report of a node, or by `addMissing` a node that has none and
+ *   why, and to get the `result`
+ */
+export function startMerge({ limit, ...head }: Pick<ClusterReport, HeadKey> & { limit: number }) {
+  const nodes: NodeReport[] = [];
+  const networks = mergeNetworks();
+  const causes = mergeCauses();
+  const times = mergeTimes();
+  const policy = mergePolicy();
+  const latency = mergeLatency();
+  const totals = { ...noTotals };
+  const decisions = new Map<string, Decision>();
+  const stuck = newestOf<AttachmentReport>(listMax, ({ failingSince }) => failingSince ?? "");
+  const requests = newestOf<RequestReport>(limit, ({ at }) => at);
+  const failed = newestOf<RequestReport>(limit, ({ at }) => at);
+  return {
+    add(node: string, report: ParsedReport) {
+      nodes.push(nodeOf(node, report));
+      addTo(totals, report.totals, [...countKeys, "attachments", "failing", "leaked"]);
+      latency.add(report.totals.add);
+      for (const one of report.networks) networks.add(one);
+      for (const one of report.causes) causes.add(node, one);
+      times.add(report);
+      if (report.policy) policy.add(report.policy);
+      for (const one of report.decisions) addDecision(decisions, one);
+      for (const one of report.stuck) stuck.add({ ...one, node });
+      for (const one of report.requests) requests.add({ ...one, node });
+      for (const one of report.failed) failed.add({ ...one, node });
+    },
+    addMissing: (node: string, error: string) => nodes.push({ node, error, ...missingNode }),
+    result(): ClusterReport {
+      nodes.sort((a, b) => byText(a.node, b.node));
+      const merged = policy.result();
+      return {
+        version: 1,
+        ...head,
+        notices: [...head.notices, ...versionNotices(nodes, head.genie), ...nodeNotices(nodes)],
+        setAside: [],
+        ...times.result(),
+        totals: { ...totals, add: latency.result() },
+        nodes,
+        networks: networks.result(),
+        stuck: stuck.result(),
+        latencyEdgesUs,
+        causes: causes.result(),
+        decisions: inOrder(decisions).map(([, one]) => one),
+        choices: [],
+        requests: requests.result(),
+        failed: failed.result(),
+        ...(merged && { policy: merged }),
+      };
+    },
+  };
 }
 
-type Share = "p50Us" | "p95Us" | "p99Us";
-const shares: [Share, number][] = [
-  ["p50Us", 0.5],
-  ["p95Us", 0.95],
-  ["p99Us", 0.99],
-];
+const byText = (a: string, b: string): number => (a < b ? -1 : a > b ? 1 : 0);
+const inOrder = <T>(map: ReadonlyMap<string, T>): [string, T][] =>
+  [...map].sort(([a], [b]) => byText(a, b));
 
-const spans = latencyEdgesUs.length + 1;
+const countKeys = ["requests", "failures", "denied"] as const;
+
+function addTo<K extends string>(
+  to: Record<K, number>,
+  one: Record<K, number>,
+  keys: readonly K[],
+): void {
+  for (const key of keys) to[key] += one[key];
+}
+
 const noLatency = { count: 0, p50Us: null, p95Us: null, p99Us: null };
 
+const noTotals = { requests: 0, failures: 0, denied: 0, attachments: 0, failing: 0, leaked: 0 };
+
+const missingNode = {
+  genie: "",
+  generatedAt: null,
+  notices: [],
+  totals: { ...noTotals, add: noLatency },
+  addresses: { ipv4: 0, ipv6: 0 },
+};
+
+function nodeOf(node: string, report: ParsedReport): NodeReport {
+  const { genie, generatedAt, notices, networks, totals } = report;
+  const { histogram: _, ...add } = totals.add;
+  const used = (family: "ipv4" | "ipv6") =>
+    networks.reduce((sum, { addresses }) => sum + addresses[family].used, 0);
+  return {
+    node,
+    error: "",
+    genie,
+    generatedAt,
+    notices,
+    totals: { ...totals, add },
+    addresses: { ipv4: used("ipv4"), ipv6: used("ipv6") },
+  };
+}
+
+const shares = { p50Us: 0.5, p95Us: 0.95, p99Us: 0.99 };
+const percentiles = ["p50Us", "p95Us", "p99Us"] as const;
+
 /** A percentile of all lies between the least and the largest of the nodes'. */
-function makeLatency() {
-  const histogram = new Array<number>(spans).fill(0);
-  const ends = new Map<Share, { min: number; max: number }>();
+function mergeLatency() {
+  const histogram = new Array<number>(latencyEdgesUs.length + 1).fill(0);
+  const ends = new Map<string, { min: number; max: number }>();
   let count = 0;
   return {
     add(one: Latency) {
@@ -58,27 +142,27 @@ function makeLatency() {
       one.histogram.forEach((many, i) => {
         histogram[i] = (histogram[i] ?? 0) + many;
       });
-      for (const [share] of shares) {
-        const us = one[share];
+      for (const key of percentiles) {
+        const us = one[key];
         if (us === null) continue;
-        const { min, max } = ends.get(share) ?? { min: us, max: us };
-        ends.set(share, { min: Math.min(min, us), max: Math.max(max, us) });
+        const { min, max } = ends.get(key) ?? { min: us, max: us };
+        ends.set(key, { min: Math.min(min, us), max: Math.max(max, us) });
       }
     },
     result(): Latency {
       const latency: Latency = { ...noLatency, count, histogram };
-      for (const [share, part] of shares) {
-        const between = ends.get(share);
+      for (const key of percentiles) {
+        const between = ends.get(key);
         if (!between) continue;
-        const edge = upperEdge(histogram, Math.ceil(part * count));
-        latency[share] = Math.max(between.min, Math.min(between.max, edge));
+        const edge = upperEdge(histogram, Math.ceil(shares[key] * count));
+        latency[key] = Math.max(between.min, Math.min(between.max, edge));
       }
       return latency;
     },
   };
 }
 
-/** Where the span ends in which the n-th lies. */
+/** The upper edge of the span that holds the n-th duration. */
 function upperEdge(histogram: readonly number[], rank: number): number {
   let seen = 0;
   const span = histogram.findIndex((many) => {
@@ -88,71 +172,39 @@ function upperEdge(histogram: readonly number[], rank: number): number {
   return latencyEdgesUs[span] ?? Number.POSITIVE_INFINITY;
 }
 
-/** Keeps those of a list with the greatest key, texts in order of the alphabet. */
-function newest<T>(max: number, keyOf: (one: T) => string | null) {
-  let kept: T[] = [];
-  const trim = () => {
-    const key = (one: T) => keyOf(one) ?? "";
-    kept.sort((a, b) => (key(a) < key(b) ? 1 : key(a) > key(b) ? -1 : 0));
-    kept = kept.slice(0, max);
-    return kept;
-  };
-  return {
-    add(one: T) {
-      kept.push(one);
-      if (kept.length > 2 * max + 1024) trim();
-    },
-    result: trim,
-  };
-}
+type MergedLatency = ReturnType<typeof mergeLatency>;
+type NetworkSum = Omit<NetworkReport, "network" | "add"> & { latency: MergedLatency };
 
-interface Counts {
-  requests: number;
-  failures: number;
-  denied: number;
-}
-
-interface NetworkSum extends Counts {
-  latency: ReturnType<typeof makeLatency>;
-  addresses: NetworkReport["addresses"];
-  bytesPerSecond: number | null;
-  attachments: number;
-}
-
-function addCounts(to: Counts, { requests, failures, denied }: Counts): void {
-  to.requests += requests;
-  to.failures += failures;
-  to.denied += denied;
-}
-
-function addAddresses(to: AddressReport, { used, total }: AddressReport): void {
-  to.used += used;
-  to.total = to.total === null || total === null ? null : to.total + total;
-}
+const newNetwork = (): NetworkSum => ({
+  requests: 0,
+  failures: 0,
+  denied: 0,
+  attachments: 0,
+  bytesPerSecond: null,
+  latency: mergeLatency(),
+  addresses: { ipv4: { used: 0, total: 0 }, ipv6: { used: 0, total: 0 } },
+});
 
 function mergeNetworks() {
   const sums = new Map<string, NetworkSum>();
   return {
     add(one: NetworkReport) {
-      const isTold = sums.has(one.network) || sums.size < namesMax;
-      const name = isTold ? one.network : otherNetworks;
-      const sum = sums.get(name) ?? {
-        ...{ requests: 0, failures: 0, denied: 0, attachments: 0, bytesPerSecond: null },
-        latency: makeLatency(),
-        addresses: { ipv4: { used: 0, total: 0 }, ipv6: { used: 0, total: 0 } },
-      };
-      sums.set(name, sum);
-      addCounts(sum, one);
+      const name = keyIn(sums, one.network, namesMax, otherNetworks);
+      const sum = sums.getOrInsertComputed(name, newNetwork);
+      addTo(sum, one, [...countKeys, "attachments"]);
       sum.latency.add(one.add);
-      addAddresses(sum.addresses.ipv4, one.addresses.ipv4);
-      addAddresses(sum.addresses.ipv6, one.addresses.ipv6);
+      for (const family of ["ipv4", "ipv6"] as const) {
+        const to = sum.addresses[family];
+        const { used, total } = one.addresses[family];
+        to.used += used;
+        to.total = to.total === null || total === null ? null : to.total + total;
+      }
       if (one.bytesPerSecond !== null) {
         sum.bytesPerSecond = (sum.bytesPerSecond ?? 0) + one.bytesPerSecond;
       }
-      sum.attachments += one.attachments;
     },
     result: (): NetworkReport[] =>
-      [...sums].sort(byName).map(([network, { latency, ...rest }]) => ({
+      inOrder(sums).map(([network, { latency, ...rest }]) => ({
         network,
         ...rest,
         add: latency.result(),
@@ -160,71 +212,62 @@ function mergeNetworks() {
   };
 }
 
-const byName = ([a]: [string, unknown], [b]: [string, unknown]): number =>
-  a < b ? -1 : a > b ? 1 : 0;
-
 function mergeCauses() {
-  const sums = new Map<string, CauseReport & { counts: Map<string, number> }>();
+  const sums = new Map<string, { cause: CauseReport; networks: Map<string, number> }>();
   return {
     add(node: string, one: CauseReport) {
-      const exact = `${one.denied} ${one.code}`;
-      const key = sums.has(exact) || sums.size < namesMax ? exact : `${one.denied} other`;
-      const sum = sums.get(key) ?? {
-        ...{ ...one, node, requests: 0, networks: [] },
-        counts: new Map<string, number>(),
-      };
-      sums.set(key, sum);
-      sum.requests += one.requests;
+      const key = keyIn(sums, `${one.denied} ${one.code}`, namesMax, `${one.denied} other`);
+      const { cause, networks } = sums.getOrInsertComputed(key, () => ({
+        cause: { ...one, node, requests: 0 },
+        networks: new Map(),
+      }));
+      cause.requests += one.requests;
       for (const { network, requests } of one.networks) {
-        if (sum.counts.size >= namesMax && !sum.counts.has(network)) continue;
-        sum.counts.set(network, (sum.counts.get(network) ?? 0) + requests);
+        if (networks.size >= namesMax && !networks.has(network)) continue;
+        networks.set(network, (networks.get(network) ?? 0) + requests);
       }
       const { at, error, rule } = one;
-      if ((at ?? "") > (sum.at ?? "")) Object.assign(sum, { at, error, rule, node });
+      if ((at ?? "") > (cause.at ?? "")) Object.assign(cause, { at, error, rule, node });
     },
     result: (): CauseReport[] =>
       [...sums.values()]
-        .map(({ counts, ...rest }) => ({
-          ...rest,
-          networks: [...counts]
-            .map(([network, requests]) => ({ network, requests }))
-            .sort((a, b) => b.requests - a.requests)
-            .slice(0, causeNetworksMax),
+        .map(({ cause, networks }) => ({
+          ...cause,
+          networks: rankedNetworks(networks).slice(0, causeNetworksMax),
         }))
         .sort((a, b) => b.requests - a.requests || a.code - b.code),
   };
 }
 
-/** Counts by time; the buckets of nodes differ, so each goes where it begins. */
+function addDecision(decisions: Map<string, Decision>, one: Decision): void {
+  const key = JSON.stringify([one.network, one.decidedBy]);
+  const before = decisions.get(key);
+  if (before === undefined && decisions.size >= namesMax) return;
+  decisions.set(key, { ...one, requests: one.requests + (before?.requests ?? 0) });
+}
+
+/** Counts by time. Nodes have different buckets: each is added to the one it begins in. */
 function mergeTimes() {
-  const counts = new Map<string, { ok: number; failed: number; denied: number }>();
+  const keys = ["ok", "failed", "denied"] as const;
+  const counts = new Map<string, Record<(typeof keys)[number], number>>();
   let from: string | null = null;
   let to: string | null = null;
   return {
     add(report: ParsedReport) {
       if (report.from !== null && (from === null || report.from < from)) from = report.from;
       if (report.to !== null && (to === null || report.to > to)) to = report.to;
-      for (const { at, ok, failed, denied } of report.timeline.buckets) {
-        const sum = counts.get(at) ?? { ok: 0, failed: 0, denied: 0 };
-        counts.set(at, {
-          ok: sum.ok + ok,
-          failed: sum.failed + failed,
-          denied: sum.denied + denied,
-        });
+      for (const bucket of report.timeline.buckets) {
+        addTo(counts.getOrInsert(bucket.at, { ok: 0, failed: 0, denied: 0 }), bucket, keys);
       }
     },
     result(): Pick<ClusterReport, "from" | "to" | "timeline"> {
-      const first = Date.parse(from ?? "1970-01-01T00:00:00Z");
-      const last = Date.parse(to ?? "1970-01-01T00:00:00Z");
-      const { bucketMs, timeline } = timeBuckets(first, last);
+      const ms = (time: string | null) => (time === null ? 0 : Date.parse(time));
+      const { bucketMs, timeline } = timeBuckets(ms(from), ms(to));
       const startMs = timeline[0]?.atMs ?? 0;
-      for (const [at, { ok, failed, denied }] of counts) {
+      for (const [at, sum] of counts) {
         const place = Math.floor((Date.parse(at) - startMs) / bucketMs);
         const bucket = timeline[Math.max(0, Math.min(timeline.length - 1, place))];
-        if (!bucket) continue;
-        bucket.ok += ok;
-        bucket.failed += failed;
-        bucket.denied += denied;
+        if (bucket) addTo(bucket, sum, keys);
       }
       const buckets = timeline.map(({ atMs, ...rest }) => ({
         at: new Date(atMs).toISOString(),
@@ -239,148 +282,60 @@ function mergeTimes() {
 function mergePolicy() {
   type Problem = PolicyReport["problems"][number];
   const problems = new Map<string, Problem>();
-  const rulesets = newest<PolicyReport["rulesets"][number]>(listMax, ({ at }) => at);
-  let merged: { knownAt: string | null; enforced: number } | undefined;
+  const rulesets = newestOf<PolicyReport["rulesets"][number]>(listMax, ({ at }) => at ?? "");
+  const knownAt: (string | null)[] = [];
+  let enforced = 0;
   return {
     add(policy: PolicyReport) {
-      const oldest = merged?.knownAt ?? policy.knownAt;
-      const isOlder = (policy.knownAt ?? "") < (oldest ?? "");
-      const isFirst = merged === undefined;
-      const isNever = policy.knownAt === null || (!isFirst && merged?.knownAt === null);
-      merged = {
-        knownAt: isNever ? null : isOlder ? policy.knownAt : oldest,
-        enforced: (merged?.enforced ?? 0) + policy.enforced,
-      };
+      knownAt.push(policy.knownAt);
+      enforced += policy.enforced;
       for (const one of policy.rulesets) rulesets.add(one);
       for (const one of policy.problems) {
         const { kind, namespace, name, path, problem } = one;
         const key = JSON.stringify([kind, namespace, name, path, problem]);
         const before = problems.get(key);
         if (before === undefined && problems.size >= listMax) continue;
-        if ((one.at ?? "") > (before?.at ?? "") || before === undefined) problems.set(key, one);
+        if (before === undefined || (one.at ?? "") > (before.at ?? "")) problems.set(key, one);
       }
     },
     result(): PolicyReport | undefined {
-      if (!merged) return undefined;
-      const all = newest<Problem>(listMax, ({ at }) => at);
+      if (knownAt.length === 0) return undefined;
+      const all = newestOf<Problem>(listMax, ({ at }) => at ?? "");
       for (const one of problems.values()) all.add(one);
-      return { ...merged, rulesets: rulesets.result(), problems: all.result() };
-    },
-  };
-}
-
-/** What nodes say, each text once. */
-function mergeNotices(nodes: readonly NodeReport[]): string[] {
-  const tellers = new Map<string, string[]>();
-  for (const { node, notices } of nodes) {
-    for (const text of notices) tellers.set(text, [...(tellers.get(text) ?? []), node]);
-  }
-  const all = [...tellers].sort((a, b) => b[1].length - a[1].length);
-  const shown = all
-    .slice(0, noticesMax)
-    .map(([text, who]) =>
-      who.length === 1 ? `${who[0]}: ${text}` : `${who.length} nodes: ${text}`,
-    );
-  const more = all.length - shown.length;
-  return more > 0 ? [...shown, `${more} more notices of nodes: --json has them`] : shown;
-}
-
-function versionNotices(nodes: readonly NodeReport[], own: string): string[] {
-  const versions = new Map<string, number>();
-  for (const { genie, error } of nodes) {
-    if (error === "") versions.set(genie, (versions.get(genie) ?? 0) + 1);
-  }
-  versions.set(own, versions.get(own) ?? 0);
-  if (versions.size === 1) return [];
-  const said = [...versions].sort(byName).map(([version, many]) => {
-    const name = version === "" ? "an older one" : version;
-    return version === own && many === 0 ? `${name} here` : `${name} on ${many}`;
-  });
-  return [`Versions of genie differ: ${said.join(", ")}`];
-}
-
-/** Begins a merge of no nodes. */
-export function startMerge({ limit, ...head }: ClusterHead): Merge {
-  const nodes: NodeReport[] = [];
-  const networks = mergeNetworks();
-  const causes = mergeCauses();
-  const times = mergeTimes();
-  const policy = mergePolicy();
-  const latency = makeLatency();
-  const totals = { requests: 0, failures: 0, denied: 0, attachments: 0, failing: 0, leaked: 0 };
-  const deciders = new Map<string, ClusterReport["decisions"][number]>();
-  const stuck = newest<ClusterReport["stuck"][number]>(listMax, (one) => one.failingSince);
-  const requests = newest<ClusterReport["requests"][number]>(limit, ({ at }) => at);
-  const failed = newest<ClusterReport["requests"][number]>(limit, ({ at }) => at);
-  return {
-    add(node, report) {
-      nodes.push(nodeOf(node, report));
-      addCounts(totals, report.totals);
-      for (const key of ["attachments", "failing", "leaked"] as const) {
-        totals[key] += report.totals[key];
-      }
-      latency.add(report.totals.add);
-      for (const one of report.networks) networks.add(one);
-      for (const one of report.causes) causes.add(node, one);
-      times.add(report);
-      if (report.policy) policy.add(report.policy);
-      for (const one of report.decisions) addDecision(deciders, one);
-      for (const one of report.stuck) stuck.add({ ...one, node });
-      for (const one of report.requests) requests.add({ ...one, node });
-      for (const one of report.failed) failed.add({ ...one, node });
-    },
-    addMissing: (node, error) => nodes.push({ ...missing, node, error }),
-    result() {
-      nodes.sort((a, b) => byName([a.node, 0], [b.node, 0]));
-      const merged = policy.result();
       return {
-        version: 1,
-        ...head,
-        notices: [...head.notices, ...versionNotices(nodes, head.genie), ...mergeNotices(nodes)],
-        setAside: [],
-        ...times.result(),
-        totals: { ...totals, add: latency.result() },
-        nodes,
-        networks: networks.result(),
-        stuck: stuck.result(),
-        latencyEdgesUs,
-        causes: causes.result(),
-        decisions: [...deciders].sort(byName).map(([, one]) => one),
-        choices: [],
-        requests: requests.result(),
-        failed: failed.result(),
-        ...(merged && { policy: merged }),
+        // Known for as long as by every node: the oldest time, or never.
+        knownAt: knownAt.includes(null) ? null : (knownAt.sort()[0] ?? null),
+        enforced,
+        rulesets: rulesets.result(),
+        problems: all.result(),
       };
     },
   };
 }
 
-type Decision = ClusterReport["decisions"][number];
-
-function addDecision(deciders: Map<string, Decision>, one: Decision): void {
-  const key = JSON.stringify([one.network, one.decidedBy]);
-  const before = deciders.get(key);
-  if (before === undefined && deciders.size >= namesMax) return;
-  deciders.set(key, { ...one, requests: one.requests + (before?.requests ?? 0) });
+/** The notices of nodes, each text once. */
+function nodeNotices(nodes: readonly NodeReport[]): string[] {
+  const sayers = new Map<string, string[]>();
+  for (const { node, notices } of nodes) {
+    for (const notice of notices) sayers.getOrInsert(notice, []).push(node);
+  }
+  const shown = [...sayers]
+    .sort((a, b) => b[1].length - a[1].length)
+    .slice(0, noticesMax)
+    .map(([notice, who]) => `${who.length === 1 ? who[0] : `${who.length} nodes`}: ${notice}`);
+  const more = sayers.size - shown.length;
+  return more > 0 ? [...shown, `${more} more notices of nodes: --json has them`] : shown;
 }
 
-const missing: NodeReport = {
-  ...{ node: "", error: "", genie: "", generatedAt: null, notices: [] },
-  totals: {
-    ...{ requests: 0, failures: 0, denied: 0, attachments: 0, failing: 0, leaked: 0 },
-    add: noLatency,
-  },
-  addresses: { ipv4: 0, ipv6: 0 },
-};
-
-function nodeOf(node: string, report: ParsedReport): NodeReport {
-  const { genie, generatedAt, notices, networks, totals } = report;
-  const { histogram: _, ...add } = totals.add;
-  const used = (family: "ipv4" | "ipv6") =>
-    networks.reduce((sum, { addresses }) => sum + addresses[family].used, 0);
-  return {
-    ...{ node, error: "", genie, generatedAt, notices },
-    totals: { ...totals, add },
-    addresses: { ipv4: used("ipv4"), ipv6: used("ipv6") },
-  };
+function versionNotices(nodes: readonly NodeReport[], own: string): string[] {
+  const versions = new Map([[own, 0]]);
+  for (const { genie, error } of nodes) {
+    if (error === "") versions.set(genie, (versions.get(genie) ?? 0) + 1);
+  }
+  if (versions.size === 1) return [];
+  const said = inOrder(versions).map(([version, many]) => {
+    const name = version === "" ? "an older one" : version;
+    return version === own && many === 0 ? `${name} here` : `${name} on ${many}`;
+  });
+  return [`Versions of genie differ: ${said.join(", ")}`];
 }

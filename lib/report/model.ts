@@ -1,111 +1,102 @@
-/** `genie report`: what the record says of requests, networks and attachments. Only reads. */
+/** Makes the documents of a report from the record. Only reads. */
 import manifest from "../../package.json";
-import { CniError, code, type Host } from "../cni.ts";
-import { isoTime } from "../config/quantity.ts";
+import type { Host } from "../call.ts";
+import { code } from "../cni.ts";
 import { isObject, parseJson } from "../json.ts";
+import { family } from "../result.ts";
 import {
-  type RecordReader,
-  readRecord,
-  recordFile,
-  type SetAside,
-  setAsideRecords,
-} from "./file.ts";
-import {
-  addLoad,
-  type LiveAttachment,
-  liveAttachments,
-  type NetworkLoad,
-  traffic,
-} from "./live.ts";
-import { readPodRulesets, readPolicy } from "./policy.ts";
+  type ChoiceReport,
+  latencyEdgesUs,
+  type PodReport,
+  type Report,
+  type ReportHead,
+  type RequestReport,
+} from "./document.ts";
+import { isoTime } from "./quantity.ts";
 import {
   type LedgerFilter,
   ledgerRows,
   ledgerSpan,
+  liveAttachments,
   type NumberedRow,
+  orUndefined,
+  type RecordReader,
+  readOrEmpty,
+  readPolicy,
+  readRulesets,
+  recordFile,
   requests,
   rowsById,
-} from "./rows.ts";
-import type {
-  AttachmentReport,
-  CauseReport,
-  ChoiceReport,
-  NetworkReport,
-  PodReport,
-  Report,
-  ReportHead,
-  RequestReport,
-} from "./shape.ts";
-import { latencyEdgesUs, type Tally, tally } from "./tally.ts";
+  type SetAside,
+  setAsideRecords,
+  traffic,
+} from "./record_reader.ts";
+import { type RequestTally, rankedNetworks, tally } from "./tally.ts";
 
 /** Where the record is, and what the configuration adds to it. */
 export interface ReportSource {
   stateDir: string;
-  /** How many addresses of each family a network has, by name; absent where nobody tells. */
-  totals: ReadonlyMap<string, { ipv4?: number; ipv6?: number }>;
-  /** Notices of the caller. */
+  /** How many addresses of each family a network has, by name; absent where it is not known. */
+  totals: ReadonlyMap<string, { ipv4?: number | undefined; ipv6?: number | undefined }>;
+  /** Notices to begin with. */
   notices: string[];
 }
 
-/** Attachments listed as stuck; all of them are counted. */
+/** Which requests are meant, and how many of the newest requests and choices are listed. */
+export interface ReportLimits {
+  filter: LedgerFilter;
+  limit: number;
+}
+
+/** Most attachments listed as stuck; all of them are counted. */
 const stuckMax = 1000;
 
 /**
  * Makes the default view. No record gives an empty one.
  *
- * @param limit how many of the newest requests and choices to list
  * @throws CniError as `readRecord()`
  */
-export function makeReport(
+export function makeReport(host: Host, source: ReportSource, limits: ReportLimits): Report {
+  const { tables, view } = readOrEmpty(source.stateDir, (record) => ({
+    tables: record.tables,
+    view: readReport(host, record, limits, source.totals),
+  }));
+  return { ...makeHead(host, source, tables), ...view };
+}
+
+function readReport(
   host: Host,
-  source: ReportSource,
-  { filter, limit }: { filter: LedgerFilter; limit: number },
-): Report {
-  const view = readRecord(source.stateDir, (record) => {
-    const span = ledgerSpan(record);
-    const live = readLive(record, filter);
-    const to = span ? Math.max(span.lastMs, filter.sinceMs === undefined ? 0 : host.now()) : 0;
-    const fromMs = Math.min(to, filter.sinceMs ?? span?.firstMs ?? 0);
-    const counted = tally(requests(record, filter), { fromMs, toMs: to, limit });
-    return {
-      tables: record.tables,
-      span: span ? { fromMs, toMs: to } : undefined,
-      live,
-      counted,
-      bytesPerSecond: traffic(record),
-      policy: readPolicy(record),
-      newest: rowsById(record, counted.newestIds),
-      failed: rowsById(record, counted.failedIds),
-      choices: rowsById(record, counted.choiceIds),
-      examples: rowsById(
-        record,
-        counted.causes.map(({ newestId }) => newestId),
-      ),
-    };
-  });
-  const counted = view?.counted ?? tally([], { fromMs: 0, toMs: 0, limit: 0 });
+  record: RecordReader,
+  { filter, limit }: ReportLimits,
+  addressTotals: ReportSource["totals"],
+): Omit<Report, keyof ReportHead> {
+  const span = ledgerSpan(record);
+  const toMs = span ? Math.max(span.lastMs, filter.sinceMs === undefined ? 0 : host.now()) : 0;
+  const fromMs = Math.min(toMs, filter.sinceMs ?? span?.firstMs ?? 0);
+  const counted = tally(requests(record, filter), { fromMs, toMs, limit });
+  const { stuck, loads, ...live } = readLive(record, filter);
   const { requests: all, failures, denied, add } = counted;
+  const policy = readPolicy(record);
   return {
-    ...head(host, source, view?.tables),
-    filter: shownFilter(filter),
-    from: isoTime(view?.span?.fromMs ?? 0),
-    to: isoTime(view?.span?.toMs ?? 0),
-    totals: { requests: all, failures, denied, add, ...(view?.live.totals ?? noLive.totals) },
-    networks: networksOf(counted, view?.live.loads ?? new Map(), source, view?.bytesPerSecond),
-    stuck: view?.live.stuck ?? [],
+    filter: reportedFilter(filter),
+    from: isoTime(fromMs),
+    to: isoTime(toMs),
+    totals: { requests: all, failures, denied, add, ...live },
+    networks: networksOf(counted, loads, addressTotals, traffic(record)),
+    stuck,
     timeline: {
       bucketMs: counted.bucketMs,
-      buckets: view?.span
+      buckets: span
         ? counted.timeline.map(({ atMs, ...rest }) => ({ at: iso(atMs), ...rest }))
         : [],
     },
     latencyEdgesUs,
-    causes: causesOf(counted, view?.examples ?? []),
+    causes: causesOf(counted, record),
     decisions: decisionsOf(counted),
-    choices: choicesOf(view?.choices ?? []).slice(0, limit),
-    requests: (view?.newest ?? []).map(requestReport),
-    failed: (view?.failed ?? []).map(requestReport),
-    ...(view?.policy && { policy: view.policy }),
+    choices: choicesOf(rowsById(record, counted.choiceIds)).slice(0, limit),
+    requests: rowsById(record, counted.newestIds).map(requestReport),
+    failed: rowsById(record, counted.failedIds).map(requestReport),
+    ...(policy && { policy }),
   };
 }
 
@@ -118,47 +109,48 @@ export function makePodReport(
   host: Host,
   source: ReportSource,
   pod: { namespace: string; name: string },
-  { filter, limit }: { filter: LedgerFilter; limit: number },
+  { filter, limit }: ReportLimits,
 ): PodReport {
   const own = { ...filter, namespace: pod.namespace, pod: pod.name };
-  const view = readRecord(source.stateDir, (record) => ({
+  const view = readOrEmpty(source.stateDir, (record) => ({
     tables: record.tables,
     attachments: [...liveAttachments(record, own)],
     rows: [...ledgerRows(record, own, limit)],
-    rulesets: readPodRulesets(record, pod),
+    rulesets: readRulesets(record, pod),
   }));
-  const rows = view?.rows ?? [];
+  const { tables, attachments, rows, rulesets } = view;
   return {
-    ...head(host, source, view?.tables),
+    ...makeHead(host, source, tables),
     pod,
-    attachments: (view?.attachments ?? []).map(attachmentReport),
+    attachments,
     requests: rows.map(requestReport),
     choices: choicesOf(rows),
-    ...(view && view.rulesets.length > 0 && { rulesets: view.rulesets }),
+    ...(rulesets.length > 0 && { rulesets }),
   };
 }
 
 const iso = (ms: number): string => isoTime(ms) ?? "";
 
-function head(
+/** @param tables of the record; none where it is absent */
+function makeHead(
   host: Host,
   { stateDir, notices }: ReportSource,
-  tables: ReadonlySet<string> | undefined,
+  tables: ReadonlySet<string>,
 ): ReportHead {
   const record = recordFile(stateDir);
   const aside = setAsideRecords(stateDir);
   const all = [...notices];
-  if (!tables) all.push(`No record yet: ${record} is absent or empty, no pod was attached here`);
-  else if (!tables.has("ledger")) {
+  if (tables.size === 0) {
+    all.push(`No record yet: ${record} is absent or empty, no pod was attached here`);
+  } else if (!tables.has("ledger")) {
     all.push(`${record} has no ledger: it was last written by a genie that keeps none`);
   }
-  for (const one of aside) all.push(asideNotice(one));
   return {
     version: 1,
     genie: manifest.version,
     generatedAt: iso(host.now()),
     record,
-    notices: all,
+    notices: [...all, ...aside.map(asideNotice)],
     setAside: aside.map(({ file, atMs }) => ({ file, at: isoTime(atMs) })),
   };
 }
@@ -171,95 +163,92 @@ function asideNotice({ file, atMs }: SetAside): string {
   );
 }
 
-/** What was asked for, as a report says it. */
-export function shownFilter(filter: LedgerFilter): Report["filter"] {
-  return {
-    since: filter.sinceMs === undefined ? null : iso(filter.sinceMs),
-    network: filter.network ?? null,
-    namespace: filter.namespace ?? null,
-    pod: filter.pod ?? null,
-    command: filter.command ?? null,
-    only: filter.only ?? null,
-  };
+/** A filter as the JSON of a report has it. */
+export function reportedFilter(filter: LedgerFilter): Report["filter"] {
+  const { network = null, namespace = null, pod = null, command = null, only = null } = filter;
+  const since = filter.sinceMs === undefined ? null : iso(filter.sinceMs);
+  return { since, network, namespace, pod, command, only };
 }
 
-interface Live {
-  loads: Map<string, NetworkLoad>;
-  stuck: AttachmentReport[];
-  totals: { attachments: number; failing: number; leaked: number };
-}
+/** What one network carries now: attachments, and addresses in use by family. */
+type NetworkLoad = Record<"attachments" | "ipv4" | "ipv6", number>;
+const noLoad: NetworkLoad = { attachments: 0, ipv4: 0, ipv6: 0 };
 
-const noLive: Live = {
-  loads: new Map(),
-  stuck: [],
-  totals: { attachments: 0, failing: 0, leaked: 0 },
-};
-
-function readLive(record: RecordReader, filter: LedgerFilter): Live {
-  const { totals, loads, stuck }: Live = structuredClone(noLive);
+/** Counts the attachments of now, also by network, and lists those that are stuck. */
+function readLive(record: RecordReader, filter: LedgerFilter) {
+  const live = { attachments: 0, failing: 0, leaked: 0 };
+  const loads = new Map<string, NetworkLoad>();
+  const stuck: Report["stuck"] = [];
   for (const one of liveAttachments(record, filter)) {
-    addLoad(loads, one);
-    totals.attachments++;
-    // Planned, with an error: a running pod lost it, and genie repair did not bring it back.
-    const isBroken = one.state === "planned" && one.error !== "";
-    if (one.state === "failing" || one.state === "leaked") totals[one.state]++;
-    else if (!isBroken) continue;
-    if (stuck.length < stuckMax) stuck.push(attachmentReport(one));
+    const load = loads.getOrInsert(one.network, { ...noLoad });
+    load.attachments++;
+    for (const address of new Set(one.addresses)) load[family(address) === 6 ? "ipv6" : "ipv4"]++;
+    live.attachments++;
+    // Planned with an error: a running pod lost it, and genie repair could not bring it back.
+    const isLost = one.state === "planned" && one.error !== "";
+    if (one.state === "failing" || one.state === "leaked") live[one.state]++;
+    else if (!isLost) continue;
+    if (stuck.length < stuckMax) stuck.push(one);
   }
-  return { totals, loads, stuck };
+  return { ...live, loads, stuck };
 }
 
+/** The networks with requests or attachments; the maps have what else is known, by name. */
 function networksOf(
-  counted: Tally,
-  loads: Map<string, NetworkLoad>,
-  { totals }: ReportSource,
-  bytesPerSecond: Map<string, number> = new Map(),
-): NetworkReport[] {
-  const none = tally([], { fromMs: 0, toMs: 0, limit: 0 });
+  counted: RequestTally,
+  loads: ReadonlyMap<string, NetworkLoad>,
+  addressTotals: ReportSource["totals"],
+  bytesPerSecond: ReadonlyMap<string, number>,
+): Report["networks"] {
+  const nothing = tally([], { fromMs: 0, toMs: 0, limit: 0 });
   const names = new Set([...counted.networks.keys(), ...loads.keys()]);
   return [...names].sort().map((network) => {
-    const { requests, failures, denied, add } = counted.networks.get(network) ?? none;
-    const { attachments, ipv4, ipv6 } = loads.get(network) ?? { attachments: 0, ipv4: 0, ipv6: 0 };
+    const { requests, failures, denied, add } = counted.networks.get(network) ?? nothing;
+    const load = loads.get(network) ?? noLoad;
+    const totals = addressTotals.get(network);
     return {
-      ...{ network, requests, failures, denied, add },
+      network,
+      requests,
+      failures,
+      denied,
+      add,
       addresses: {
-        ipv4: { used: ipv4, total: totals.get(network)?.ipv4 ?? null },
-        ipv6: { used: ipv6, total: totals.get(network)?.ipv6 ?? null },
+        ipv4: { used: load.ipv4, total: totals?.ipv4 ?? null },
+        ipv6: { used: load.ipv6, total: totals?.ipv6 ?? null },
       },
       bytesPerSecond: bytesPerSecond.get(network) ?? null,
-      attachments,
+      attachments: load.attachments,
     };
   });
 }
 
-/** `delegateTimeout` of the table of codes as words. */
-const causeNames = new Map<number, string>(
-  Object.entries(code).map(([name, number]) => [
-    number,
-    name.replace(/[A-Z]/g, (letter) => ` ${letter.toLowerCase()}`),
-  ]),
-);
+/** The name of an error code in words, as in `delegate timeout`. */
+function causeName(number: number): string {
+  const [name] = Object.entries(code).find(([, one]) => one === number) ?? [];
+  const words = name?.replace(/[A-Z]/g, (letter) => ` ${letter.toLowerCase()}`);
+  return words ?? `plugin error ${number}`;
+}
 
-function causesOf({ causes }: Tally, examples: NumberedRow[]): CauseReport[] {
+function causesOf({ causes }: RequestTally, record: RecordReader): Report["causes"] {
+  const ids = causes.map(({ newestId }) => newestId);
+  const newest = new Map(rowsById(record, ids).map((row) => [row.id, row]));
   return causes.map(({ code: number, denied, requests, newestId, networks }) => {
-    const example = examples.find(({ id }) => id === newestId);
+    const row = newest.get(newestId);
     return {
       code: number,
-      cause: denied ? "access denied" : (causeNames.get(number) ?? `plugin error ${number}`),
+      cause: denied ? "access denied" : causeName(number),
       denied,
       requests,
-      networks: [...networks]
-        .map(([network, count]) => ({ network, requests: count }))
-        .sort((a, b) => b.requests - a.requests),
-      at: isoTime(example?.atMs ?? 0),
-      error: example?.error ?? "",
-      rule: example?.rule ?? "",
+      networks: rankedNetworks(networks),
+      at: isoTime(row?.atMs ?? 0),
+      error: row?.error ?? "",
+      rule: row?.rule ?? "",
     };
   });
 }
 
-/** By network, of each the most frequent first. */
-function decisionsOf({ networks }: Tally): Report["decisions"] {
+/** By network, the most frequent decider of each first. */
+function decisionsOf({ networks }: RequestTally): Report["decisions"] {
   return [...networks.keys()].sort().flatMap((network) => {
     const deciders = [...(networks.get(network)?.decidedBy ?? [])].sort((a, b) => b[1] - a[1]);
     return deciders.map(([decidedBy, requests]) => ({ network, decidedBy, requests }));
@@ -270,34 +259,23 @@ function requestReport({ atMs, choice: _, ...row }: NumberedRow): RequestReport 
   return { at: iso(atMs), ...row };
 }
 
-function attachmentReport(one: LiveAttachment): AttachmentReport {
-  const { createdAtMs, failedAtMs, ifName, ...rest } = one;
-  return {
-    ...rest,
-    interface: ifName,
-    createdAt: isoTime(createdAtMs),
-    failingSince: isoTime(failedAtMs),
-  };
-}
-
-/** The choices among rows; one that stands in the rows of a call and of its network is one. */
+/** The choices among rows; one may be in the row of the call and in that of the network. */
 function choicesOf(rows: NumberedRow[]): ChoiceReport[] {
   const calls = new Map<string, NumberedRow>();
   for (const row of rows) {
     if (row.choice !== "") calls.set(`${row.containerId} ${row.atMs} ${row.choice}`, row);
   }
-  return [...calls.values()].map(choiceReport);
-}
-
-function choiceReport(row: NumberedRow): ChoiceReport {
-  const { podNamespace: namespace, podName: pod, outcome } = row;
-  let choice: unknown = row.choice;
-  try {
-    choice = parseJson(row.choice, "recorded choice");
-  } catch (error) {
-    if (!(error instanceof CniError)) throw error;
-  }
-  const named = isObject(choice) ? choice["network"] : undefined;
-  const network = typeof named === "string" ? named : row.network;
-  return { at: iso(row.atMs), namespace, pod, network, outcome, choice };
+  return [...calls.values()].map((row) => {
+    const parsed = orUndefined(() => parseJson(row.choice, "recorded choice"));
+    const choice = parsed === undefined ? row.choice : parsed;
+    const chosen = isObject(choice) ? choice["network"] : undefined;
+    return {
+      at: iso(row.atMs),
+      namespace: row.podNamespace,
+      pod: row.podName,
+      network: typeof chosen === "string" ? chosen : row.network,
+      outcome: row.outcome,
+      choice,
+    };
+  });
 }

@@ -38,14 +38,20 @@
       },
     });
 
-  /** Sums of series up to each of them: drawn from the highest down they look stacked. */
-  function stack(series) {
+  /** Sums of series up to each of them, as bars: drawn from the highest down they look stacked. */
+  function stack(series, size) {
     const sums = [];
-    for (const values of series) {
+    for (const { values } of series) {
       const below = sums.at(-1);
       sums.push(values.map((value, i) => value + (below ? below[i] : 0)));
     }
-    return sums;
+    const bars = series.map(({ name, tint = name }) => ({
+      fill: colour(tint),
+      width: 0,
+      points: { show: false },
+      paths: uPlot.paths.bars({ size }),
+    }));
+    return { sums: sums.reverse(), bars: [{}, ...bars.reverse()] };
   }
 
   /** Tells what is under the pointer in the line below the chart. */
@@ -76,8 +82,7 @@
   const wholeSteps = Array.from({ length: 30 }, (_, i) => [1, 2, 5][i % 3] * 10 ** Math.floor(i / 3));
 
   function timeChart(element, { at, series, bucketS }) {
-    const sums = stack(series.map(({ values }) => values)).reverse();
-    const colours = series.map(({ name }) => colour(name)).reverse();
+    const { sums, bars } = stack(series, [0.86, 48]);
     const describe = (i) =>
       `${utc(at[i] - bucketS / 2)} UTC: ${series
         .map(({ name, values }) => `${count.format(values[i])} ${name}`)
@@ -97,15 +102,7 @@
         }),
         { ...numberAxis((value) => compact.format(value)), incrs: wholeSteps },
       ],
-      series: [
-        {},
-        ...sums.map((_, i) => ({
-          fill: colours[i],
-          width: 0,
-          points: { show: false },
-          paths: uPlot.paths.bars({ size: [0.86, 48] }),
-        })),
-      ],
+      series: bars,
       hooks: { setCursor: [readout(element, describe)] },
     };
     return { options, values: [at, ...sums] };
@@ -163,8 +160,7 @@
   /** Lying bars, stacked; names on the left, what they stand for behind their end. */
   function barChart(element, { names, series, labels, max }) {
     const rows = names.map((_, i) => i);
-    const sums = stack(series.map(({ values }) => values)).reverse();
-    const colours = series.map(({ tint }) => colour(tint)).reverse();
+    const { sums, bars } = stack(series, [0.56, 100]);
     const width = element.clientWidth;
     const context = document.createElement("canvas").getContext("2d");
     context.font = font(12);
@@ -217,15 +213,7 @@
         }),
         axis({ side: 2, show: false }),
       ],
-      series: [
-        {},
-        ...sums.map((_, i) => ({
-          fill: colours[i],
-          width: 0,
-          points: { show: false },
-          paths: uPlot.paths.bars({ size: [0.56, 100] }),
-        })),
-      ],
+      series: bars,
       hooks: { drawAxes: [drawTracks], draw: [drawLabels] },
     };
     return { options, values: [rows, ...sums] };
@@ -238,9 +226,9 @@
     const one = data[element.dataset.chart];
     const { options, values } = charts[one.type](element, one);
     drawn.get(element)?.destroy();
-    const size = { width: element.clientWidth, height: element.clientHeight };
     const all = {
-      ...size,
+      width: element.clientWidth,
+      height: element.clientHeight,
       legend: { show: false },
       padding: [10, 22, 0, 0],
       ...options,
@@ -252,7 +240,7 @@
       },
     };
     drawn.set(element, new uPlot(all, values, element));
-    element.dataset.width = String(size.width);
+    element.dataset.width = String(all.width);
   }
 
   const elements = [...document.querySelectorAll("[data-chart]")];

@@ -1,15 +1,16 @@
 /**
- * Counting requests: what a report says of a million rows, from one pass over them. Exact
+ * Counts requests: what a report says of a million rows, from one pass over them. Exact
  * percentiles, buckets of time and of duration. Pure: rows in, numbers out.
  */
-import type { LedgerOutcome } from "../ledger.ts";
+import type { LedgerOutcome } from "../record.ts";
+import { type Counts, type Latency, latencyEdgesUs } from "./document.ts";
 
 /** What counting needs of one request. */
 export interface TallyRow {
   id: number;
   atMs: number;
   network: string;
-  /** 1 for ADD, 0 for other commands: numbers are cheaper than texts, a million times. */
+  /** 1 for ADD, 0 for other commands: a million numbers are cheaper than a million texts. */
   isAdd: number;
   durationUs: number;
   outcome: LedgerOutcome;
@@ -17,33 +18,12 @@ export interface TallyRow {
   decidedBy: string;
   /** 1 for a row with the numbers of an automatic choice. */
   isChoice: number;
-  /** 0 for a row that carries such numbers and is counted nowhere. */
+  /** 0 for a row that has such numbers but is not counted as a request. */
   isRequest: number;
 }
 
-/** Durations of the ADDs that succeeded, in µs; percentiles by nearest rank, null of none. */
-export interface Latency {
-  count: number;
-  p50Us: number | null;
-  p95Us: number | null;
-  p99Us: number | null;
-  /** How many took as long as each span between two of {@link latencyEdgesUs}. */
-  histogram: number[];
-}
-
-/** The requests of one network. */
-export interface NetworkTally {
-  requests: number;
-  /** All that did not succeed, denied ones too. */
-  failures: number;
-  denied: number;
-  add: Latency;
-  /** How many ADDs each cause decided, as in `annotation` or `choice`. */
-  decidedBy: Map<string, number>;
-}
-
 /** Failures of one code. */
-export interface CauseTally {
+interface CauseTally {
   code: number;
   denied: boolean;
   requests: number;
@@ -52,61 +32,26 @@ export interface CauseTally {
   networks: Map<string, number>;
 }
 
-/** One span of time. */
-export interface TimeBucket {
-  atMs: number;
-  ok: number;
-  /** Without the denied ones. */
-  failed: number;
-  denied: number;
-}
-
-/** Everything that one pass gives. */
-export interface Tally {
-  requests: number;
-  failures: number;
-  denied: number;
-  add: Latency;
-  /** By name, in the order of first sight. */
-  networks: Map<string, NetworkTally>;
-  causes: CauseTally[];
-  bucketMs: number;
-  timeline: TimeBucket[];
-  /** Rows of the newest requests, newest first. */
-  newestIds: number[];
-  /** The same of those that did not succeed. */
-  failedIds: number[];
-  /** The newest of those that carry the numbers of a choice, newest first. */
-  choiceIds: number[];
-}
-
-/**
- * Edges of the histograms, in µs: six per decade from 0.1 ms to 100 s. The first span begins at 0,
- * the last never ends.
- */
-export const latencyEdgesUs: readonly number[] = [2, 3, 4, 5, 6, 7]
-  .flatMap((decade) => [1, 1.5, 2, 3, 5, 7].map((step) => step * 10 ** decade))
-  .concat(100_000_000);
+/** The result of counting. */
+export type RequestTally = ReturnType<typeof tally>;
 
 const bucketsMax = 120;
-const minuteMs = 60_000;
-/** Lengths a bucket of time may have, in ms. */
-const bucketSteps = [
-  ...[1000, 5000, 10_000, 30_000],
-  ...[1, 2, 5, 10, 15, 30, 60, 120, 180, 360, 720, 1440, 2880, 10_080, 43_200, 525_600].map(
-    (minutes) => minutes * minuteMs,
-  ),
-];
+/** Shortest span of time that is shown, so that a single request has a place in it. */
+const spanMinMs = 600_000;
+/** Lengths a bucket of time may have, in ms: from a second to a year. */
+const bucketLengths = [1, 5, 10, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600]
+  .concat([43_200, 86_400, 172_800, 604_800, 2_592_000, 31_536_000])
+  .map((seconds) => seconds * 1000);
 
-/** Networks told apart; their names come from pods, so the rest share {@link otherNetworks}. */
+/** Networks counted by name. Names come from pods, so the rest share {@link otherNetworks}. */
 const networksMax = 500;
 /** The name under which networks beyond the limit are counted. */
 export const otherNetworks = "(other networks)";
-/** Causes and deciders told apart. */
+/** Causes, and reasons of one network, that are counted by themselves. */
 const causesMax = 200;
 const decidersMax = 16;
 
-/** Durations, growing; µs above 71 minutes are cut to that. */
+/** A growing list of durations in µs; those above 71 minutes are cut to that. */
 interface Durations {
   values: Uint32Array;
   length: number;
@@ -121,8 +66,6 @@ function push(durations: Durations, us: number): void {
   durations.values[durations.length++] = Math.min(0xffff_ffff, Math.max(0, us));
 }
 
-const noDurations = (): Durations => ({ values: new Uint32Array(64), length: 0 });
-
 /** Percentiles and histogram of durations in any order. */
 function latencyOf(durations: Durations[]): Latency {
   const count = durations.reduce((sum, { length }) => sum + length, 0);
@@ -134,12 +77,11 @@ function latencyOf(durations: Durations[]): Latency {
   }
   sorted.sort();
   const percentile = (share: number) => sorted[Math.ceil(share * count) - 1] ?? null;
-  const histogram: number[] = [];
-  let below = 0;
-  for (const edge of [...latencyEdgesUs, Number.POSITIVE_INFINITY]) {
-    const end = firstAtLeast(sorted, edge);
-    histogram.push(end - below);
-    below = end;
+  const histogram = new Array<number>(latencyEdgesUs.length + 1).fill(0);
+  let span = 0;
+  for (const us of sorted) {
+    while (us >= (latencyEdgesUs[span] ?? Number.POSITIVE_INFINITY)) span++;
+    histogram[span] = (histogram[span] ?? 0) + 1;
   }
   return {
     count,
@@ -150,28 +92,11 @@ function latencyOf(durations: Durations[]): Latency {
   };
 }
 
-function firstAtLeast(sorted: Uint32Array, value: number): number {
-  let low = 0;
-  let high = sorted.length;
-  while (low < high) {
-    const middle = (low + high) >>> 1;
-    if ((sorted[middle] ?? 0) < value) low = middle + 1;
-    else high = middle;
-  }
-  return low;
-}
-
-/** Shortest span that is shown, so that a single request stands somewhere. */
-const spanMinMs = 10 * minuteMs;
-
-/** The buckets of a span of time: at most 120, their edges at round times. */
-export function timeBuckets(
-  startMs: number,
-  toMs: number,
-): { bucketMs: number; timeline: TimeBucket[] } {
+/** Divides a span of time into at most 120 buckets, with edges at round times. */
+export function timeBuckets(startMs: number, toMs: number) {
   const fromMs = Math.min(startMs, toMs - spanMinMs);
-  const fits = (step: number) => (toMs - fromMs) / step < bucketsMax - 1;
-  const bucketMs = bucketSteps.find(fits) ?? Math.ceil((toMs - fromMs) / (bucketsMax - 2));
+  const fits = (length: number) => (toMs - fromMs) / length < bucketsMax - 1;
+  const bucketMs = bucketLengths.find(fits) ?? Math.ceil((toMs - fromMs) / (bucketsMax - 2));
   const first = Math.floor(fromMs / bucketMs) * bucketMs;
   const count = Math.floor((toMs - first) / bucketMs) + 1;
   const timeline = Array.from({ length: count }, (_, i) => ({
@@ -183,107 +108,121 @@ export function timeBuckets(
   return { bucketMs, timeline };
 }
 
-/** The span that a tally covers, and how many of its rows it names. */
-export interface TallyOptions {
-  fromMs: number;
-  toMs: number;
-  /** How many of the newest requests to name. */
-  limit: number;
-}
-
-/** Adds to a count kept by name; names beyond the limit are not told apart. */
-function count(counts: Map<string, number>, name: string, max: number, other: string): void {
-  const found = counts.get(name);
-  if (found !== undefined || counts.size < max) counts.set(name, (found ?? 0) + 1);
-  else counts.set(other, (counts.get(other) ?? 0) + 1);
-}
-
 /**
- * Counts requests. Memory grows by four bytes for each ADD.
+ * Counts requests of a span of time. Memory grows by four bytes for each ADD.
  *
  * @param rows by number, the lowest first
+ * @param options `limit` is how many of the newest requests to name
+ * @returns networks in the order they were first seen; numbers of rows, the newest first
  */
-export function tally(rows: Iterable<TallyRow>, { fromMs, toMs, limit }: TallyOptions): Tally {
+export function tally(
+  rows: Iterable<TallyRow>,
+  { fromMs, toMs, limit }: { fromMs: number; toMs: number; limit: number },
+) {
   const { bucketMs, timeline } = timeBuckets(fromMs, toMs);
   const firstMs = timeline[0]?.atMs ?? 0;
-  const networks = new Map<string, Omit<NetworkTally, "add"> & { durations: Durations }>();
+  const networks = new Map<string, ReturnType<typeof newNetwork>>();
   const causes = new Map<string, CauseTally>();
-  const newest = newestOf(limit);
-  const failed = newestOf(limit);
-  // One may stand in two rows, see report_rows.ts.
-  const choices = newestOf(2 * limit);
-  const sum = { requests: 0, failures: 0, denied: 0 };
+  const byId = (id: number) => id;
+  const newest = newestOf(limit, byId);
+  const failed = newestOf(limit, byId);
+  // One choice may stand in two rows, that of the call and that of the network.
+  const choices = newestOf(2 * limit, byId);
   for (const row of rows) {
     if (row.isChoice === 1) choices.add(row.id);
     if (row.isRequest === 0) continue;
-    let one = networks.get(row.network);
-    if (!one) {
-      const name = networks.size < networksMax ? row.network : otherNetworks;
-      one = networks.get(name) ?? {
-        ...{ requests: 0, failures: 0, denied: 0 },
-        durations: noDurations(),
-        decidedBy: new Map(),
-      };
-      networks.set(name, one);
-    }
+    const name = keyIn(networks, row.network, networksMax, otherNetworks);
+    const one = networks.getOrInsertComputed(name, newNetwork);
     one.requests++;
-    sum.requests++;
+    newest.add(row.id);
     const bucket = timeline[Math.floor((row.atMs - firstMs) / bucketMs)];
     if (bucket) bucket[row.outcome]++;
+    if (row.isAdd === 1) count(one.decidedBy, row.decidedBy, decidersMax, "other");
     if (row.outcome === "ok") {
       if (row.isAdd === 1) push(one.durations, row.durationUs);
-    } else {
-      one.failures++;
-      sum.failures++;
-      if (row.outcome === "denied") {
-        one.denied++;
-        sum.denied++;
-      }
-      countCause(causes, row);
-      failed.add(row.id);
+      continue;
     }
-    if (row.isAdd === 1) count(one.decidedBy, row.decidedBy, decidersMax, "other");
-    newest.add(row.id);
+    one.failures++;
+    if (row.outcome === "denied") one.denied++;
+    countCause(causes, row);
+    failed.add(row.id);
   }
+  const all = [...networks.values()];
+  const sum = (key: keyof Counts) => all.reduce((total, one) => total + one[key], 0);
   return {
-    ...sum,
-    add: latencyOf([...networks.values()].map(({ durations }) => durations)),
+    requests: sum("requests"),
+    failures: sum("failures"),
+    denied: sum("denied"),
+    add: latencyOf(all.map(({ durations }) => durations)),
     networks: new Map(
-      [...networks].map(([name, { durations, ...rest }]) => [
-        name,
-        { ...rest, add: latencyOf([durations]) },
-      ]),
+      [...networks].map(([name, one]) => [name, { ...one, add: latencyOf([one.durations]) }]),
     ),
     causes: [...causes.values()].sort((a, b) => b.requests - a.requests || a.code - b.code),
     bucketMs,
     timeline,
-    newestIds: newest.ids(),
-    failedIds: failed.ids(),
-    choiceIds: choices.ids(),
+    newestIds: newest.result(),
+    failedIds: failed.result(),
+    choiceIds: choices.result(),
   };
 }
 
-/** Keeps the last of many numbers, and gives them from the last on. */
-function newestOf(limit: number): { add: (id: number) => void; ids: () => number[] } {
-  let kept: number[] = [];
-  const last = () => (limit === 0 ? [] : kept.slice(-limit));
-  const add = (id: number) => {
-    kept.push(id);
-    if (kept.length > 2 * limit + 1024) kept = last();
+const newNetwork = () => ({
+  requests: 0,
+  failures: 0,
+  denied: 0,
+  durations: { values: new Uint32Array(64), length: 0 } as Durations,
+  /** How many ADDs use this network for each reason, as in `annotation` or `choice`. */
+  decidedBy: new Map<string, number>(),
+});
+
+/** How many requests each network has, the one with the most first. */
+export function rankedNetworks(counts: ReadonlyMap<string, number>) {
+  const ranked = [...counts].sort((a, b) => b[1] - a[1]);
+  return ranked.map(([network, requests]) => ({ network, requests }));
+}
+
+/** Keeps the items with the greatest keys; the result begins with the greatest. */
+export function newestOf<T>(max: number, keyOf: (one: T) => number | string) {
+  let kept: T[] = [];
+  const result = (): T[] => {
+    kept.sort((a, b) => (keyOf(a) < keyOf(b) ? 1 : keyOf(a) > keyOf(b) ? -1 : 0));
+    kept = kept.slice(0, max);
+    return kept;
   };
-  return { add, ids: () => last().reverse() };
+  const add = (one: T): void => {
+    kept.push(one);
+    if (kept.length > 2 * max + 1024) result();
+  };
+  return { add, result };
 }
 
 function countCause(causes: Map<string, CauseTally>, row: TallyRow): void {
   const denied = row.outcome === "denied";
-  const exact = `${denied} ${row.code}`;
-  const key = causes.has(exact) || causes.size < causesMax ? exact : `${denied} other`;
-  const cause = causes.get(key) ?? {
-    ...{ code: row.code, denied, requests: 0, newestId: 0 },
+  const key = keyIn(causes, `${denied} ${row.code}`, causesMax, `${denied} other`);
+  const cause = causes.getOrInsertComputed(key, () => ({
+    code: row.code,
+    denied,
+    requests: 0,
+    newestId: 0,
     networks: new Map<string, number>(),
-  };
+  }));
   cause.requests++;
   cause.newestId = Math.max(cause.newestId, row.id);
   count(cause.networks, row.network, decidersMax, otherNetworks);
-  causes.set(key, cause);
+}
+
+/** Under what a name is counted: under itself, or under `other` once there are `max` names. */
+export function keyIn(
+  counts: ReadonlyMap<string, unknown>,
+  name: string,
+  max: number,
+  other: string,
+): string {
+  return counts.has(name) || counts.size < max ? name : other;
+}
+
+/** Adds to a count kept by name; names beyond the limit are counted as `other`. */
+function count(counts: Map<string, number>, name: string, max: number, other: string): void {
+  const key = keyIn(counts, name, max, other);
+  counts.set(key, (counts.get(key) ?? 0) + 1);
 }

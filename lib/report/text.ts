@@ -1,345 +1,296 @@
-/** Reports as tables for a terminal, as wide as it. Pure: a report in, text out. */
-import { formatCount, formatDuration, formatRate, formatShare } from "../config/quantity.ts";
-import { candidatesOf, whyNot } from "./choice.ts";
-import type {
-  AttachmentReport,
-  ChoiceReport,
-  ClusterReport,
-  NetworkReport,
-  NodeReport,
-  PodReport,
-  PolicyReport,
-  Report,
-  RequestReport,
-} from "./shape.ts";
-import { type Column, formatTable, printable } from "./table.ts";
+/**
+ * Reports as text: tables that fit a terminal, and CSV (RFC 4180) for spreadsheets. Pure: a report
+ * in, text out.
+ *
+ * CSV has the header first, CRLF at the end of every line, and quotes where needed. Texts come from
+ * others: control characters are replaced, and a text that a spreadsheet would take for a formula
+ * (it begins with `=`, `+`, `-` or `@`, also of full width) gets an apostrophe in front, which
+ * spreadsheets hide.
+ */
+import type { ClusterReport, NodeReport, PodReport, Report, RequestReport } from "./document.ts";
+import { formatCount, formatDuration, formatShare, formatTime, isoTime } from "./quantity.ts";
+import type { NumberedRow } from "./record_reader.ts";
 import {
-  shownAddresses,
-  shownDuration,
-  shownFilter,
+  type Column,
+  candidatesOf,
+  formatTable,
+  networkColumns,
+  nodeColumns,
+  numberColumn,
+  problemColumns,
+  type ReportColumn,
+  rankedNodes,
+  requestColumns,
   shownNetwork,
   shownOutcome,
-  shownPod,
-  shownRequestNetwork,
-  shownTime,
-} from "./words.ts";
+  shownScope,
+  stuckColumns,
+  visibleText,
+} from "./table.ts";
+
+/** Most rows of a table of nodes; all of them are in the JSON. */
+const nodesMax = 50;
 
 /** Formats the default view. @param width columns of the terminal, Infinity for none */
 export function formatReport(report: Report | ClusterReport, width: number): string {
-  const { totals, stuck, requests } = report;
-  const filter = shownFilter(report);
-  const span =
-    report.from === null || report.to === null
-      ? "no requests on record"
-      : `${shownTime(report.from)} to ${shownTime(report.to)} UTC`;
-  const denied = totals.denied > 0 ? `, ${formatCount(totals.denied)} of them denied` : "";
-  const nodes = "nodes" in report ? report.nodes : [];
-  const sections = [
-    nodeCount(nodes) +
-      `Requests: ${formatCount(totals.requests)}, failed ${formatCount(totals.failures)} ` +
-      `(${formatShare(totals.failures, totals.requests)})${denied}\n` +
-      `Span: ${span}${filter === "" ? "" : `; ${printable(filter)}`}\n` +
-      `Attachments now: ${formatCount(totals.attachments)}, leaked ` +
-      `${formatCount(totals.leaked)}, failing ${formatCount(totals.failing)}\n`,
+  const { totals, networks } = report;
+  const nodes = "nodes" in report ? rankedNodes(report.nodes) : [];
+  const missing = nodes.filter(({ error }) => error !== "");
+  const answered = nodes.filter(({ error }) => error === "");
+  return sections([
+    summary(report, nodes.length, answered.length),
     notices(report.notices),
-    missingTable(nodes, width),
-    networkTable(report.networks, width),
-    nodeTable(nodes, width),
-    stuckTable(stuck, totals.leaked + totals.failing, width),
-    policyText(report.policy, width),
+    nodeTable("Nodes that are not in this report", missingColumns, missing, width),
+    networks.length === 0
+      ? "No network has requests or attachments.\n"
+      : `${table(networkColumns, networks, width)}P50 to P99: successful ADDs; USED: addresses; ` +
+        "LIVE: attachments now\n",
+    nodeTable("Nodes, those with the most trouble first", nodeColumns, answered, width),
+    stuckText(report, width),
+    policyText(report, width),
     nodes.length === 0
-      ? requestTable(requests, totals.requests, width)
-      : requestTable(report.failed, totals.failures, width, "failures"),
-  ];
-  return sections.filter((section) => section !== "").join("\n");
+      ? requestText("requests", report.requests, totals.requests, width)
+      : requestText("failures", report.failed, totals.failures, width),
+  ]);
+}
+
+const sections = (texts: string[]): string => texts.filter((text) => text !== "").join("\n");
+
+function summary(report: Report, nodes: number, answered: number): string {
+  const { totals } = report;
+  const denied = totals.denied > 0 ? `, ${formatCount(totals.denied)} of them denied` : "";
+  return (
+    (nodes > 0 ? `Nodes: ${formatCount(nodes)}, answered ${formatCount(answered)}\n` : "") +
+    `Requests: ${formatCount(totals.requests)}, failed ${formatCount(totals.failures)} ` +
+    `(${formatShare(totals.failures, totals.requests)})${denied}\n` +
+    `Span: ${shownScope(report, "no requests on record")}\n` +
+    `Attachments now: ${formatCount(totals.attachments)}, leaked ` +
+    `${formatCount(totals.leaked)}, failing ${formatCount(totals.failing)}\n`
+  );
 }
 
 function notices(texts: string[]): string {
-  return texts.map((text) => `Note: ${printable(text)}\n`).join("");
+  return texts.map((text) => `Note: ${visibleText(text)}\n`).join("");
 }
 
-/** Rows of the tables of nodes; the others are in the JSON. */
-const nodesMax = 50;
+/** How a terminal lays out cells of each kind. */
+const layouts: Record<NonNullable<ReportColumn<never>["kind"]>, Omit<Column, "title">> = {
+  number: { align: "right" },
+  time: {},
+  state: {},
+  name: { shrinks: true, cut: "middle" },
+  node: { shrinks: true },
+  list: { shrinks: true },
+  message: { wraps: true },
+  fault: { wraps: true },
+};
 
-function nodeCount(nodes: readonly NodeReport[]): string {
-  if (nodes.length === 0) return "";
-  const answered = nodes.filter(({ error }) => error === "").length;
-  return `Nodes: ${formatCount(nodes.length)}, answered ${formatCount(answered)}\n`;
-}
-
-function nodesMore(all: readonly NodeReport[]): string {
-  const more = all.length - nodesMax;
-  return more > 0 ? `${formatCount(more)} more nodes: --json and --csv have them\n` : "";
-}
-
-function missingTable(nodes: readonly NodeReport[], width: number): string {
-  const missing = nodes.filter(({ error }) => error !== "");
-  if (missing.length === 0) return "";
-  const table = formatTable(
-    [shrinking("NODE"), wrapping("WHY")],
-    missing.slice(0, nodesMax).map(({ node, error }) => [node, error]),
+/** @param max most rows shown */
+function table<T>(
+  columns: readonly ReportColumn<T>[],
+  rows: readonly T[],
+  width: number,
+  max = rows.length,
+): string {
+  const shown = columns.filter(({ only }) => only !== "page");
+  const cells = shown.map(({ kind, cell }) => {
+    const texts = rows.map(cell);
+    return kind === "node" ? withoutDomain(texts) : texts;
+  });
+  return formatTable(
+    shown.map(({ title, terminalTitle = title.toUpperCase(), kind }) => ({
+      title: visibleText(terminalTitle),
+      ...(kind && layouts[kind]),
+    })),
+    rows.slice(0, max).map((_, i) => cells.map((texts) => texts[i] ?? "")),
     width,
   );
-  return `Nodes that are not in this report\n${table}${nodesMore(missing)}`;
-}
-
-function nodeTable(nodes: readonly NodeReport[], width: number): string {
-  const trouble = ({ totals }: NodeReport) => totals.leaked + totals.failing;
-  const known = nodes
-    .filter(({ error }) => error === "")
-    .sort((a, b) => trouble(b) - trouble(a) || b.totals.failures - a.totals.failures);
-  if (known.length === 0) return "";
-  const shorten = shortener(known.map(({ node }) => node));
-  const table = formatTable(
-    [
-      shrinking("NODE"),
-      ...["REQUESTS", "FAILED", "P50", "P95", "P99", "USED", "LIVE", "STUCK"].map(right),
-    ],
-    known
-      .slice(0, nodesMax)
-      .map((one) => [
-        shorten(one.node),
-        formatCount(one.totals.requests),
-        formatCount(one.totals.failures),
-        shownDuration(one.totals.add.p50Us),
-        shownDuration(one.totals.add.p95Us),
-        shownDuration(one.totals.add.p99Us),
-        formatCount(one.addresses.ipv4 + one.addresses.ipv6),
-        formatCount(one.totals.attachments),
-        formatCount(trouble(one)),
-      ]),
-    width,
-  );
-  return `Nodes, those with the most trouble first\n${table}${nodesMore(known)}`;
-}
-
-const right = (title: string): Column => ({ title, align: "right" });
-const shrinking = (title: string): Column => ({ title, shrinks: true });
-const name = (title: string): Column => ({ title, shrinks: true, cut: "middle" });
-/** What went wrong: never cut. */
-const wrapping = (title: string): Column => ({ title, wraps: true });
-
-function networkTable(networks: NetworkReport[], width: number): string {
-  if (networks.length === 0) return "No network has requests or attachments.\n";
-  const table = formatTable(
-    [
-      name("NETWORK"),
-      ...["REQUESTS", "FAILED", "P50", "P95", "P99", "USED", "TRAFFIC", "LIVE"].map(right),
-    ],
-    networks.map((one) => [
-      shownNetwork(one.network),
-      formatCount(one.requests),
-      formatCount(one.failures),
-      shownDuration(one.add.p50Us),
-      shownDuration(one.add.p95Us),
-      shownDuration(one.add.p99Us),
-      shownAddresses(one),
-      one.bytesPerSecond === null ? "–" : formatRate(one.bytesPerSecond),
-      formatCount(one.attachments),
-    ]),
-    width,
-  );
-  return `${table}P50 to P99: successful ADDs; USED: addresses; LIVE: attachments now\n`;
 }
 
 /** Leaves out the domain that all of these names end in. */
-function shortener(names: readonly string[]): (name: string) => string {
+function withoutDomain(names: readonly string[]): readonly string[] {
   const domain = (name: string) => /^[^.]*[a-z][^.]*(\..+)$/i.exec(name)?.[1] ?? "";
-  const [first = ""] = names;
-  const shared = domain(first);
-  const isShared = shared !== "" && names.every((one) => domain(one) === shared);
-  return (one) => (isShared ? one.slice(0, -shared.length) : one);
+  const shared = domain(names[0] ?? "");
+  if (shared === "" || names.some((one) => domain(one) !== shared)) return names;
+  return names.map((one) => one.slice(0, -shared.length));
 }
 
-/** One column more where the rows are of many nodes. */
-function nodeColumn(rows: readonly { node?: string }[]) {
-  const isThere = rows.some(({ node }) => node !== undefined);
-  const shorten = shortener(rows.map(({ node = "" }) => node));
-  return {
-    columns: isThere ? [shrinking("NODE")] : [],
-    cells: ({ node = "" }: { node?: string }) => (isThere ? [shorten(node)] : []),
-  };
+const missingColumns: ReportColumn<NodeReport>[] = [
+  { title: "Node", kind: "list", cell: ({ node }) => node },
+  { title: "Why", kind: "message", cell: ({ error }) => error },
+];
+
+function nodeTable(
+  title: string,
+  columns: ReportColumn<NodeReport>[],
+  nodes: NodeReport[],
+  width: number,
+): string {
+  if (nodes.length === 0) return "";
+  const more = nodes.length - nodesMax;
+  const rest = more > 0 ? `${formatCount(more)} more nodes: --json and --csv have them\n` : "";
+  return `${title}\n${table(columns, nodes, width, nodesMax)}${rest}`;
 }
 
-function stuckTable(stuck: AttachmentReport[], all: number, width: number): string {
+function stuckText({ stuck, totals }: Report, width: number): string {
   if (stuck.length === 0) return "";
+  const all = totals.leaked + totals.failing;
   const more = all > stuck.length ? `, ${formatCount(stuck.length)} of ${formatCount(all)}` : "";
-  const ofNode = nodeColumn(stuck);
-  const isBroken = stuck.some(({ state }) => state === "planned");
-  const broken = isBroken ? ", planned (genie repair makes it)" : "";
+  const isAnyLost = stuck.some(({ state }) => state === "planned");
+  const lost = isAnyLost ? ", planned (genie repair makes it)" : "";
   return (
-    `Leaked (genie gc retries) and failing (the runtime retries)${broken}${more}\n` +
-    formatTable(
-      [
-        { title: "STATE" },
-        { title: "SINCE (UTC)" },
-        ...ofNode.columns,
-        name("NETWORK"),
-        name("POD"),
-        { title: "INTERFACE" },
-        wrapping("ERROR"),
-      ],
-      stuck.map((one) => [
-        one.state,
-        shownTime(one.failingSince),
-        ...ofNode.cells(one),
-        one.network,
-        shownPod(one.namespace, one.pod),
-        one.interface,
-        one.error,
-      ]),
-      width,
-    )
+    `Leaked (genie gc retries) and failing (the runtime retries)${lost}${more}\n` +
+    table(stuckColumns(stuck), stuck, width)
   );
 }
 
-function policyText(policy: PolicyReport | undefined, width: number): string {
+function policyText({ policy }: Report, width: number): string {
   if (!policy) return "";
-  const known = policy.knownAt === null ? "never" : `${shownTime(policy.knownAt)} UTC`;
-  const pods = formatCount(policy.enforced);
-  const line = `Policies: pods with rules ${pods}, known as of ${known}\n`;
-  if (policy.problems.length === 0) return line;
-  const table = formatTable(
-    [{ title: "SINCE (UTC)" }, { title: "KIND" }, name("POLICY"), wrapping("PROBLEM")],
-    policy.problems.map((one) => [
-      shownTime(one.at),
-      one.kind,
-      shownPod(one.namespace, one.name),
-      `${one.path}: ${one.problem}`,
-    ]),
-    width,
+  const { knownAt, enforced, problems } = policy;
+  const known = knownAt === null ? "never" : `${formatTime(knownAt)} UTC`;
+  const line = `Policies: pods with rules ${formatCount(enforced)}, known as of ${known}\n`;
+  if (problems.length === 0) return line;
+  return (
+    `${line}Problems in policies; the rest of each is in force\n` +
+    table(problemColumns, problems, width)
   );
-  return `${line}Problems in policies; the rest of each is in force\n${table}`;
 }
 
-function requestTable(
+function requestText(
+  what: "requests" | "failures",
   requests: RequestReport[],
   all: number,
   width: number,
-  what: "requests" | "failures" = "requests",
 ): string {
   if (requests.length === 0) return all === 0 ? `No ${what} in this time.\n` : "";
-  const ofNode = nodeColumn(requests);
   return (
     `Newest ${what}, ${formatCount(requests.length)} of ${formatCount(all)}\n` +
-    formatTable(
-      [
-        { title: "TIME (UTC)" },
-        { title: "COMMAND" },
-        ...ofNode.columns,
-        name("POD"),
-        name("NETWORK"),
-        right("TOOK"),
-        wrapping("OUTCOME"),
-      ],
-      requests.map((one) => [
-        shownTime(one.at),
-        one.command,
-        ...ofNode.cells(one),
-        shownPod(one.podNamespace, one.podName),
-        shownRequestNetwork(one),
-        formatDuration(one.durationUs),
-        shownOutcome(one),
-      ]),
-      width,
-    )
+    table(requestColumns(requests), requests, width)
   );
 }
 
 /** Formats the view of one pod. @param width columns of the terminal, Infinity for none */
 export function formatPodReport(report: PodReport, width: number): string {
-  const { pod, attachments, requests, choices } = report;
-  const name = printable(`${pod.namespace}/${pod.name}`);
-  const sections = [
+  const { pod, attachments, requests, choices, rulesets = [] } = report;
+  const name = visibleText(`${pod.namespace}/${pod.name}`);
+  return sections([
     attachments.length === 0
       ? `Pod ${name} has no attachments.\n`
-      : `Pod ${name} has\n${attachmentTable(attachments, width)}`,
+      : `Pod ${name} has\n${table(podAttachmentColumns, attachments, width)}`,
     notices(report.notices),
     requests.length === 0
       ? "No requests in this time.\n"
-      : `Its newest requests\n${podRequestTable(requests, width)}`,
+      : `Its newest requests\n${table(podRequestColumns, requests, width)}`,
     ...choices.map((choice) => choiceText(choice, width)),
-    ...(report.rulesets ?? []).flatMap(({ at, ruleset, hostRuleset }) => [
+    ...rulesets.flatMap(({ at, ruleset, hostRuleset }) => [
       rulesText(at, "", ruleset),
       rulesText(at, ", at the node's side", hostRuleset),
     ]),
-  ];
-  return sections.filter((section) => section !== "").join("\n");
+  ]);
+}
+
+const podAttachmentColumns: ReportColumn<PodReport["attachments"][number]>[] = [
+  { title: "Network", kind: "name", cell: ({ network }) => network },
+  { title: "Interface", cell: (one) => one.interface },
+  { title: "Addresses", kind: "list", cell: ({ addresses }) => addresses.join(", ") || "–" },
+  { title: "State", kind: "state", cell: ({ state }) => state },
+  {
+    title: "Since (UTC)",
+    kind: "time",
+    cell: ({ failingSince, createdAt }) => formatTime(failingSince ?? createdAt),
+  },
+  {
+    title: "Why",
+    kind: "message",
+    cell: ({ reason, error }) => (error === "" ? reason : `${reason}; ${error}`),
+  },
+];
+
+const podRequestColumns: ReportColumn<RequestReport>[] = [
+  { title: "Time (UTC)", kind: "time", cell: ({ at }) => formatTime(at) },
+  { title: "Command", cell: ({ command }) => command },
+  {
+    title: "Network",
+    kind: "list",
+    cell: ({ kind, plugin, network }) => {
+      if (kind === "plugin") return `  ${plugin} (plugin)`;
+      return kind === "call" ? "call" : shownNetwork(network);
+    },
+  },
+  { title: "Interface", cell: ({ ifName }) => ifName },
+  numberColumn("Took", ({ durationUs }) => formatDuration(durationUs)),
+  { title: "Why", cell: ({ decidedBy }) => decidedBy },
+  { title: "Outcome", kind: "fault", cell: shownOutcome },
+];
+
+type Choice = PodReport["choices"][number];
+
+function choiceText({ at, network, choice }: Choice, width: number): string {
+  const { columns, rows } = candidatesOf(choice);
+  const numbers =
+    rows.length === 0 ? `${visibleText(JSON.stringify(choice))}\n` : table(columns, rows, width);
+  return `Choice of ${formatTime(at)} UTC: ${visibleText(shownNetwork(network))}\n${numbers}`;
 }
 
 function rulesText(at: string | null, where: string, ruleset: string): string {
   if (ruleset === "") return "";
-  const lines = ruleset.replace(/[^\n]+/g, (line) => printable(line.replaceAll("\t", "  ")));
-  return `Network policy in force since ${shownTime(at)} UTC${where}\n${lines}`;
+  const lines = ruleset.replace(/[^\n]+/g, (line) => visibleText(line.replaceAll("\t", "  ")));
+  return `Network policy in force since ${formatTime(at)} UTC${where}\n${lines}`;
 }
 
-function attachmentTable(attachments: AttachmentReport[], width: number): string {
-  return formatTable(
-    [
-      name("NETWORK"),
-      { title: "INTERFACE" },
-      shrinking("ADDRESSES"),
-      { title: "STATE" },
-      { title: "SINCE (UTC)" },
-      wrapping("WHY"),
-    ],
-    attachments.map((one) => [
-      one.network,
-      one.interface,
-      one.addresses.join(", ") || "–",
-      one.state,
-      shownTime(one.failingSince ?? one.createdAt),
-      one.error === "" ? one.reason : `${one.reason}; ${one.error}`,
-    ]),
-    width,
-  );
+/** Names of the columns of `ledgerRows()`, in its order. */
+const ledgerCsvHeader =
+  "id,at,kind,command,container_id,pod_namespace,pod_name,pod_uid,network,plugin,interface," +
+  "duration_us,outcome,code,error,addresses,config_hash,decided_by,rule,choice\r\n";
+
+const nodeCsvColumns: [name: string, cell: (node: NodeReport) => string | number][] = [
+  ["node", ({ node }) => node],
+  ["error", ({ error }) => error],
+  ["genie", ({ genie }) => genie],
+  ["generated_at", ({ generatedAt }) => generatedAt ?? ""],
+  ["requests", ({ totals }) => totals.requests],
+  ["failures", ({ totals }) => totals.failures],
+  ["denied", ({ totals }) => totals.denied],
+  ["adds", ({ totals }) => totals.add.count],
+  ["p50_us", ({ totals }) => totals.add.p50Us ?? ""],
+  ["p95_us", ({ totals }) => totals.add.p95Us ?? ""],
+  ["p99_us", ({ totals }) => totals.add.p99Us ?? ""],
+  ["attachments", ({ totals }) => totals.attachments],
+  ["failing", ({ totals }) => totals.failing],
+  ["leaked", ({ totals }) => totals.leaked],
+  ["ipv4", ({ addresses }) => addresses.ipv4],
+  ["ipv6", ({ addresses }) => addresses.ipv6],
+];
+
+/** Formats the nodes of a report of many; one that has no report has an error, and no numbers. */
+export function formatNodesCsv(nodes: readonly NodeReport[]): string {
+  const cells = (one: NodeReport) =>
+    nodeCsvColumns.map(([, cell], i) => (one.error === "" || i < 2 ? cell(one) : ""));
+  return [nodeCsvColumns.map(([name]) => name), ...nodes.map(cells)].map(csvLine).join("");
 }
 
-function podRequestTable(requests: RequestReport[], width: number): string {
-  const plugin = (one: RequestReport) => `  ${one.plugin} (plugin)`;
-  const what = (one: RequestReport) => {
-    if (one.kind === "plugin") return plugin(one);
-    return one.kind === "call" ? "call" : shownNetwork(one.network);
-  };
-  return formatTable(
-    [
-      { title: "TIME (UTC)" },
-      { title: "COMMAND" },
-      shrinking("NETWORK"),
-      { title: "INTERFACE" },
-      right("TOOK"),
-      { title: "WHY" },
-      wrapping("OUTCOME"),
-    ],
-    requests.map((one) => [
-      shownTime(one.at),
-      one.command,
-      what(one),
-      one.ifName,
-      formatDuration(one.durationUs),
-      one.decidedBy,
-      shownOutcome(one),
-    ]),
-    width,
-  );
+/** Lines in one chunk. */
+const chunkLines = 500;
+
+/** Formats rows of the ledger, in chunks of many lines: there may be a million. */
+export function* formatCsv(rows: Iterable<NumberedRow>): Generator<string, void> {
+  let chunk = [ledgerCsvHeader];
+  for (const { id, atMs, ...rest } of rows) {
+    chunk.push(csvLine([id, isoTime(atMs) ?? "", ...Object.values(rest)]));
+    if (chunk.length < chunkLines) continue;
+    yield chunk.join("");
+    chunk = [];
+  }
+  yield chunk.join("");
 }
 
-function choiceText(choice: ChoiceReport, width: number): string {
-  const network = printable(shownNetwork(choice.network));
-  const title = `Choice of ${shownTime(choice.at)} UTC: ${network}\n`;
-  const { columns, rows } = candidatesOf(choice.choice);
-  if (rows.length === 0) return `${title}${printable(JSON.stringify(choice.choice))}\n`;
-  return (
-    title +
-    formatTable(
-      columns.map(({ title, isNumber }) => ({
-        title: printable(title.toUpperCase()),
-        align: isNumber ? "right" : "left",
-        shrinks: !isNumber,
-        wraps: title === whyNot,
-      })),
-      rows,
-      width,
-    )
-  );
+function csvLine(cells: (string | number)[]): string {
+  return `${cells.map(csvField).join(",")}\r\n`;
+}
+
+function csvField(cell: string | number): string {
+  if (typeof cell === "number") return String(cell);
+  const clean = visibleText(cell);
+  const safe = /^\s*[=+\-@＝＋－＠]/.test(clean) ? `'${clean}` : clean;
+  return /[",]|^\s|\s$/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
 }

@@ -9,12 +9,14 @@
  */
 import { existsSync, statfsSync, writeFileSync } from "node:fs";
 import { cpus, loadavg, release, totalmem } from "node:os";
-import { join, resolve } from "node:path";
-import { canNetns, realPluginDir } from "../fakes.ts";
+import { resolve } from "node:path";
+import { buildIfStale } from "../build.ts";
+import { realPluginDir } from "../fakes.ts";
+import { missing } from "../needs.ts";
 import { dissect, measureFloors } from "./anatomy.ts";
 import { measure, type Series } from "./measure.ts";
-import { type BenchNode, closeNode, command, openNode } from "./node.ts";
-import { type Options, readOptions } from "./options.ts";
+import { type BenchNode, closeNode, openNode } from "./node.ts";
+import { benchNeeds, type Options, readOptions } from "./options.ts";
 import {
   enterMounts,
   mountFolders,
@@ -32,21 +34,8 @@ import { type Storm, storm } from "./storm.ts";
 import { summarize } from "./summary.ts";
 import { targets } from "./targets.ts";
 
-const root = join(import.meta.dir, "..", "..");
 /** Set in the environment of a bench that has a mount namespace of its own. */
 const mountsMarker = "GENIE_BENCH_MOUNTS";
-
-/** What this machine lacks; "" when nothing. */
-function missing(): string {
-  if (process.platform !== "linux" || process.getuid?.() !== 0)
-    return "it must run as root on Linux";
-  const packages = [
-    canNetns ? "" : "iproute2",
-    realPluginDir === undefined ? "containernetworking-plugins" : "",
-    Bun.which("openssl") === null ? "openssl" : "",
-  ].filter((name) => name !== "");
-  return packages.length === 0 ? "" : `missing: apt install ${packages.join(" ")}`;
-}
 
 /** Where it was measured. */
 function machine(pluginDir: string) {
@@ -191,8 +180,8 @@ async function main(): Promise<number> {
     (options.status === 0 ? process.stdout : process.stderr).write(options.text);
     return options.status;
   }
-  const lack = missing();
-  if (lack !== "" || realPluginDir === undefined) {
+  const lack = missing(...benchNeeds);
+  if (lack !== undefined || realPluginDir === undefined) {
     process.stderr.write(`bench: cannot measure here, ${lack}\n`);
     return 2;
   }
@@ -207,8 +196,7 @@ async function main(): Promise<number> {
     if (needFolders(peers) && !isMounted) {
       return await enterMounts([import.meta.path, ...args], mountsMarker, interrupted.signal);
     }
-    if (options.binary === "") command(process.execPath, "tests/build.ts");
-    const binary = resolve(options.binary || join(root, "dist", "genie"));
+    const binary = resolve(options.binary || buildIfStale());
     if (!existsSync(binary)) throw new Error(`there is no ${binary}`);
     node = openNode(binary, realPluginDir);
     if (needFolders(peers)) mountFolders(node, peers);

@@ -1,8 +1,12 @@
 /** The command line of the bench: what to measure, and how much. Pure. */
 import { join } from "node:path";
 import { parseArgs } from "node:util";
+import type { Need } from "../needs.ts";
 import type { PeerFiles } from "./peers.ts";
 import { scenarios, selectScenarios } from "./scenarios.ts";
+
+/** What the bench needs. */
+export const benchNeeds: Need[] = ["network namespaces", "containernetworking-plugins"];
 
 /** What a run is made of; one word of `--only`, or all. */
 const parts = ["rounds", "parts", "storms", "scale"] as const;
@@ -11,9 +15,9 @@ type Part = (typeof parts)[number];
 const usage = `Usage: bun run bench [options]
 
 Measures genie against the delegates it calls: time, CPU, memory, storms of calls, large records,
-and where the time of a call goes. Needs root, and the packages containernetworking-plugins,
-iproute2 and openssl; what strace and perf would tell is left out without them. Writes
-tests/bench/results.md, unless --quick or --only.
+and where the time of a call goes. Needs root, and the packages containernetworking-plugins and
+iproute2; what strace and perf would tell is left out without them. Writes tests/bench/results.md,
+unless --quick or --only.
 
   --rounds N        rounds, one of every contender each (default 31)
   --only NAME       one part (${parts.join(", ")}), or the contenders whose name holds

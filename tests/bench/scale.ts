@@ -8,9 +8,10 @@
 import { copyFileSync, existsSync, mkdirSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
-import { closeState, openState, type State, write } from "../../lib/database.ts";
+import { closeState, type State, write } from "../../lib/database.ts";
 import { insertLedger } from "../../lib/ledger.ts";
-import { insertPlanned, setAttached } from "../../lib/state.ts";
+import { openState } from "../../lib/recovery/database.ts";
+import { insertPlanned, setAttached } from "../../lib/write_ahead.ts";
 import { fakePlugin, makeHost, tempDir } from "../fakes.ts";
 import { ledgerRow } from "../record.ts";
 import { median } from "./summary.ts";

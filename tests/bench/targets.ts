@@ -1,10 +1,8 @@
 /** What shall hold, as data, and whether it does. Pure. */
-
 import type { ScaleFigures } from "./scale.ts";
 import { stormScenarios, type Verb } from "./scenarios.ts";
 import type { Storm } from "./storm.ts";
-import type { Summary } from "./summary.ts";
-import { median } from "./summary.ts";
+import { median, type Summary } from "./summary.ts";
 
 /** One thing that shall hold; `value` is undefined when it was not measured. */
 export interface Target {

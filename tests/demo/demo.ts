@@ -17,6 +17,7 @@ import {
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { isObject } from "../../lib/json.ts";
+import { buildIfStale } from "../build.ts";
 import { makeFakeWorld } from "./fake.ts";
 import { makeRealWorld, realObstacle } from "./real.ts";
 import { formatJson, makeScreen } from "./screen.ts";
@@ -118,9 +119,10 @@ async function build({ screen }: Stage): Promise<void> {
   screen.headline("Build the binary");
   screen.command({ argv: ["bun", "run", "build"] });
   const started = performance.now();
-  const { status, stdout, stderr } = runSync([process.execPath, join(root, "tests", "build.ts")]);
-  if (status !== 0) {
-    screen.output(stdout + stderr);
+  try {
+    buildIfStale();
+  } catch (error) {
+    screen.output(`${error instanceof Error ? error.message : error}\n`);
     throw new DemoError("The binary cannot be built");
   }
   const seconds = ((performance.now() - started) / 1000).toFixed(1);

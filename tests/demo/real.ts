@@ -1,6 +1,6 @@
 /** The demo in the kernel: real network namespaces, the reference plugins, and a real ping. */
 import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { findPluginDir, install, missing, missingPackages, type Need } from "../needs.ts";
 import type { Screen } from "./screen.ts";
 import {
   addressOf,
@@ -15,40 +15,10 @@ import {
   type World,
 } from "./stage.ts";
 
-const plugins = ["bridge", "ptp", "host-local", "portmap"];
-/** Debian's packages, by a program that each one brings. */
-const packages = new Map([
-  ["iproute2", "ip"],
-  ["iputils-ping", "ping"],
-]);
-/** Longest time for one call of apt-get, in ms. */
-const installTimeoutMs = 900_000;
+const packages = ["containernetworking-plugins", "iproute2", "iputils-ping"] as const;
+/** What the demo in the kernel needs. */
+export const demoNeeds: Need[] = ["network namespaces", ...packages];
 const forwarding = "/proc/sys/net/ipv4/ip_forward";
-
-function findPlugins(): string | undefined {
-  return ["/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni"].find((dir) =>
-    plugins.every((name) => existsSync(join(dir, name))),
-  );
-}
-
-function missingPackages(): string[] {
-  return [
-    ...(findPlugins() ? [] : ["containernetworking-plugins"]),
-    ...[...packages].filter(([, program]) => Bun.which(program) === null).map(([name]) => name),
-  ];
-}
-
-/** Installs Debian packages. @returns why that failed, or undefined */
-function install(names: string[]): string | undefined {
-  if (!Bun.which("apt-get")) return `${names.join(", ")} missing`;
-  process.stderr.write(`Installing with apt-get: ${names.join(", ")}\n`);
-  const options = { env: { DEBIAN_FRONTEND: "noninteractive" }, timeoutMs: installTimeoutMs };
-  runSync(["apt-get", "update", "-qq"], options);
-  const flags = ["install", "-y", "-qq", "--no-install-recommends"];
-  const { status, stderr } = runSync(["apt-get", ...flags, ...names], options);
-  const [reason = ""] = stderr.trim().split("\n").slice(-1);
-  return status === 0 ? undefined : `cannot install ${names.join(", ")}: ${reason}`;
-}
 
 /**
  * Can this machine show the real thing? Installs what is missing where it may.
@@ -56,16 +26,8 @@ function install(names: string[]): string | undefined {
  */
 export function realObstacle(): string | undefined {
   if (process.getuid?.() !== 0) return "not run as root";
-  const missing = missingPackages();
-  const failure = missing.length > 0 ? install(missing) : undefined;
-  if (failure !== undefined) return failure;
-  const stillMissing = missingPackages();
-  if (stillMissing.length > 0) return `${stillMissing.join(", ")} missing`;
-  const probe = `genie-demo-probe-${crypto.randomUUID().slice(0, 8)}`;
-  const { status } = runSync(["ip", "netns", "add", probe]);
-  if (status !== 0) return "network namespaces cannot be made here";
-  runSync(["ip", "netns", "del", probe]);
-  return undefined;
+  const failure = install(missingPackages(packages), (line) => process.stderr.write(line));
+  return failure ?? missing(...demoNeeds);
 }
 
 /** A third octet that no route of this machine uses, in the range kept for benchmarks. */
@@ -94,7 +56,7 @@ function reservedAddresses(ipam: string): string[] {
 
 /** Makes the real world of one run. */
 export function makeRealWorld(screen: Screen, dir: string, id: string): World {
-  const pluginDir = findPlugins() ?? "";
+  const pluginDir = findPluginDir() ?? "";
   const octet = freeOctet();
   const bridge = `demo-${id}`;
   const { ipam } = files(dir);

@@ -4,9 +4,10 @@
  */
 import { readdirSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
-import { closeState, openState } from "../../lib/database.ts";
+import { closeState } from "../../lib/database.ts";
 import { isObject } from "../../lib/json.ts";
-import { attachments } from "../../lib/state.ts";
+import { attachments } from "../../lib/recorded.ts";
+import { openState } from "../../lib/recovery/database.ts";
 import { makeHost } from "../fakes.ts";
 import { type CommandLine, formatJson, type Screen } from "./screen.ts";
 

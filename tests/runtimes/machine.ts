@@ -12,22 +12,23 @@ import {
   writeFileSync,
 } from "node:fs";
 import { basename, dirname, join } from "node:path";
-import { canNetns, realPluginDir } from "../fakes.ts";
-import { busybox, imageName, writeImage } from "./image.ts";
+import { realPluginDir } from "../fakes.ts";
+import type { Need } from "../needs.ts";
+import { imageName, writeImage } from "./image.ts";
 
-const programs = ["containerd", "ctr", "runc", "podman", "unshare", "nsenter", "tar", "iptables"];
+/** What the machines of tests need. */
+export const machineNeeds: Need[] = [
+  "network namespaces",
+  "mounts",
+  "containernetworking-plugins",
+  "iptables",
+  "containerd",
+  "podman",
+  "busybox-static",
+];
 
-/** Why the runtimes cannot be tried here; undefined where they can. */
-export const skipReason = !canNetns
-  ? "machines need root and iproute2"
-  : realPluginDir === undefined
-    ? "no reference CNI plugins (Debian: containernetworking-plugins)"
-    : ([busybox, debianConfig()].find((file) => !existsSync(file)) ??
-      programs.filter((name) => Bun.which(name) === null).map((name) => `no ${name}`)[0]);
-
-function debianConfig(): string {
-  return "/etc/containerd/config.toml";
-}
+/** What Debian's containerd is configured by. */
+const debianConfig = "/etc/containerd/config.toml";
 
 /** How a program ended. */
 export interface Ended {
@@ -218,7 +219,7 @@ const criLines = `
 
 /** Starts Debian's containerd on a machine, with an image of the sandboxes in its store. */
 export async function startContainerd(machine: Machine): Promise<Service> {
-  const config = debianConfig();
+  const config = debianConfig;
   const section = '[plugins."io.containerd.grpc.v1.cri"]';
   const text = readFileSync(config, "utf8");
   if (!text.includes(section)) throw new Error(`${config} is not Debian's`);

@@ -521,6 +521,7 @@ async function run(options: PartOptions): Promise<Outcome> {
 /** See above. */
 export const api: Part = {
   title: "an API server that dies, lies, stalls and changes its keys",
+  needs: [],
   limitSeconds: { short: 100, full: 300 },
   run,
 };

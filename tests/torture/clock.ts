@@ -1,11 +1,7 @@
 /** A clock that tests set, for the compiled program: Debian's libfaketime. */
-import { existsSync, readdirSync, renameSync, writeFileSync } from "node:fs";
+import { renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-
-/** Path of the library, or undefined where it is not installed. */
-export const faketime: string | undefined = readdirSync("/usr/lib")
-  .map((name) => `/usr/lib/${name}/faketime/libfaketime.so.1`)
-  .find((path) => existsSync(path));
+import { findFaketime } from "../needs.ts";
 
 /** A clock of its own: so many seconds ahead of everybody's, or behind. */
 export interface Clock {
@@ -18,7 +14,8 @@ export interface Clock {
 
 /** Makes a clock that is right. @throws Error where libfaketime is missing */
 export function makeClock(dir: string): Clock {
-  if (faketime === undefined) throw new Error("no libfaketime (Debian: libfaketime)");
+  const faketime = findFaketime();
+  if (faketime === undefined) throw new Error("not installed: libfaketime");
   const file = join(dir, "clock");
   const text = (seconds: number) => `${seconds < 0 ? "-" : "+"}${Math.abs(seconds)}`;
   const clock: Clock = {

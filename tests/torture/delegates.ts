@@ -238,6 +238,7 @@ async function runCase({ random, count }: Case): Promise<void> {
 /** See above. */
 export const delegates: Part = {
   title: "delegates that are killed, hang, fork, flood, lie or say nothing",
+  needs: [],
   limitSeconds: { short: 40, full: 180 },
   run: (asked) => runCases(asked, { short: 32, full: 400, workers: 6 }, runCase),
 };

@@ -1,5 +1,4 @@
 /** What listens where an API server should be, and does not get as far as HTTP. */
-
 import type { AddressInfo } from "node:net";
 import { createServer, type Socket } from "node:net";
 

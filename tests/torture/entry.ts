@@ -2,22 +2,16 @@
  * One call of the protocol inside this process: what `genie.ts` does with its streams and its exit
  * status, as a function of a host.
  */
-import { add } from "../../lib/attach.ts";
+import { attach } from "../../lib/attach.ts";
+import type { Host } from "../../lib/call.ts";
 import { check } from "../../lib/check.ts";
-import {
-  type Host,
-  isSupported,
-  toCniError,
-  version,
-  writeError,
-  writeResult,
-} from "../../lib/cni.ts";
-import { del } from "../../lib/detach.ts";
+import { isSupported, toCniError, version, writeError, writeResult } from "../../lib/cni.ts";
+import { detach } from "../../lib/detach.ts";
 import { gc } from "../../lib/gc.ts";
 import { readCommand, readRequest } from "../../lib/request.ts";
 import { status } from "../../lib/status.ts";
 
-const operations = { ADD: add, CHECK: check, STATUS: status, DEL: del, GC: gc };
+const operations = { ADD: attach, CHECK: check, STATUS: status, DEL: detach, GC: gc };
 
 /** Answers one call; returns the exit status. Never rejects. */
 export async function answer(host: Host): Promise<number> {

@@ -20,6 +20,7 @@ const printedMax = 8000;
 /** The part of the bench. */
 export const fuzz: Part = {
   title: "changed inputs of every kind: one well-formed answer, and nothing left",
+  needs: [],
   limitSeconds: { short: 90, full: 3000 },
   run: async (options) => {
     const stages = new Map<number, Stage>();

@@ -2,6 +2,7 @@
  * What a part of the torture bench is: many cases, each made from a seed of its own, so that one
  * that failed is repeated alone. Case number n of a run with seed s has seed s + n.
  */
+import type { Need } from "../needs.ts";
 import { type Random, randomOf } from "./seed.ts";
 
 /** How a part is asked to run. */
@@ -33,6 +34,8 @@ export interface Outcome {
 /** A part. */
 export interface Part {
   title: string;
+  /** What it needs besides the binary. */
+  needs: readonly Need[];
   /** Limits for the whole part, in seconds: no case is begun later. */
   limitSeconds: { short: number; full: number };
   run: (options: PartOptions) => Promise<Outcome>;

@@ -5,11 +5,11 @@
  */
 import { existsSync, readFileSync, readlinkSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import type { Host } from "../../lib/cni.ts";
-import { closeState, openState } from "../../lib/database.ts";
+import type { Host } from "../../lib/call.ts";
+import { closeState } from "../../lib/database.ts";
 import { isObject } from "../../lib/json.ts";
-import type { GenieRun } from "../fakes.ts";
-import { makeHost } from "../fakes.ts";
+import { openState } from "../../lib/recovery/database.ts";
+import { type GenieRun, makeHost } from "../fakes.ts";
 import { strictIssues } from "../strict_result.ts";
 import {
   checkFailure,

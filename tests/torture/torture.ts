@@ -6,6 +6,7 @@
  * Exit status: 0 nothing broke; 1 something did; 2 used wrongly or something is missing.
  */
 import { parseArgs } from "node:util";
+import { missing } from "../needs.ts";
 import { compiledGenie } from "../wire.ts";
 import type { Outcome, Part } from "./part.ts";
 import { newSeed } from "./seed.ts";
@@ -27,6 +28,7 @@ const runMs = 15 * 60_000;
  * Runs one part, in its time.
  *
  * @param endMs when the whole run has to end, ms since the epoch
+ * @throws Error with what this machine lacks for it
  */
 export async function runPart(
   part: Part,
@@ -34,6 +36,8 @@ export async function runPart(
   endMs: number = Number.POSITIVE_INFINITY,
 ): Promise<Outcome> {
   const { short, full } = part.limitSeconds;
+  const lack = missing(...part.needs);
+  if (lack !== undefined) throw new Error(lack);
   const untilMs = Math.min(endMs, Date.now() + (options.short ? short : full) * 1000);
   return part.run({ ...options, untilMs });
 }
@@ -41,7 +45,7 @@ export async function runPart(
 const usage = `Usage: bun run torture [part ...] [options]
 
 Kills, starves and misleads genie, and looks at what is left behind. Needs root, and the packages
-that .ci/run installs.
+that bun tests/needs.ts installs.
 
   --short      the form that every change has to pass: seconds, not minutes
   --seed N     seed of the first case of each part (default: a new one, printed)

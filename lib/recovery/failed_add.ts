@@ -1,0 +1,207 @@
+/**
+ * An ADD that does not succeed, or that follows one that did not: what an earlier attempt left is
+ * undone before, what this one made is undone after, and the record says what remains (design D4).
+ */
+import type { Call, Host, Plan, Request } from "../call.ts";
+import { CniError, code, log, toCniError } from "../cni.ts";
+import { closeState, openState, type State, write } from "../database.ts";
+import { netnsId } from "../kernel.ts";
+import { writeAlone } from "../ledger.ts";
+import { release } from "../lock.ts";
+import type { Attachment, CallId, Journal, StoredAttachment } from "../record.ts";
+import {
+  attachments,
+  delChain,
+  endOf,
+  forget,
+  hasRuleset,
+  noteInterrupted,
+  recorded,
+  setEnded,
+  setFailing,
+  undo,
+  undoAll,
+  undoChain,
+} from "../recorded.ts";
+import { loadNodeSettings } from "../settings.ts";
+
+/** Records a failed ADD in the ledger of the `state_dir` that the broken table names, if it can. */
+export async function noteUnconfigured(
+  host: Host,
+  request: Request,
+  journal: Journal,
+  cause: unknown,
+): Promise<void> {
+  try {
+    const state = await openState(host, (await loadNodeSettings(host, request.config)).stateDir);
+    writeAlone(host, state, journal, cause);
+    closeState(state);
+  } catch (error) {
+    log(host, "debug", `Cannot write the ledger: ${toCniError(error).message}`);
+  }
+}
+
+/** Attachments of an earlier attempt that are in the way; a live one in the way is an error. */
+function findLeftovers(host: Host, state: State, planned: Attachment[]): StoredAttachment[] {
+  const [first] = planned;
+  const found = first ? attachments(host, state, first.containerId) : [];
+  if (!first || found.length === 0) return [];
+  const names = new Set(planned.map(({ ifName }) => ifName));
+  const inTheWay = found.filter(
+    (one) => one.requestIfName === first.requestIfName || names.has(one.ifName),
+  );
+  const here = netnsId(first.netns);
+  const live = inTheWay.find(
+    (one) => one.state === "attached" && [here, netnsId(one.netns)].includes(one.netnsId),
+  );
+  if (!live) return inTheWay;
+  throw new CniError(
+    code.interfaceConflict,
+    `Container ${first.containerId} has interface "${live.ifName}" on network "${live.network}" ` +
+      "already: DEL it before another ADD",
+  );
+}
+
+/**
+ * Undoes what an earlier attempt left, under the container's lock.
+ * @throws CniError 105 when an attachment in the way is a live one; 11 when one cannot be undone:
+ *   the
+ *   new ADD cannot go on
+ */
+export async function undoLeftovers(call: Call, planned: Attachment[]): Promise<void> {
+  const { host, state, chain } = call;
+  const leftovers = findLeftovers(host, state, planned).reverse();
+  const path = planned[0]?.cniPath.split(":") ?? [];
+  const undoing = undoChain(chain);
+  for (const attachment of leftovers) {
+    noteInterrupted(chain.journal, attachment);
+    const errors = await undo({ ...undoing, netns: attachment.netns }, attachment, path);
+    if (errors.length > 0) {
+      throw new CniError(
+        code.tryAgainLater,
+        `Cannot undo an earlier attempt on interface "${attachment.ifName}": ${errors[0]?.message}`,
+        { cause: errors[0] },
+      );
+    }
+    write(state, () => forget(state, attachment));
+    if (!hasRuleset(state, attachment.netnsId)) continue;
+    const { liftRuleset } = await import("../policy/rulesets.ts");
+    await liftRuleset(host, state, attachment, attachment);
+  }
+}
+
+/**
+ * Gives the lock back after a plan was refused, and remembers that: the DEL that follows has
+ * nothing to undo, and guessing would delete what is not ours.
+ */
+export function giveUp({ host, state, operation }: Call, planned: Attachment[]): void {
+  const [first] = planned;
+  try {
+    release(state, operation, () => {
+      if (!first) return;
+      const { readable, damaged } = recorded(host, state, first.containerId);
+      const rows: CallId[] = [...readable, ...damaged];
+      const isKnown = rows.some((row) => row.requestIfName === first.requestIfName);
+      // An end by DEL must stay one: other ADDs may have been overtaken by it as well.
+      if (!isKnown && !endOf(state, first)) setEnded(state, first, "ADD", host.now());
+    });
+  } catch (error) {
+    log(host, "warn", toCniError(error).message, { container: operation.containerId });
+  }
+}
+
+/**
+ * Rolls an ADD back that failed. Returns only where another try makes sense: the network that
+ * failed was of our own choice, and there may be a next best.
+ *
+ * @throws `error`, or a CniError that also tells of the tries before: why the best network failed
+ *   says most
+ */
+export async function rollBackOrThrow(call: Call, error: unknown): Promise<void> {
+  const { host, config, failed, startedMs, plan } = call;
+  call.plan = undefined;
+  if (!plan) throw afterOthers(failed, error);
+  const { choice, attachments, primarySet } = plan;
+  const chosen = attachments.find(
+    ({ network, ifName }) => network === choice?.network && primarySet.has(ifName),
+  );
+  const isChosen = chosen !== undefined && call.undoErrors.has(chosen);
+  await rollBack(call, plan);
+  if (!choice || !isChosen) throw afterOthers(failed, error);
+  const { noteNumbers } = await import("../choice/choose.ts");
+  noteNumbers(call.journal, choice);
+  const failure = toCniError(error);
+  const before = [...failed.values()];
+  failed.set(choice.network, failure);
+  const isOver = host.signal.aborted || host.now() >= startedMs + config.timeoutMs;
+  if (isOver || failed.size >= config.select.attempts) throw withOthers(failure, before);
+  log(host, "warn", "Chosen network failed, trying the next best", {
+    container: call.request.containerId,
+    network: choice.network,
+    error: failure.message,
+  });
+}
+
+/** Undoes in reverse what was attached; forgets what is gone, keeps what could not be undone. */
+async function rollBack(call: Call, { attachments }: Plan): Promise<void> {
+  const { host, state, operation, made, undoErrors } = call;
+  const results = new Map(made.map(({ attachment, result }) => [attachment, result]));
+  const undoing = undoChain(call.chain);
+  await undoAll(
+    made.toReversed().map(({ attachment }) => attachment),
+    (attachment) => delChain(undoing, attachment, { result: results.get(attachment) }),
+    undoErrors,
+  );
+  const nowMs = host.now();
+  const errorOf = (attachment: Attachment) => undoErrors.get(attachment)?.[0]?.message;
+  const kept = attachments.filter((attachment) => errorOf(attachment) !== undefined);
+  for (const attachment of kept) {
+    log(host, "error", "Cannot undo a failed ADD: kept for DEL and genie gc", {
+      container: attachment.containerId,
+      network: attachment.network,
+      interface: attachment.ifName,
+      error: errorOf(attachment),
+    });
+  }
+  try {
+    release(state, operation, () => {
+      for (const attachment of attachments) {
+        const error = errorOf(attachment);
+        if (error === undefined) forget(state, attachment);
+        else setFailing(state, attachment, { state: "failing", error, nowMs });
+      }
+      const [first] = attachments;
+      if (first && kept.length === 0) setEnded(state, first, "ADD", nowMs);
+    });
+  } catch (error) {
+    // The rows stay as planned, and the lock names a process that is about to end: DEL undoes them
+    // again, which costs a call and harms nothing.
+    log(host, "error", toCniError(error).message, { container: operation.containerId });
+  }
+  await call.enforced?.undo();
+}
+
+/** Why the best network failed says more than why there is no other one. */
+function afterOthers(failed: ReadonlyMap<string, CniError>, error: unknown): unknown {
+  const [first] = failed.values();
+  return first ? withOthers(first, [toCniError(error)]) : error;
+}
+
+function withOthers(error: CniError, others: CniError[]): CniError {
+  if (others.length === 0) return error;
+  const details = [error.details, ...others.map((one) => `Another try: ${one.message}`)];
+  return new CniError(error.code, error.message, {
+    details: details.join("\n").trim(),
+    cause: error,
+  });
+}
+
+/** Leaves a failed ADD in the ledger; a denial gets an Event too, for who looks at the pod. */
+export async function reportFailure(call: Call, error: unknown): Promise<void> {
+  const { host, state, config, journal } = call;
+  writeAlone(host, state, journal, error);
+  const failure = toCniError(error);
+  if (!failure.rule) return;
+  const { postDenial } = await import("../kubernetes/event.ts");
+  await postDenial(host, config, journal.base, failure);
+}

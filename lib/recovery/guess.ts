@@ -1,0 +1,103 @@
+/**
+ * DEL without a record: it plans again from what the request itself carries and calls DEL on every
+ * plugin of that plan (design D4, D5).
+ */
+import { pluginSearch } from "../binaries.ts";
+import type { Chain, Request, Wanted } from "../call.ts";
+import { CniError, code, log, toCniError } from "../cni.ts";
+import type { Config } from "../config/schema.ts";
+import { isObject } from "../json.ts";
+import { isForeignNetns } from "../kernel.ts";
+import { type Network, resolveNetwork } from "../networks.ts";
+import { candidateNetworks, findListOnDisk, networkAt } from "../node_networks.ts";
+import { toAttachment } from "../plan.ts";
+import { carriedPod, podWithoutAnnotations } from "../pod.ts";
+import type { Attachment, Result } from "../record.ts";
+import { delChain, withPresentPlugins } from "../recorded.ts";
+import { parseResult } from "../result.ts";
+import { nameInterfaces, onNode, selectWanted } from "../selection.ts";
+import { loadConfig } from "../settings.ts";
+
+/**
+ * DEL without a record: plans again from what the request itself carries, never from the API, and
+ * calls DEL on every plugin of that plan. Errors are reported, the DEL succeeds (CNI SPEC 1.1 §2).
+ *
+ * @param ifNames the interfaces to delete; absent: all
+ */
+export async function deleteByGuess(
+  chain: Chain,
+  request: Request,
+  ifNames?: ReadonlySet<string>,
+): Promise<void> {
+  const { host } = chain;
+  const netns = isForeignNetns(request.netns) ? request.netns : "";
+  try {
+    const plan = await guessPlan(await loadConfig(request.config), request);
+    const result = carriedResult(request);
+    for (const attachment of plan.attachments.toReversed()) {
+      if (ifNames && !ifNames.has(attachment.ifName)) continue;
+      const present = withPresentPlugins(attachment, request.path);
+      for (const error of await delChain({ ...chain, netns }, present, { result })) {
+        log(host, "warn", `Best effort without a record: ${error.message}`);
+      }
+    }
+    for (const { message } of plan.problems) log(host, "debug", `Nothing to guess: ${message}`);
+  } catch (error) {
+    log(host, "debug", `Nothing on record and nothing to guess: ${toCniError(error).message}`);
+  }
+}
+
+function carriedResult(request: Request): Result | undefined {
+  if (!isObject(request.config.prevResult)) return undefined;
+  try {
+    return parseResult(request.config.prevResult, request.cniVersion, "prevResult");
+  } catch (error) {
+    if (error instanceof CniError) return undefined;
+    throw error;
+  }
+}
+
+/**
+ * What an ADD of this request would attach, as far as the request and the node's disk tell: for a
+ * DEL that has no record. Asks neither the API nor the access rules, since what was attached must
+ * go.
+ *
+ * @returns what is certain, and why the rest is not
+ * @throws CniError 7, 101 or 105 when there is no plan at all
+ */
+export async function guessPlan(
+  config: Config,
+  request: Request,
+): Promise<{ attachments: Attachment[]; problems: CniError[] }> {
+  const pod = carriedPod(request) ?? podWithoutAnnotations(request);
+  const search = pluginSearch(config, request);
+  const { decision, primarySet, further } = await selectWanted(config, pod);
+  const attachments: Attachment[] = [];
+  const problems: CniError[] = [];
+  // Whichever was chosen is not known any more: DEL on a network that was not harms nothing.
+  const named =
+    decision === "choice"
+      ? candidateNetworks(config, search).map((network) => ({
+          ...onNode({ network }, "a candidate"),
+          ifName: request.ifName,
+        }))
+      : nameInterfaces(primarySet, further, request.ifName);
+  for (const wanted of named) {
+    try {
+      const network = resolveOnNode(config, wanted);
+      const resolved = { ...network, entries: [] };
+      attachments.push(toAttachment({ config, request, search, pod }, wanted, resolved));
+    } catch (error) {
+      problems.push(toCniError(error));
+    }
+  }
+  return { attachments, problems };
+}
+
+function resolveOnNode(config: Config, { from, network: name }: Wanted): Network {
+  if (from === "node") return resolveNetwork(config, name);
+  if (from === "multus" && name.includes("/")) return networkAt(name);
+  const found = findListOnDisk(config, name);
+  if (found) return { name, ...found };
+  throw new CniError(code.networkNotFound, `Unknown network "${name}": it is not on the node`);
+}

@@ -1,0 +1,92 @@
+/** What `bun run test` finds out about itself: what was skipped and why, and what was left. */
+import { describe, expect, test } from "bun:test";
+import { existsSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { beginRun, endRun, environment, netnsPrefix } from "./leftovers.ts";
+import { allPackages, missing, missingPackages } from "./needs.ts";
+import { formatSeconds, formatSkipped, formatSlowest, readReport } from "./outcome.ts";
+import { lacks } from "./skip.ts";
+import { fileDir } from "./stage.ts";
+
+const dir = fileDir();
+
+/** Runs a test file in a `bun test` of its own. @returns its report */
+function reportOf(name: string, text: string): string {
+  const file = join(dir.path, `${name}.test.ts`);
+  const report = join(dir.path, `${name}.xml`);
+  const skip = JSON.stringify(join(import.meta.dir, "skip.ts"));
+  writeFileSync(file, `import { describe, test } from "bun:test";\n${text.replace("SKIP", skip)}`);
+  const flags = ["--reporter=junit", `--reporter-outfile=${report}`];
+  const env = { ...process.env, GENIE_TESTS: "fast" };
+  Bun.spawnSync([process.execPath, "test", ...flags, file], { cwd: dir.path, env });
+  return Bun.spawnSync(["/bin/cat", report]).stdout.toString();
+}
+
+describe("the report of bun test", () => {
+  const text = `import { lacks } from SKIP;
+    test("runs", () => {});
+    describe.skipIf(lacks("root", "curl"))('a "quoted" <name>', () => {
+      test.each([1, 2])("%d", () => {});
+    });
+    describe("inside", () => {
+      test.skipIf(lacks("root", "curl"))("x", () => {});
+    });`;
+
+  test("tells what was skipped, and why", () => {
+    const files = readReport(reportOf("needy", text));
+    const why = "not in the fast run: needs root, curl";
+    expect(files).toMatchObject([{ name: "needy.test.ts", skipped: 5, reasons: [why] }]);
+    expect(formatSkipped(files)).toBe(
+      `FILE           SKIPPED  WHY\nneedy.test.ts        5  ${why}\n`,
+    );
+  });
+
+  test("tells of a file that gives no reason", () => {
+    const files = readReport(reportOf("silent", 'test.skip("x", () => {});'));
+    expect(formatSkipped(files)).toContain("silent.test.ts        1  the file does not say why\n");
+  });
+
+  test("of nothing skipped makes no table, and names the slowest", () => {
+    const files = ["a", "b", "c"].map((name, i) => ({
+      name,
+      seconds: i,
+      skipped: 0,
+      reasons: [],
+    }));
+    expect(formatSkipped(files)).toBe("");
+    expect(formatSlowest(files, 2)).toBe("Slowest: c 2 s, b 1 s\n");
+    expect([59.4, 60, 284].map(formatSeconds)).toEqual(["59 s", "1 min 0 s", "4 min 44 s"]);
+  });
+});
+
+describe("what a run leaves", () => {
+  test("is nothing", async () => {
+    expect(await endRun(beginRun())).toEqual([]);
+  });
+
+  test("is named and removed", async () => {
+    const run = beginRun();
+    writeFileSync(join(run.dir, "file"), "");
+    const child = Bun.spawn(["sleep", "600"], { env: { ...process.env, ...environment(run) } });
+    expect(await endRun(run, 0)).toEqual([
+      `process ${child.pid}: sleep 600`,
+      `file ${join(run.dir, "file")}`,
+    ]);
+    await child.exited;
+    expect([child.signalCode, existsSync(run.dir)]).toEqual(["SIGKILL", false]);
+  });
+
+  test.skipIf(lacks("network namespaces"))("may be a network namespace", async () => {
+    const run = beginRun();
+    const name = `${netnsPrefix(run.id)}x`;
+    Bun.spawnSync(["ip", "netns", "add", name]);
+    expect(await endRun(run)).toEqual([`network namespace ${name}`]);
+    expect(existsSync(`/var/run/netns/${name}`)).toBe(false);
+  });
+});
+
+test("a machine has what it has", () => {
+  expect(missingPackages([])).toEqual([]);
+  expect(allPackages).toContain("nftables");
+  expect(missing()).toBeUndefined();
+});
