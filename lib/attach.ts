@@ -92,8 +92,7 @@ async function beginCall(host: Host, request: Request): Promise<Call> {
     throw error;
   });
   const deadlineMs = startedMs + loaded.timeoutMs;
-  const kubernetes = { ...loaded.kubernetes, untilMs: deadlineMs };
-  const config = { ...loaded, kubernetes };
+  const config = { ...loaded, kubernetes: { ...loaded.kubernetes, untilMs: deadlineMs } };
   host.log = { level: config.logLevel, file: config.logFile };
   mark("config");
   const known = { host, request, config, journal, startedMs };
@@ -208,7 +207,7 @@ async function readAnswer(stdout: string, attachment: Attachment, index: number)
     const { protocolError } = await import("./recovery/delegate_error.ts");
     return protocolError(attachment, plugin, issue, shown);
   };
-  if (stdout.trim() === "") throw await broken("it printed no result");
+  if (stdout.trim() === "") throw await broken("it printed no result", "");
   let value: unknown;
   try {
     value = parseJson(stdout, "its output");
@@ -276,6 +275,8 @@ async function commit(call: Call, plan: Plan): Promise<Result> {
   );
   mark("commit");
   // Committed: whatever happens to the status, the pod has its networks.
+  call.enforced?.release();
+  Object.assign(call, { enforced: undefined, plan: undefined });
   if (status?.isInline) await publisher?.publishOrKeep(call, status);
   log(host, "debug", "attached", { pod: podLabel(pod), container: call.request.containerId });
   return result;
@@ -294,9 +295,8 @@ const example = `{"cniVersion": "1.0.0",
   "routes": [{"dst": "0.0.0.0/0"}]}`;
 
 /**
- * Makes ready what follows the delegates, while the first of them runs and this process would only
- * wait: code that runs for the first time costs ten times what it costs afterwards. Changes nothing
- * anywhere; what cannot be prepared fails nothing here: the commit will say it, or do without.
+ * Runs what follows the delegates once, while this process would only wait: the first time costs
+ * ten times what the next one does. Changes nothing, and fails nothing: the commit will say it.
  */
 export function warmUp(host: Host, state: State): void {
   try {

@@ -59,12 +59,17 @@ function openExisting(file: string): Database | undefined {
 /** Opens an existing file, whatever is in it. */
 export function openFile(file: string): Database {
   const database = new Database(file, { readwrite: true, create: false, strict: true });
-  // The log stays small, because the next call reads all of it when it opens.
-  database.run(
-    `PRAGMA busy_timeout = ${busyTimeoutMs}; PRAGMA synchronous = NORMAL;
-     PRAGMA wal_autocheckpoint = 100`,
-  );
-  return database;
+  try {
+    // The log stays small, because the next call reads all of it when it opens.
+    database.run(
+      `PRAGMA busy_timeout = ${busyTimeoutMs}; PRAGMA synchronous = NORMAL;
+       PRAGMA wal_autocheckpoint = 100`,
+    );
+    return database;
+  } catch (error) {
+    database.close();
+    throw error;
+  }
 }
 
 /** Closes the file, unless the process is about to end anyway. */

@@ -185,10 +185,10 @@ async function findLocked(call: DelCall): Promise<Found> {
   const asked = new Set<string>();
   try {
     if (state.copyDir === "") {
-      return await takeLock({ ...chain, state, operation }, find, (holder) => {
+      return await takeLock({ ...chain, state, operation }, find, (holder) =>
         // One that no runtime asked for waits for an ADD.
-        if (!isDue) endAdd(holder, asked, host.now() - startedMs);
-      });
+        isDue ? undefined : endAdd(holder, asked, host.now() - startedMs),
+      );
     }
   } catch (error) {
     if (!(error instanceof CniError) || error.code !== code.stateUnavailable) {

@@ -91,7 +91,7 @@ const heldSql = "SELECT 1 FROM operations WHERE ?1 = ?2 OR container_id IN (?1, 
 export async function takeLock<T>(
   wait: LockWait,
   inside: () => T,
-  onBusy: (holder: Operation) => void = () => undefined,
+  onBusy: (holder: Operation) => void | Promise<void> = () => undefined,
 ): Promise<T> {
   const { host, state, operation } = wait;
   try {

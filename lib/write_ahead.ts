@@ -140,10 +140,10 @@ export function deletedAtMs({ database }: State, call: CallId): number | undefin
   return row?.[0] as number | undefined;
 }
 
-/** Is any attachment of a container on record? */
+/** Is any attachment of a container on record? Reads its rows whole: damage is to show here. */
 export function isOnRecord({ database }: State, containerId: string): boolean {
-  const sql = "SELECT 1 FROM attachments WHERE container_id = ? LIMIT 1";
-  return database.query(sql).get(containerId) !== null;
+  const sql = "SELECT * FROM attachments WHERE container_id = ?";
+  return database.query(sql).all(containerId).length > 0;
 }
 
 const interfacesDir = "/sys/class/net";
@@ -188,8 +188,10 @@ export function startTraffic(
   const put = database.query(putTrafficSql);
   for (const { containerId, ifName, network, hostIfName } of sources) {
     const bytes = countBytes(hostIfName);
-    if (!Number.isFinite(bytes)) continue;
-    put.run(containerId, ifName, network, hostIfName, nowMs, bytes, null);
+    // The count of an earlier attempt, of another network maybe, must not stay.
+    const key = [containerId, ifName] as const;
+    if (Number.isFinite(bytes)) put.run(...key, network, hostIfName, nowMs, bytes, null);
+    else database.run("DELETE FROM traffic WHERE container_id = ? AND ifname = ?", [...key]);
   }
 }
 

@@ -12,6 +12,7 @@ import {
   openSync,
   readdirSync,
   readFileSync,
+  readlinkSync,
   renameSync,
   statSync,
   truncateSync,
@@ -30,6 +31,15 @@ const recovery = JSON.stringify(join(import.meta.dir, "../lib/recovery/database.
 const fakes = JSON.stringify(join(import.meta.dir, "fakes.ts"));
 
 const dir = fileDir();
+
+/** What a link leads to; "" for one that has just gone. */
+function linkOf(path: string): string {
+  try {
+    return readlinkSync(path);
+  } catch (error) {
+    return error instanceof Error ? "" : "?";
+  }
+}
 
 let folders = 0;
 /** A path for a state folder that is not there yet. */
@@ -237,6 +247,9 @@ describe("a file that is unusable", () => {
     expect(readFileSync(join(folder, aside))).toEqual(spoilt);
     expect([modeOf(fileOf(folder)), withState(folder, endedIds)]).toEqual(["600", ["c1"]]);
     expect(host.written.stderr).toMatch(/^genie: error: Set aside unusable database .*\n$/);
+    // The agent lives on: nothing of the file stays open.
+    const open = readdirSync("/proc/self/fd").map((fd) => linkOf(`/proc/self/fd/${fd}`));
+    expect(open.filter((path) => path.startsWith(join(folder, aside)))).toEqual([]);
   });
 
   test("is set aside once by eight processes, and none loses what it wrote", async () => {

@@ -2,6 +2,7 @@
  * What is measured of a network: lib/choice/kpi.ts, ipam.ts and traffic.ts, on real files and
  * links.
  */
+
 import type { Database } from "bun:sqlite";
 import { afterAll, describe, expect, test } from "bun:test";
 import { mkdirSync, rmSync, utimesSync, writeFileSync } from "node:fs";
@@ -17,7 +18,7 @@ import { forgetTraffic } from "../lib/recorded.ts";
 import { openState } from "../lib/recovery/database.ts";
 import { sampleTraffic } from "../lib/recovery/traffic_rate.ts";
 import { traffic } from "../lib/report/record_reader.ts";
-import { trafficSources } from "../lib/write_ahead.ts";
+import { startTraffic, trafficSources } from "../lib/write_ahead.ts";
 import { makeHost, tempDir, withNetns } from "./fakes.ts";
 import { addAttachment, ledgerRow } from "./record.ts";
 import { lacks } from "./skip.ts";
@@ -535,6 +536,14 @@ describe("traffic", () => {
       (state) => counted(state, "c1", nowMs - 5000, 7),
       (state) => {
         write(state, () => sampleTraffic(state, [source(hostIfName)], nowMs));
+        expect(rows(state)).toEqual([]);
+      },
+    );
+    // An ADD begins anew: no count of an earlier attempt stays.
+    withRecord(
+      (state) => counted(state, "c1", nowMs - 5000, 7),
+      (state) => {
+        write(state, () => startTraffic(state, [source(hostIfName)], nowMs));
         expect(rows(state)).toEqual([]);
       },
     );

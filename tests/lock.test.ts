@@ -281,6 +281,34 @@ describe("takeLock()", () => {
     });
   });
 
+  test("goes on when the file is moved away while it waits", async () => {
+    await withState(async (state) => {
+      const first = operation("c1");
+      take(state, first);
+      const real = state.database;
+      let looks = 0;
+      const waiting = takeLock(
+        { host, state, operation: operation("c1", "DEL"), ...far() },
+        () => "mine",
+        () => {
+          if (++looks === 1) release(state, first, () => undefined);
+          const moved = Object.assign(new Error("disk I/O error"), { code: "SQLITE_IOERR" });
+          if (looks === 1) {
+            state.database = new Proxy(real, {
+              get: (target, key) => {
+                if (key === "run") throw moved;
+                const value = Reflect.get(target, key);
+                return typeof value === "function" ? value.bind(target) : value;
+              },
+            });
+          }
+        },
+      );
+      expect(await waiting).toBe("mine");
+      expect(locks(state)).toEqual(["c1 DEL"]);
+    });
+  });
+
   test("ends what a dead holder left running before anything is done", async () => {
     await withState(async (state) => {
       const gone = await dead("c1");

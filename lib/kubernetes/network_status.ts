@@ -12,7 +12,7 @@ import { annotationKeys, npwgKeys } from "../pod.ts";
 import type { CallId, WaitingStatus } from "../record.ts";
 import { podLabel } from "../request.ts";
 import type { Kube } from "./client.ts";
-import type { StatusSource } from "./npwg.ts";
+import { formatMultiIpPreferences, formatStatus, type StatusSource } from "./npwg.ts";
 
 /** Attempts of one publication, and the pause between two, in ms. */
 const attemptsMax = 3;
@@ -35,7 +35,6 @@ export async function makeStatus(
   const [first] = done;
   if (!first) return undefined;
   const { pod, decision, primarySet, choice } = plan;
-  const { formatMultiIpPreferences, formatStatus } = await import("./npwg.ts");
   const sources = await Promise.all(done.map((one) => statusSource(host, one)));
   // As in CNI-Genie: for the networks that `cni` or `networks` select, when there are several.
   const own = sources.filter(({ ifName }) => primarySet.has(ifName));

@@ -64,9 +64,8 @@ function findLeftovers(host: Host, state: State, planned: Attachment[]): StoredA
 
 /**
  * Undoes what an earlier attempt left, under the container's lock.
- * @throws CniError 105 when an attachment in the way is a live one; 11 when one cannot be undone:
- *   the
- *   new ADD cannot go on
+ * @throws CniError 105 when an attachment in the way is a live one; 11 when one cannot be undone,
+ *   so that the new ADD cannot go on
  */
 export async function undoLeftovers(call: Call, planned: Attachment[]): Promise<void> {
   const { host, state, chain } = call;
@@ -107,6 +106,12 @@ export function giveUp({ host, state, operation }: Call, planned: Attachment[]):
     });
   } catch (error) {
     log(host, "warn", toCniError(error).message, { container: operation.containerId });
+    // The lock goes back at least; where even that fails, DEL takes it over from a dead process.
+    try {
+      release(state, operation, () => undefined);
+    } catch (failure) {
+      log(host, "debug", toCniError(failure).message);
+    }
   }
 }
 

@@ -75,17 +75,17 @@ export function acquire<T>(
 export async function waitForLock<T>(
   { host, state, operation, deadlineMs, signal }: LockWait,
   inside: () => T,
-  onBusy: (holder: Operation) => void,
+  onBusy: (holder: Operation) => void | Promise<void>,
 ): Promise<T> {
   const finished = new Set<string>();
-  for (let isFirst = true; ; isFirst = false) {
+  for (;;) {
+    const now = { ...operation, atMs: host.now() };
     let taken: Acquired<T>;
     try {
-      taken = acquire(state, { ...operation, atMs: host.now() }, finished, inside);
+      taken = acquire(state, now, finished, inside);
     } catch (error) {
-      if (!isFirst) throw error;
       reopen(host, state, error);
-      continue;
+      taken = acquire(state, now, finished, inside);
     }
     if (taken.kind === "acquired") return taken.value;
     if (taken.kind === "abandoned") {
@@ -96,7 +96,7 @@ export async function waitForLock<T>(
       continue;
     }
     const { holder } = taken;
-    onBusy(holder);
+    await onBusy(holder);
     if (signal?.aborted || host.now() >= deadlineMs) {
       throw new CniError(
         code.tryAgainLater,
