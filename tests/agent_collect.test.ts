@@ -281,6 +281,8 @@ describe.skipIf(lacks("the binary"))("genie agent collects", () => {
         node.leave(id, { id: `${bootId()}:1:2` });
         const child = Bun.spawn(["sleep", "600", "0.0"], { argv0: `pause-${id}` });
         try {
+          // The kernel shows the arguments of a new program a moment after it has started.
+          await until(() => readFileSync(`/proc/${child.pid}/cmdline`, "utf8").includes(id));
           await looks(node, undefined, [0, 16_000]);
           expect(node.containers()).toEqual([id]);
         } finally {
