@@ -12,11 +12,10 @@ import type { Chain, Host, Request } from "./call.ts";
 import { CniError, code, log, toCniError } from "./cni.ts";
 import { closeState, openState, type State } from "./database.ts";
 import { openJournal, withAudit, writeAlone, writeAside, writeJournal } from "./ledger.ts";
-import { newOperation, release, takeLock } from "./lock.ts";
+import { endOf, newOperation, release, takeLock } from "./lock.ts";
 import type { CallId, DamagedAttachment, Operation, StoredAttachment } from "./record.ts";
 import {
   type DelOutcome,
-  endOf,
   forget,
   forgetTraffic,
   hasRuleset,

@@ -8,7 +8,7 @@ import type { Host } from "./call.ts";
 import { CniError, code } from "./cni.ts";
 import { type State, write } from "./database.ts";
 import { bootId } from "./kernel.ts";
-import type { Operation } from "./record.ts";
+import type { CallId, Operation } from "./record.ts";
 
 /** Lock name under which GC excludes ADD and DEL of every container (SPEC 1.1 §3). */
 export const everyContainer = "*";
@@ -75,6 +75,13 @@ export function insertOperation({ database }: State, operation: Operation): void
          $pidNamespace, $token, $atMs)`,
     )
     .run({ ...operation });
+}
+
+/** How a call ended, and when, ms since the epoch; undefined if it did not, or was made again. */
+export function endOf({ database }: State, call: CallId) {
+  const sql = "SELECT command, at_ms FROM ended WHERE container_id = ? AND request_ifname = ?";
+  const [row] = database.query(sql).values(call.containerId, call.requestIfName);
+  return row && { command: String(row[0]), atMs: Number(row[1]) };
 }
 
 const heldSql = "SELECT 1 FROM operations WHERE ?1 = ?2 OR container_id IN (?1, ?2) LIMIT 1";

@@ -303,17 +303,6 @@ export function setEnded(
     .run(nowMs - endedKeepMs);
 }
 
-/** How and when a call ended; undefined when it did not, or was made again since. */
-export function endOf(
-  { database }: State,
-  { containerId, requestIfName }: CallId,
-): { command: string; atMs: number } | undefined {
-  const sql = `SELECT command, at_ms AS atMs FROM ended
-    WHERE container_id = ? AND request_ifname = ?`;
-  const row = database.query(sql).get(containerId, requestIfName);
-  return (row as { command: string; atMs: number } | null) ?? undefined;
-}
-
 /** Is a ruleset on record for a network namespace? */
 export function hasRuleset({ database }: State, id: string): boolean {
   return database.query("SELECT 1 FROM rulesets WHERE netns_id = ?").get(id) !== null;

@@ -10,8 +10,8 @@ import type { Call } from "./call.ts";
 import { CniError, code } from "./cni.ts";
 import { type State, write } from "./database.ts";
 import { interfacesIn, netnsId } from "./kernel.ts";
-import { takeLock } from "./lock.ts";
-import type { Attachment, CallId, TrafficSource } from "./record.ts";
+import { endOf, takeLock } from "./lock.ts";
+import type { Attachment, TrafficSource } from "./record.ts";
 
 /**
  * Takes the lock and writes the plan down, after undoing what an earlier attempt left (a killed
@@ -70,9 +70,9 @@ function checkNotPresent(planned: Attachment[]): void {
  */
 function checkNotDeleted({ host, state, startedMs }: Call, planned: Attachment[]): void {
   const [first] = planned;
-  const atMs = first && deletedAtMs(state, first);
+  const end = first && endOf(state, first);
   // A DEL that is still to come was there before the clock was set back.
-  if (atMs === undefined || atMs <= startedMs || atMs > host.now()) return;
+  if (end?.command !== "DEL" || end.atMs <= startedMs || end.atMs > host.now()) return;
   throw new CniError(
     code.tryAgainLater,
     `Cannot ADD container ${first?.containerId}: it was deleted while this ADD was being prepared`,
@@ -132,14 +132,6 @@ export function setAttached({ database }: State, attachment: Attachment, result:
   );
 }
 
-/** When a DEL of this call was completed, ms since the epoch; undefined where none was. */
-export function deletedAtMs({ database }: State, call: CallId): number | undefined {
-  const sql = `SELECT at_ms FROM ended
-    WHERE container_id = ? AND request_ifname = ? AND command = 'DEL'`;
-  const [row] = database.query(sql).values(call.containerId, call.requestIfName);
-  return row?.[0] as number | undefined;
-}
-
 /** Is any attachment of a container on record? Reads its rows whole: damage is to show here. */
 export function isOnRecord({ database }: State, containerId: string): boolean {
   const sql = "SELECT * FROM attachments WHERE container_id = ?";
@@ -171,7 +163,7 @@ function isName(name: string): boolean {
   return name !== "" && !name.includes("/") && !name.startsWith(".");
 }
 
-/** What keeps one count. */
+/** Writes the count of one interface. */
 export const putTrafficSql = "INSERT OR REPLACE INTO traffic VALUES (?, ?, ?, ?, ?, ?, ?)";
 
 /** Prepares what {@link startTraffic} runs. */

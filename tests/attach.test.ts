@@ -10,7 +10,7 @@ import { join } from "node:path";
 import { closeState } from "../lib/database.ts";
 import { openState } from "../lib/recovery/database.ts";
 import { type Behaviour, callOrder, calls, fakePlugin, forgetCalls, makeHost } from "./fakes.ts";
-import { configList, storedRows } from "./stage.ts";
+import { configList, runSql, storedRows, withRecordIn } from "./stage.ts";
 import {
   annotated,
   left,
@@ -107,6 +107,18 @@ describe("a second ADD without DEL", () => {
     expect(await add(node, "red", { CNI_IFNAME: "eth2" })).toMatchObject(ok);
     expect(await del(node, { CNI_IFNAME: "eth2" })).toMatchObject(ok);
     expect(left(node).rows).toEqual(["c1 eth0 attached", "c1 eth1 attached"]);
+  });
+
+  test("gives its lock back where nothing else can be written", async () => {
+    using node = makeNetworks();
+    expect(await add(node, "blue,green")).toMatchObject(ok);
+    const full = "BEGIN SELECT RAISE(ABORT, 'disk full'); END";
+    runSql(node, `CREATE TRIGGER full BEFORE INSERT ON ended ${full}`);
+    expect(wireError(await add(node, "red", { CNI_IFNAME: "eth1" })).code).toBe(105);
+    const held = withRecordIn(node.state, ({ database }) =>
+      database.query("SELECT command FROM operations").values(),
+    );
+    expect(held).toEqual([]);
   });
 
   test("succeeds after one that failed (Nomad)", async () => {

@@ -7,12 +7,11 @@ import { CniError, code, log, toCniError } from "../cni.ts";
 import { closeState, openState, type State, write } from "../database.ts";
 import { netnsId } from "../kernel.ts";
 import { writeAlone } from "../ledger.ts";
-import { release } from "../lock.ts";
+import { endOf, release } from "../lock.ts";
 import type { Attachment, CallId, Journal, StoredAttachment } from "../record.ts";
 import {
   attachments,
   delChain,
-  endOf,
   forget,
   hasRuleset,
   noteInterrupted,
