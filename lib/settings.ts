@@ -3,7 +3,7 @@
  * CHECK and GC read only settings that need no valid table. Parsing a table costs 5 ms of a call's
  * 10, so the parsed table is kept beside the record, with its text, for the next call.
  */
-import { readFileSync, renameSync, statSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { isAbsolute, join } from "node:path";
 import manifest from "../package.json";
 import type { Host, StdinConfig } from "./call.ts";
@@ -72,6 +72,7 @@ async function parseTable(text: string, path: string): Promise<Config> {
     renameSync(fresh, file);
   } catch (error) {
     // The folder is missing, read-only or full: the next call parses again.
+    if (existsSync(fresh)) rmSync(fresh);
     if ((error as NodeJS.ErrnoException).code === undefined) throw error;
   }
   return config;

@@ -20,7 +20,7 @@ import { openHealth } from "../lib/agent/task.ts";
 import { parseConfig } from "../lib/config/parse.ts";
 import { connect } from "../lib/kubernetes/client.ts";
 import { parseConfigList } from "../lib/networks.ts";
-import { digestOf, hostFile, hostPath, placeFile } from "../lib/node/files.ts";
+import { digestOf, hostFile, hostPath, keepAs, placeFile } from "../lib/node/files.ts";
 import { confsBefore, lastList, ownList } from "../lib/node/genie_config.ts";
 import { kubeAccess } from "../lib/node/install.ts";
 import { copyToken, openSite } from "../lib/node/installation.ts";
@@ -388,6 +388,15 @@ describe("genie install", () => {
       held.kill();
       await held.exited;
     }
+  });
+
+  test("a file that cannot be given a second name is code 5", () => {
+    using root = makeRoot();
+    root.write(binary, "");
+    const file = join(root.path, binary);
+    expect(() => keepAs(file, join(file, "kept"))).toThrow(
+      expect.objectContaining({ code: 5, message: expect.stringContaining("ENOTDIR") }),
+    );
   });
 
   test.each([

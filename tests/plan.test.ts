@@ -3,7 +3,7 @@
  * to have (lib/selection.ts) to the names of the interfaces. Nothing runs here.
  */
 import { beforeAll, describe, expect, test } from "bun:test";
-import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { pluginSearch } from "../lib/binaries.ts";
 import type { Plan, Request, StdinConfig } from "../lib/call.ts";
@@ -502,6 +502,14 @@ describe("loadConfig()", () => {
       "debug",
       ["a"],
     ]);
+  });
+
+  test("leaves nothing behind where the parsed table cannot be kept", async () => {
+    const state = join(dir.path, "unkept");
+    mkdirSync(join(state, "table.json"), { recursive: true });
+    const file = write("unkept.toml", `state_dir = "${state}"\n`);
+    expect((await loadConfig(stdinOf({ plugins_file: file }))).stateDir).toBe(state);
+    expect(readdirSync(state)).toEqual(["table.json"]);
   });
 
   test("a default plugin written by CNI-Genie's users is attached", async () => {

@@ -185,6 +185,10 @@ describe("the page", () => {
     expect((await run("/absent/report.html")).stderr).toBe(
       "genie: error: Cannot write /absent/report.html: ENOENT (code 5)\n",
     );
+    // A folder that is a file: what cannot be written has nothing to take back.
+    expect((await run(join(file, "report.html"))).stderr).toBe(
+      `genie: error: Cannot write ${file}/report.html: ENOTDIR (code 5)\n`,
+    );
     expect(readdirSync(folder).sort()).toEqual(["report.html", "taken"]);
 
     // The program as it is installed carries the library with it.

@@ -54,7 +54,8 @@ function replace(target: string, make: (fresh: string) => void): void {
     fs.renameSync(fresh, target);
     sync(dirname(target));
   } catch (error) {
-    fs.rmSync(fresh, { force: true });
+    // Removing what is not there fails too on a read-only file system.
+    if (fs.existsSync(fresh)) fs.rmSync(fresh);
     fail("write", target, error);
   }
 }

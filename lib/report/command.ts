@@ -1,6 +1,6 @@
 /** `genie report`: reads the command line, has the report made, and writes it as asked for. */
 import { randomUUID } from "node:crypto";
-import { renameSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import type { Host, StdinConfig } from "../call.ts";
 import { networkKpis } from "../choice/kpi.ts";
@@ -209,7 +209,8 @@ function writeWhole(path: string, content: string): void {
     writeFileSync(draft, content, { flag: "wx", mode: 0o600, flush: true });
     renameSync(draft, path);
   } catch (error) {
-    rmSync(draft, { force: true });
+    // Removing what is not there fails too on a read-only file system.
+    if (existsSync(draft)) rmSync(draft);
     const reason = (error as NodeJS.ErrnoException).code ?? toCniError(error).message;
     throw new CniError(code.ioFailure, `Cannot write ${path}: ${reason}`, { cause: error });
   }
