@@ -3,7 +3,7 @@
  * temporary files. A run has a folder for temporary files and an id of its own, so that a second
  * run on the same machine is not taken for it.
  */
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, lstatSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
@@ -72,9 +72,16 @@ export async function endRun(run: Run, waitMs = patienceMs): Promise<string[]> {
     left.push(`record ${recordDir}: ${readdirSync(recordDir).join(", ")}`);
     rmSync(recordDir, { recursive: true, force: true });
   }
-  left.push(...readdirSync(run.dir).map((name) => `file ${join(run.dir, name)}`));
+  left.push(...readdirSync(run.dir).map((name) => `file ${describe(join(run.dir, name))}`));
   rmSync(run.dir, { recursive: true, force: true });
   return left;
+}
+
+/** A path, and what a folder holds: from that one sees which test made it. */
+function describe(path: string): string {
+  if (!lstatSync(path).isDirectory()) return path;
+  const within = readdirSync(path, { recursive: true }).map(String).sort();
+  return `${path} with ${within.slice(0, 20).join(", ") || "nothing in it"}`;
 }
 
 function kill(pid: number): void {
