@@ -8,7 +8,7 @@ import { join } from "node:path";
 import type { Host } from "../lib/call.ts";
 import type { LogLevel } from "../lib/cni.ts";
 import { type Call, recordName, type Script } from "./fixtures/delegate.ts";
-import { netnsPrefix } from "./leftovers.ts";
+import { netnsPrefix, removeFolder } from "./leftovers.ts";
 import { findPluginDir, isFast } from "./needs.ts";
 
 export type { Behaviour, Call, Script } from "./fixtures/delegate.ts";
@@ -21,7 +21,7 @@ export interface TempDir extends Disposable {
 /** Makes an empty folder. Outside a function, give it back in `afterAll`. */
 export function tempDir(): TempDir {
   const path = mkdtempSync(join(tmpdir(), "genie-test-"));
-  return { path, [Symbol.dispose]: () => rmSync(path, { recursive: true, force: true }) };
+  return { path, [Symbol.dispose]: () => removeFolder(path) };
 }
 
 /**

@@ -1,6 +1,6 @@
 /** What `bun run test` finds out about itself: what was skipped and why, and what was left. */
 import { describe, expect, test } from "bun:test";
-import { existsSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { beginRun, endRun, environment, netnsPrefix } from "./leftovers.ts";
 import { allPackages, missing, missingPackages } from "./needs.ts";
@@ -61,14 +61,14 @@ describe("the report of bun test", () => {
 
 describe("what a run leaves", () => {
   test("is nothing", async () => {
-    expect(await endRun(beginRun())).toEqual([]);
+    expect(await endRun(beginRun())).toEqual({ left: [], cameBack: [] });
   });
 
   test("is named and removed", async () => {
     const run = beginRun();
     writeFileSync(join(run.dir, "file"), "");
     const child = Bun.spawn(["sleep", "600"], { env: { ...process.env, ...environment(run) } });
-    expect(await endRun(run, 0)).toEqual([
+    expect((await endRun(run, 0)).left).toEqual([
       `process ${child.pid}: sleep 600`,
       `file ${join(run.dir, "file")}`,
     ]);
@@ -76,11 +76,26 @@ describe("what a run leaves", () => {
     expect([child.signalCode, existsSync(run.dir)]).toEqual(["SIGKILL", false]);
   });
 
+  test("is told apart from a folder that a late process made again", async () => {
+    const run = beginRun();
+    const [removed, kept] = ["removed", "kept"].map((name) => join(run.dir, name));
+    for (const path of [removed, kept]) mkdirSync(join(path ?? "", "state"), { recursive: true });
+    const script = `import { removeFolder } from "${import.meta.dir}/leftovers.ts";
+      removeFolder(process.argv[1]);`;
+    const env = { ...process.env, ...environment(run) };
+    Bun.spawnSync([process.execPath, "-e", script, removed ?? ""], { env });
+    mkdirSync(join(removed ?? "", "state"), { recursive: true });
+    expect(await endRun(run)).toEqual({
+      left: [`file ${kept} with state`],
+      cameBack: [`file ${removed} with state`],
+    });
+  });
+
   test.skipIf(lacks("network namespaces"))("may be a network namespace", async () => {
     const run = beginRun();
     const name = `${netnsPrefix(run.id)}x`;
     Bun.spawnSync(["ip", "netns", "add", name]);
-    expect(await endRun(run)).toEqual([`network namespace ${name}`]);
+    expect((await endRun(run)).left).toEqual([`network namespace ${name}`]);
     expect(existsSync(`/var/run/netns/${name}`)).toBe(false);
   });
 });

@@ -144,7 +144,7 @@ async function main(): Promise<{ passed: number; failed: number; skipped: number
   const run = beginRun();
   const ended = await Promise.all(lanes.map((lane, i) => runLane(lane, i, run)));
   const testedMs = Date.now();
-  const left = await endRun(run);
+  const { left, cameBack } = await endRun(run);
   const files = ended.flatMap((one) => one.files);
   const sum = (key: "passed" | "failed" | "skipped") =>
     ended.reduce((all, one) => all + one[key], 0);
@@ -159,6 +159,7 @@ async function main(): Promise<{ passed: number; failed: number; skipped: number
   const parts = isFast ? "" : `, the binary ${took(startedMs, builtMs)}`;
   say(`The tests took ${took(builtMs, testedMs)} on ${availableParallelism()} cores${parts}\n`);
   for (const line of left) say(`LEFT BEHIND (and removed now): ${line}\n`);
+  for (const line of cameBack) say(`Came back after its test, and removed now: ${line}\n`);
   const failed = sum("failed") + (left.length > 0 ? 1 : 0);
   return {
     passed: sum("passed"),
