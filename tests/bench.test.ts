@@ -1,14 +1,18 @@
 /** The bench: its arithmetic, its options, its peers, a short run of all of it, and its results. */
 import { describe, expect, test } from "bun:test";
-import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { readCount, readStages } from "./bench/anatomy.ts";
+import { writeIdlePlugin } from "./bench/idle.ts";
+import { copyAtOnce } from "./bench/node.ts";
 import { benchNeeds, readOptions } from "./bench/options.ts";
 import { fillTemplate, needFolders, readPeer } from "./bench/peers.ts";
 import { formatMarkdown, formatSections, sections } from "./bench/report.ts";
+import { scenarios, type Verb, withOld } from "./bench/scenarios.ts";
 import type { Storm } from "./bench/storm.ts";
 import { median, quantile, type Summary, summarize } from "./bench/summary.ts";
 import { targets, verdict } from "./bench/targets.ts";
+import { buildIfStale, binary as built } from "./build.ts";
 import { fakePlugin, tempDir } from "./fakes.ts";
 import { lacks } from "./skip.ts";
 
@@ -42,47 +46,162 @@ describe("summarize()", () => {
       undefined,
     ]);
     expect(summarize(all)[1]).toMatchObject({ wallMs: 25, quartilesMs: [24, 26], peakMiB: 32 });
+    expect(summarize(all)[1]?.floor).toBeUndefined();
+  });
+
+  test("gives each the empty program of the same operation", () => {
+    const other = { ...series("floor", 3), verb: "DEL" as const };
+    const all = [series("floor", 4), other, series("genie", 25)];
+    expect(summarize(all)[2]?.floor).toEqual({ wallMs: 4, cpuMs: 4, peakMiB: 32, ownFaults: 10 });
   });
 });
 
 describe("targets()", () => {
-  const summary = (wallMs: number): Summary => ({
-    ...{ scenario: "genie 1 network", verb: "ADD", wallMs, quartilesMs: [1, 2], wallMsP90: 3 },
-    ...{ cpuMs: 1, peakMiB: Number.NaN, privateMiB: 1, ownFaults: 1, childFaults: 1 },
-    over: { baseline: "bare 1 network", wallMs, ratio: 1, cpuMs: 1 },
+  /** One that takes `overMs` more than its baseline, on a machine whose floor is 10 ms. */
+  const summary = (scenario: string, overMs: number, verb: Verb = "ADD"): Summary => ({
+    ...{ scenario, verb, wallMs: overMs + 5, quartilesMs: [1, 2], wallMsP90: 3 },
+    ...{ cpuMs: 1, peakMiB: Number.NaN, privateMiB: 1, ownFaults: 900, childFaults: 1 },
+    over: { baseline: "b", wallMs: overMs, ratio: 1, cpuMs: overMs / 2 },
+    floor: { wallMs: 10, cpuMs: 5, peakMiB: 30, ownFaults: 450 },
   });
-  const storms = (genieMs: number): Storm[] =>
+  const storms = (genieMs: number, failures: string[] = []): Storm[] =>
     ["bare 1 network", "genie 1 network"].map((scenario, i) => ({
-      ...{ scenario, verb: "ADD", count: 100, cpuMs: 1, failures: [] },
+      ...{ scenario, verb: "ADD", count: 100, cpuMs: 1, failures: i === 0 ? [] : failures },
       wallMs: i === 0 ? 100 : genieMs,
     }));
-  test.each<[string, number, number, string]>([
-    ["both hold", 9, 210, "holds holds"],
-    ["both are missed", 9.1, 211, "MISSED MISSED"],
-  ])("%s", (_name, overMs, stormMs, expected) => {
-    const all = targets([summary(overMs)], storms(stormMs), undefined);
-    const judged = ["ADD genie 1 network", "storm of 100 ADDs genie 1 network"].map((row) =>
-      all.find((one) => one.row === row),
-    );
-    expect(judged.map((one) => one && verdict(one)).join(" ")).toBe(expected);
+  const one = (overMs: number, verb?: Verb) => [summary("genie 1 network", overMs, verb)];
+  const apart = (overMs: number) => [
+    ...[summary("genie API 1 object", 10), summary("genie API 1 object, 10 ms away", overMs)],
+  ];
+  const five = (overMs: number) => [...one(10), summary("genie 5 networks", overMs)];
+  const further = ["ADD genie 5 networks", "each further network over bare"] as const;
+  const peer = (overMs: number) => [
+    ...[summary("genie API 1 network", 20), summary("cni-genie-1 API 1 network", overMs)],
+  ];
+  test.each<[string, string, Summary[], Storm[], string]>([
+    ["ADD genie 1 network", "time over bare", one(11), [], "1.1 holds"],
+    ["ADD genie 1 network", "time over bare", one(11.1), [], "1.11 MISSED"],
+    ["DEL genie 1 network", "CPU over bare", one(11, "DEL"), [], "1.1 holds"],
+    ["DEL genie 1 network", "CPU over bare", one(12, "DEL"), [], "1.2 MISSED"],
+    ["STATUS genie 1 network", "time over the floor", one(3, "STATUS"), [], "0.3 holds"],
+    ["STATUS genie 1 network", "time over the floor", one(4, "STATUS"), [], "0.4 MISSED"],
+    ["ADD genie idle plugin", "whole call", [summary("genie idle plugin", 14)], [], "1.9 holds"],
+    ["ADD genie idle plugin", "whole call", [summary("genie idle plugin", 15)], [], "2 MISSED"],
+    [...further, five(15), [], "0.125 holds"],
+    [...further, five(18), [], "0.2 MISSED"],
+    // Without one of the two there is nothing to say.
+    [...further, five(15).slice(1), [], "not measured"],
+    ["ADD genie 1 network", "page faults over the floor", one(1), [], "450 holds"],
     // Not a number is no measurement.
-    const memory = all.find(({ what }) => what === "peak memory");
-    expect(memory && verdict(memory)).toBe("not measured");
+    ["ADD genie 1 network", "peak memory over the floor", one(1), [], "not measured"],
+    ["ADD genie API 1 object, 10 ms away", "ms over bare", apart(27), [], "27 holds"],
+    ["ADD genie API 1 object, 10 ms away", "ms over bare", apart(28), [], "28 MISSED"],
+    ["ADD genie API 1 object, 10 ms away", "ms over the object nearby", apart(37), [], "27 holds"],
+    ["ADD genie API 1 network", "time over bare by that of cni-genie-1", peer(20), [], "1 holds"],
+    [
+      "ADD genie API 1 network",
+      "time over bare by that of cni-genie-1",
+      peer(16),
+      [],
+      "1.25 MISSED",
+    ],
+    ["storm of 100 ADDs genie 1 network", "time by bare", [], storms(200), "2 holds"],
+    ["storm of 100 ADDs genie 1 network", "time by bare", [], storms(201), "2.01 MISSED"],
+    ["storms of 100, all of genie", "failed calls", [], storms(1), "0 holds"],
+    ["storms of 100, all of genie", "failed calls", [], storms(1, ["locked"]), "1 MISSED"],
+    ["storms of 100, all of genie", "failed calls", [], [], "not measured"],
+  ])("%s, %s", (row, what, summaries, stormed, expected) => {
+    const found = targets(summaries, stormed, undefined).filter(
+      (target) => target.row === row && target.what === what,
+    );
+    const said = found.map((target) =>
+      [target.value === undefined ? [] : Number(target.value.toFixed(3)), verdict(target)]
+        .flat()
+        .join(" "),
+    );
+    expect(said).toEqual([expected]);
+  });
+});
+
+describe("withOld()", () => {
+  test("puts the same task of the other genie behind each of genie's, and of nobody else's", () => {
+    const all = withOld(scenarios);
+    expect(all.filter(({ name }) => !name.startsWith("old "))).toEqual([...scenarios]);
+    const names = all.map(({ name }) => name);
+    const mine = names.filter((name) => name.startsWith("genie "));
+    expect(mine.map((name) => names[names.indexOf(name) + 1])).toEqual(
+      mine.map((name) => name.replace("genie", "old")),
+    );
+    expect(new Set(names).size).toBe(scenarios.length + mine.length);
+  });
+});
+
+describe("the plugin that does nothing", () => {
+  const answer = '{"cniVersion":"1.0.0"}';
+  test.each<[string, Record<string, string>, string]>([
+    ["ADD", { PATH: "/", CNI_COMMAND: "ADD", CNI_IFNAME: "eth0" }, `${answer}\n`],
+    ["DEL", { PATH: "/", CNI_COMMAND: "DEL", CNI_IFNAME: "eth0" }, ""],
+    ["ADDED", { CNI_COMMAND: "ADDED" }, ""],
+    ["nothing", {}, ""],
+  ])("answers %s", (_name, env, expected) => {
+    using dir = tempDir();
+    const path = join(dir.path, "idle");
+    writeIdlePlugin(path, answer);
+    // More than a pipe holds: it reads to the end.
+    const stdin = Buffer.alloc(200_000, 32);
+    const child = Bun.spawnSync([path], { env, stdin });
+    expect(child.exitCode).toBe(0);
+    // Where it is a script it cannot tell what it is asked.
+    expect(child.stdout.toString()).toBe(process.arch === "x64" ? expected : `${answer}\n`);
+  });
+});
+
+describe("copyAtOnce()", () => {
+  test("copies a program over another, with the right to run it", () => {
+    using dir = tempDir();
+    const [from, to] = [join(dir.path, "from"), join(dir.path, "to")];
+    writeFileSync(from, Buffer.alloc(3_000_000, 7));
+    writeFileSync(to, "old", { mode: 0o600 });
+    copyAtOnce(from, to);
+    expect(readFileSync(to).equals(readFileSync(from))).toBe(true);
+    expect(statSync(to).mode & 0o777).toBe(0o755);
+    expect(() => copyAtOnce(join(dir.path, "absent"), to)).toThrow("ENOENT");
   });
 });
 
 describe("report", () => {
   const findings = {
-    ...{ summaries: summarize([series("bare 1 network", 10), series("floor", 4)]), storms: [] },
+    summaries: summarize([series("bare 1 network", 10), series("floor", 4)]),
+    storms: [] as Storm[],
     ...{ anatomies: [], targets: targets([], [], undefined), peers: [], peerNotes: [] },
   };
   test("says what was measured, the same to terminals and as Markdown", () => {
     const all = sections(findings);
     expect(all.map(({ title }) => title)).toEqual(["Targets", "One pod at a time"]);
     const markdown = formatMarkdown(all, "Here.");
-    expect(markdown).toStartWith("# What genie costs\n\nHere.\n\n## Targets\n\n| verdict |");
-    expect(markdown).toContain("| ADD | bare 1 network | 10.0 | 9.0-11.0 | 11.0 |");
-    expect(formatSections(all, 200)).toMatch(/^ADD +bare 1 network +10\.0 +9\.0-11\.0 /m);
+    expect(markdown).toStartWith("# What genie costs\n\nHere.\n\n## Targets\n\nIn floors: ");
+    expect(markdown).toContain("| ADD | bare 1 network | 10.0 | 2.50 | 9.0-11.0 | 11.0 |");
+    expect(formatSections(all, 200)).toMatch(/^ADD +bare 1 network +10\.0 +2\.50 +9\.0-11\.0 /m);
+  });
+
+  test("prints another genie beside this one, with the ratio of each row", () => {
+    const storm = (scenario: string, wallMs: number): Storm => ({
+      ...{ scenario, verb: "ADD", count: 100, wallMs, cpuMs: wallMs / 2, failures: [] },
+    });
+    const all = sections({
+      ...findings,
+      summaries: summarize([
+        ...[series("floor", 4), series("genie 1 network", 10), series("old 1 network", 15)],
+        series("genie 2 networks", 9),
+      ]),
+      storms: [storm("genie 1 network", 400), storm("old 1 network", 500)],
+    });
+    const section = all.find(({ title }) => title === "Beside another genie");
+    expect(section?.rows.map((row) => row.slice(0, 5))).toEqual([
+      ["ADD", "genie 1 network", "10.0", "15.0", "1.50"],
+      ["100 ADD", "genie 1 network", "400", "500", "1.25"],
+    ]);
+    expect(section?.rows.every((row) => row.length === section.columns.length)).toBe(true);
   });
 });
 
@@ -90,6 +209,7 @@ describe("readOptions()", () => {
   test.each<[string, string[], object]>([
     ["nothing", [], { rounds: 31, stormCounts: [100, 300], only: "", peers: [] }],
     ["--quick", ["--quick"], { rounds: 3, stormCounts: [10], storms: 1, results: "" }],
+    ["another genie", ["--compare", "/old"], { compare: "/old", results: "" }],
     ["a part", ["--only", "storms"], { parts: ["storms"], only: "", results: "" }],
     ["a contender", ["--only", "API"], { parts: ["rounds"], only: "API", results: "" }],
     ["no storm", ["--storm", "0"], { stormCounts: [] }],
@@ -175,12 +295,11 @@ test.skipIf(lacks("the binary", ...benchNeeds))(
     fakePlugin(dir.path, "unable-2.0", script(`echo '${no}'\nexit 1`));
     writeFileSync(at("conf"), '{"cniVersion":"1.0.0","x":"{{CONF_DIR}}","y":"{{NETWORK}}"}');
     const peer = (name: string) => ["--peer", at(name), "--peer-conf", at("conf")];
-    const binary = join(root, "dist", "genie");
     const words = ["--quick", "--rounds", "1", "--storm", "3", "--results", at("results.md")];
-    const built = existsSync(binary) ? ["--binary", binary] : [];
+    const binary = existsSync(built) ? ["--binary", built] : [];
     const child = Bun.spawn(
       [
-        ...[process.execPath, join(import.meta.dir, "bench", "bench.ts"), ...words, ...built],
+        ...[process.execPath, join(import.meta.dir, "bench", "bench.ts"), ...words, ...binary],
         ...["--json", at("json"), ...peer("able-1.0"), ...peer("unable-2.0")],
       ],
       { env: { ...process.env, TMPDIR: tmp.path }, stdout: "pipe", stderr: "pipe" },
@@ -216,6 +335,27 @@ test.skipIf(lacks("the binary", ...benchNeeds))(
     expect(all.find(ofAdd("floor")).childFaults).toEqual([0]);
   },
   240_000,
+);
+
+test.skipIf(lacks("the binary", ...benchNeeds))(
+  "a short bench of some contenders runs another genie beside this one",
+  async () => {
+    using tmp = tempDir();
+    const binary = existsSync(built) ? built : buildIfStale();
+    const words = ["--quick", "--rounds", "1", "--only", "idle", "--binary", binary];
+    const child = Bun.spawn(
+      [process.execPath, join(import.meta.dir, "bench", "bench.ts"), ...words, "--compare", binary],
+      { env: { ...process.env, TMPDIR: tmp.path }, stdout: "pipe", stderr: "pipe" },
+    );
+    const [stdout, stderr] = await Promise.all([child.stdout.text(), child.stderr.text()]);
+    expect({ stderr, status: await child.exited }).toEqual({ stderr: "", status: 0 });
+    expect(stdout).toMatch(/^ADD +old idle plugin +\d/m);
+    const [, beside = ""] = stdout.split("\nBeside another genie.");
+    expect(beside).toMatch(/^ADD +genie idle plugin +\d+\.\d +\d+\.\d +\d\.\d\d /m);
+    expect(beside).toMatch(/^DEL +genie idle plugin /m);
+    expect(readdirSync(tmp.path)).toEqual([]);
+  },
+  120_000,
 );
 
 /**

@@ -133,13 +133,15 @@ export function readCount(tool: "strace" | "perf", text: string): number | undef
 export interface Floors {
   /** Spawn and wait of the smallest program there is. */
   spawnMs: number[];
+  /** The same of an empty compiled Bun program. */
+  emptyMs: number[];
   /** 4 KiB written and synced on the file system of the record. */
   fsyncMs: number[];
 }
 
 /** Measures the floors that are no scenarios. */
 export function measureFloors(node: BenchNode, rounds: number): Floors {
-  const floors: Floors = { spawnMs: [], fsyncMs: [] };
+  const floors: Floors = { spawnMs: [], emptyMs: [], fsyncMs: [] };
   const path = join(node.dir, "synced");
   const fd = openSync(path, "w", 0o600);
   const page = Buffer.alloc(4096, 1);
@@ -149,7 +151,9 @@ export function measureFloors(node: BenchNode, rounds: number): Floors {
     return (Bun.nanoseconds() - startNs) / 1e6;
   };
   for (let round = 0; round < rounds; round++) {
-    floors.spawnMs.push(time(() => Bun.spawnSync(["/bin/true"], { env: {}, cwd: "/" })));
+    const run = (file: string) => time(() => Bun.spawnSync([file], { env: {}, cwd: "/" }));
+    floors.spawnMs.push(run("/bin/true"));
+    floors.emptyMs.push(run(node.floor));
     floors.fsyncMs.push(
       time(() => {
         writeSync(fd, page);

@@ -29,7 +29,14 @@ import {
 } from "./peers.ts";
 import { type Findings, formatMarkdown, formatSections, sections } from "./report.ts";
 import { measureScale } from "./scale.ts";
-import { type Scenario, scenarios, selectScenarios, stormScenarios } from "./scenarios.ts";
+import {
+  oldName,
+  type Scenario,
+  scenarios,
+  selectScenarios,
+  stormScenarios,
+  withOld,
+} from "./scenarios.ts";
 import { type Storm, storm } from "./storm.ts";
 import { summarize } from "./summary.ts";
 import { targets } from "./targets.ts";
@@ -65,14 +72,17 @@ function machine(pluginDir: string) {
   };
 }
 
-/** Storms of genie, its baseline and its peers in turns, so that all meet the same machine. */
+/** Storms of genie, its baselines and its peers in turns, so that all meet the same machine. */
 async function runStorms(
   node: BenchNode,
   all: Scenario[],
   { options, peers, signal }: Run,
 ): Promise<Storm[]> {
   const first = all.find(({ name }) => name === stormScenarios[0]);
-  const names = [first?.baseline, ...stormScenarios, ...peers.map(peerStorm)];
+  const names = [
+    ...["floor", first?.baseline, ...stormScenarios, ...stormScenarios.map(oldName)],
+    ...peers.map(peerStorm),
+  ];
   const contenders = all.filter(({ name }) => names.includes(name));
   for (const scenario of contenders) await scenario.prepare?.(node);
   const storms: Storm[] = [];
@@ -105,6 +115,8 @@ interface Run {
 /** Which operations of a call are taken apart. */
 const dissected = [
   "floor",
+  "bare idle plugin",
+  "genie idle plugin",
   "bare 1 network",
   "bare 2 networks",
   "genie 1 network",
@@ -117,8 +129,11 @@ async function find(node: BenchNode, run: Run): Promise<{ findings: Findings; se
   const { options, peers, signal } = run;
   const { only, parts, rounds, memoryRounds } = options;
   const probed = await probe(node, peers.flatMap(peerScenarios));
-  const all = [...scenarios, ...probed.able];
-  const chosen = parts.includes("rounds") ? selectScenarios(all, only) : [];
+  const ours = (some: readonly Scenario[]) => (options.compare === "" ? [...some] : withOld(some));
+  const all = [...ours(scenarios), ...probed.able];
+  const chosen = parts.includes("rounds")
+    ? ours(selectScenarios([...scenarios, ...probed.able], only))
+    : [];
   for (const scenario of chosen) await scenario.prepare?.(node);
   const onRound = (done: number, total: number) => progress(`round ${done} of ${total}`);
   const series =
@@ -128,7 +143,7 @@ async function find(node: BenchNode, run: Run): Promise<{ findings: Findings; se
   const summaries = summarize(series);
   progress("a call in its parts");
   const apart = parts.includes("parts")
-    ? scenarios.filter(({ name }) => dissected.includes(name))
+    ? ours(scenarios.filter(({ name }) => dissected.includes(name)))
     : [];
   for (const scenario of apart) await scenario.prepare?.(node);
   const anatomies = await dissect(node, apart, { rounds: options.dissections, signal });
@@ -136,7 +151,10 @@ async function find(node: BenchNode, run: Run): Promise<{ findings: Findings; se
   const storms = parts.includes("storms") ? await runStorms(node, all, run) : [];
   progress("large records");
   const scale = parts.includes("scale")
-    ? await measureScale({ ...options.scale, binary: node.genie, signal })
+    ? await measureScale({
+        ...options.scale,
+        ...{ binary: node.genie, floor: node.floor, signal },
+      })
     : undefined;
   progress("");
   const findings: Findings = {
@@ -197,8 +215,11 @@ async function main(): Promise<number> {
       return await enterMounts([import.meta.path, ...args], mountsMarker, interrupted.signal);
     }
     const binary = resolve(options.binary || buildIfStale());
-    if (!existsSync(binary)) throw new Error(`there is no ${binary}`);
-    node = openNode(binary, realPluginDir);
+    const old = options.compare === "" ? "" : resolve(options.compare);
+    for (const path of [binary, old]) {
+      if (path !== "" && !existsSync(path)) throw new Error(`there is no ${path}`);
+    }
+    node = openNode(binary, realPluginDir, old);
     if (needFolders(peers)) mountFolders(node, peers);
     return await bench(node, { options, peers, signal: interrupted.signal });
   } catch (error) {

@@ -1,6 +1,6 @@
 /**
- * Measures scenarios: every contender once per round, in an order that rotates, each with a fresh
- * container, so that whatever disturbs the machine disturbs all alike.
+ * Measures scenarios: every contender once per round, in an order that rotates and turns round each
+ * time, each with a fresh container, so that whatever disturbs the machine disturbs all alike.
  *
  * Time and CPU come from the wait of the process, its reaped descendants included. Peak memory
  * does not: Linux hands the peak of the process that spawns on to the one that is spawned, so the
@@ -65,7 +65,8 @@ export async function measure(
     const kind = round === 0 ? "warm-up" : round <= rounds ? "time" : "memory";
     const pods = scenarios.map(() => addPod(node));
     for (let i = 0; i < scenarios.length; i++) {
-      const turn = (i + round) % scenarios.length;
+      const place = round % 2 === 0 ? i : scenarios.length - 1 - i;
+      const turn = (place + round) % scenarios.length;
       const [scenario, pod] = [scenarios[turn], pods[turn]];
       if (!scenario || !pod) continue;
       for (const verb of scenario.verbs) {

@@ -3,9 +3,19 @@
  * folders, the binaries under test and an API server. Whatever is made here goes away with
  * `closeNode`, also after a failure or an interrupt.
  */
-import { copyFileSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  closeSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
+import { writeIdlePlugin } from "./idle.ts";
 
 const root = join(import.meta.dir, "..", "..");
 /** CNI version of every config: the newest that Debian's plugins speak. */
@@ -27,6 +37,9 @@ export interface Pod {
   results: object[];
 }
 
+/** A plugin config. */
+type Network = { name: string; type: string; [key: string]: unknown };
+
 /** Everything a scenario may refer to. */
 export interface BenchNode {
   /** Short random word in every name, so that two benches never meet. */
@@ -35,12 +48,18 @@ export interface BenchNode {
   dir: string;
   /** Folder of the reference plugins. */
   pluginDir: string;
+  /** Folder of the plugin that does nothing. */
+  idleDir: string;
   /** Path of genie. */
   genie: string;
+  /** Path of the other genie it is compared with; there is a file only with `--compare`. */
+  old: string;
   /** Path of the compiled `floor.ts`. */
   floor: string;
   /** Plugin configs, one per network, as a runtime would hand them to `bridge`. */
-  networks: { name: string; type: string; [key: string]: unknown }[];
+  networks: Network[];
+  /** The same of a network whose plugin does nothing. */
+  idleNetwork: Network;
   /** API servers, see {@link startApi}. */
   apis: Map<string, { kubeconfig: string; server: Bun.Subprocess }>;
   netnsCount: number;
@@ -55,34 +74,53 @@ export function command(program: string, ...args: string[]): string {
 }
 
 /**
+ * Copies a program as one write of the whole file. The page cache holds such a file in larger
+ * pieces than one that a linker or a build wrote part by part, and a program of 100 MB then starts
+ * with fewer page faults: up to an eighth of a call. So whatever is compared is copied like this.
+ * It also keeps a build that runs meanwhile from changing what is measured.
+ */
+export function copyAtOnce(from: string, to: string): void {
+  const bytes = readFileSync(from);
+  rmSync(to, { force: true });
+  const fd = openSync(to, "wx", 0o755);
+  try {
+    const written = writeSync(fd, bytes);
+    if (written !== bytes.length) throw new Error(`${to}: ${written} bytes of ${bytes.length}`);
+  } finally {
+    closeSync(fd);
+  }
+}
+
+/**
  * Makes folders, network configs, bridges and the floor binary.
  *
- * @param genie the binary to measure; it is copied, so that a build meanwhile changes nothing
+ * @param genie the binary to measure
+ * @param old the one to compare it with, or ""
  */
-export function openNode(genie: string, pluginDir: string): BenchNode {
+export function openNode(genie: string, pluginDir: string, old = ""): BenchNode {
   const dir = mkdtempSync(join(tmpdir(), "genie-bench-"));
   const id = basename(dir).slice(-6).toLowerCase();
   const node: BenchNode = {
     id,
     dir,
     pluginDir,
+    idleDir: join(dir, "idle"),
     genie: join(dir, "bin", "genie"),
+    old: join(dir, "bin", "old"),
     floor: join(dir, "bin", "floor"),
     networks: Array.from({ length: networkCount }, (_, i) => bridgeConfig(id, dir, i)),
+    idleNetwork: { cniVersion, name: "idle", type: "idle" },
     apis: new Map(),
     netnsCount: 0,
   };
   try {
     mkdirSync(join(dir, "bin"));
-    copyFileSync(genie, node.genie);
-    command(
-      process.execPath,
-      "build",
-      ...buildFlags(),
-      `--outfile=${node.floor}`,
-      join(import.meta.dir, "floor.ts"),
-    );
-    writeLists(node, join(dir, "net.d"), cniVersion);
+    copyAtOnce(genie, node.genie);
+    if (old !== "") copyAtOnce(old, node.old);
+    buildFloor(node.floor);
+    mkdirSync(node.idleDir);
+    writeIdlePlugin(join(node.idleDir, "idle"), idleAnswer);
+    writeLists([...node.networks, node.idleNetwork], join(dir, "net.d"), cniVersion);
     for (const { bridge } of node.networks) {
       command("ip", "link", "add", String(bridge), "type", "bridge");
       command("ip", "link", "set", String(bridge), "up");
@@ -94,17 +132,29 @@ export function openNode(genie: string, pluginDir: string): BenchNode {
   return node;
 }
 
+/** What the plugin that does nothing says to ADD: an address, as most do. */
+const idleAnswer = JSON.stringify({ cniVersion, ips: [{ address: "198.18.240.2/20" }] });
+
+/** Compiles floor.ts as genie is compiled. */
+function buildFloor(path: string): void {
+  const built = `${path}.built`;
+  const source = join(import.meta.dir, "floor.ts");
+  command(process.execPath, "build", ...buildFlags(), `--outfile=${built}`, source);
+  copyAtOnce(built, path);
+  rmSync(built);
+}
+
 /** Writes every network as a config list of its own into a folder, in one CNI version. */
-export function writeLists(node: BenchNode, dir: string, version: string): void {
+export function writeLists(networks: Network[], dir: string, version: string): void {
   mkdirSync(dir, { recursive: true });
-  for (const { name, cniVersion: _, ...plugin } of node.networks) {
+  for (const { name, cniVersion: _, ...plugin } of networks) {
     const list = { cniVersion: version, name, plugins: [plugin] };
     writeFileSync(join(dir, `${name}.conflist`), JSON.stringify(list));
   }
 }
 
 /** Addresses are those that RFC 2544 sets aside for benchmarks; only one network has a route. */
-function bridgeConfig(id: string, dir: string, i: number): BenchNode["networks"][number] {
+function bridgeConfig(id: string, dir: string, i: number): Network {
   return {
     cniVersion,
     name: `net${i}`,
@@ -133,19 +183,19 @@ function buildFlags(): string[] {
  *
  * @param name of the scenario it belongs to
  * @param more TOML after the common keys
+ * @param isIdle has it the network whose plugin does nothing, and no other?
  * @returns its path
  */
-export function writeTable(node: BenchNode, name: string, more = ""): string {
+export function writeTable(node: BenchNode, name: string, more = "", isIdle = false): string {
   const dir = join(node.dir, name.replaceAll(" ", "-"));
   mkdirSync(dir, { recursive: true });
-  const plugins = node.networks.map(
-    (one) => `[plugins.${one.name}]\nconf = "${one.name}.conflist"`,
-  );
+  const networks = isIdle ? [node.idleNetwork] : node.networks;
+  const plugins = networks.map((one) => `[plugins.${one.name}]\nconf = "${one.name}.conflist"`);
   const path = tableFile(node, name);
   writeFileSync(
     path,
     `conf_dir = "${join(node.dir, "net.d")}"
-bin_dirs = ["${node.pluginDir}"]
+bin_dirs = ["${isIdle ? node.idleDir : node.pluginDir}"]
 state_dir = "${join(dir, "state")}"
 ${more}
 ${plugins.join("\n")}

@@ -15,15 +15,18 @@ type Part = (typeof parts)[number];
 const usage = `Usage: bun run bench [options]
 
 Measures genie against the delegates it calls: time, CPU, memory, storms of calls, large records,
-and where the time of a call goes. Needs root, and the packages containernetworking-plugins and
+and where the time of a call goes, in ms and in floors: what an empty compiled Bun program takes in the
+same run. Needs root, and the packages containernetworking-plugins and
 iproute2; what strace and perf would tell is left out without them. Writes tests/bench/results.md,
-unless --quick or --only.
+unless --quick, --only or --compare.
 
   --rounds N        rounds, one of every contender each (default 31)
   --only NAME       one part (${parts.join(", ")}), or the contenders whose name holds
                     NAME and what they are compared with
   --storm N,...     calls started at once (default 100,300; 0 for no storm)
   --binary PATH     genie to measure, as it is (default: dist/genie, built first)
+  --compare PATH    another genie to measure beside it, in turns: every row of the rounds and of
+                    the storms with the ratio of the two
   --peer PATH       another delegating plugin to measure beside genie, with
   --peer-conf FILE  its CNI config; a pair may be given several times, see tests/bench/peers.ts
   --results FILE    where the tables go, as Markdown ("" for nowhere)
@@ -49,6 +52,8 @@ export interface Options {
   storms: number;
   scale: { rounds: number; rows: number; live: number };
   binary: string;
+  /** The genie to compare it with, or "". */
+  compare: string;
   peers: PeerFiles[];
   results: string;
   json: string;
@@ -61,6 +66,7 @@ export function readOptions(args: string[]): Options | { status: number; text: s
     only: { type: "string", default: "" },
     storm: { type: "string" },
     binary: { type: "string", default: "" },
+    compare: { type: "string", default: "" },
     peer: { type: "string", multiple: true, default: [] as string[] },
     "peer-conf": { type: "string", multiple: true, default: [] as string[] },
     results: { type: "string" },
@@ -71,7 +77,7 @@ export function readOptions(args: string[]): Options | { status: number; text: s
   try {
     const { values } = parseArgs({ args, options });
     if (values.help) return { status: 0, text: usage };
-    const { only, quick } = values;
+    const { only, quick, compare } = values;
     const part = parts.find((one) => one === only);
     const named = part === undefined ? only : "";
     const peers = pairs(values.peer, values["peer-conf"]);
@@ -92,8 +98,8 @@ export function readOptions(args: string[]): Options | { status: number; text: s
       scale: quick
         ? { rounds: 1, rows: 2000, live: 120 }
         : { rounds: 51, rows: 1_000_000, live: 5000 },
-      ...{ binary: values.binary, peers, json: values.json },
-      results: values.results ?? (quick || only !== "" ? "" : whole),
+      ...{ binary: values.binary, compare, peers, json: values.json },
+      results: values.results ?? (quick || only !== "" || compare !== "" ? "" : whole),
     };
   } catch (error) {
     const said = error instanceof Error ? error.message : String(error);

@@ -14,12 +14,13 @@
  * mount namespace of its own in which the node's folders are those of the bench. (They must be
  * there to be mounted on: `/etc/cni/net.d`, `/opt/cni/bin`, `/var/lib/cni` are made, and stay.)
  */
-import { copyFileSync, mkdirSync, readFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync } from "node:fs";
 import { basename, join } from "node:path";
 import {
   addPod,
   type BenchNode,
   command,
+  copyAtOnce,
   networkCount,
   type Pod,
   podWithObjects,
@@ -77,7 +78,7 @@ export function mountFolders(node: BenchNode, peers: Peer[]): void {
   const lowest = peers.map(({ cniVersion }) => cniVersion).sort()[0] ?? "";
   const shared = join(node.dir, "mounted");
   mkdirSync(join(shared, "state"), { recursive: true });
-  writeLists(node, join(shared, "net.d"), lowest);
+  writeLists(node.networks, join(shared, "net.d"), lowest);
   // Also for the pods, whose namespaces other programs would see as files that mean nothing.
   mkdirSync("/run/netns", { recursive: true });
   command("mount", "-t", "tmpfs", "tmpfs", "/run/netns");
@@ -135,10 +136,11 @@ export function peerScenarios(peer: Peer): Scenario[] {
 /** The config of a peer for one task, with folders of its own. */
 function fill(node: BenchNode, peer: Peer, task: string, kubeconfig: string): object {
   const dir = join(node.dir, `${peer.name}-${task}`.replaceAll(/\W+/g, "-"));
+  const binary = join(node.dir, "bin", peer.name);
   const confDir = join(node.dir, `net.d-${peer.cniVersion}`);
   mkdirSync(join(dir, "state"), { recursive: true });
-  writeLists(node, confDir, peer.cniVersion);
-  copyFileSync(peer.binary, join(node.dir, "bin", peer.name));
+  writeLists(node.networks, confDir, peer.cniVersion);
+  if (!existsSync(binary)) copyAtOnce(peer.binary, binary);
   const words: Record<string, string> = {
     KUBECONFIG: kubeconfig,
     CONF_DIR: confDir,

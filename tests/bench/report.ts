@@ -2,10 +2,10 @@
 import { formatTable } from "../../lib/report/table.ts";
 import type { Anatomy, Floors } from "./anatomy.ts";
 import type { ScaleFigures } from "./scale.ts";
-import type { Verb } from "./scenarios.ts";
+import { oldName, type Verb } from "./scenarios.ts";
 import type { Storm } from "./storm.ts";
 import { median, mib, quantile, type Summary } from "./summary.ts";
-import { stormRatio, type Target, verdict } from "./targets.ts";
+import { overFloors, stormRatio, type Target, units, verdict } from "./targets.ts";
 
 /** All that one run of the bench found. What was not measured is empty or absent. */
 export interface Findings {
@@ -35,6 +35,7 @@ export function sections(found: Findings): Section[] {
   return [
     targetSection(found),
     operationSection(found),
+    compareSection(found),
     peerSection(found),
     stormSection(found),
     scaleSection(found),
@@ -78,7 +79,9 @@ export function formatMarkdown(all: Section[], head: string): string {
 function targetSection({ targets }: Findings): Section {
   return {
     title: "Targets",
-    notes: "",
+    notes:
+      "In floors: times what an empty compiled Bun program takes in the same rounds, CPU time by " +
+      "the CPU time of it.",
     columns: ["verdict", "row", "what", "target", "measured"],
     words: 3,
     rows: targets.map((target) => [
@@ -86,12 +89,14 @@ function targetSection({ targets }: Findings): Section {
       target.row,
       target.what,
       `${target.max} ${target.unit}`,
-      target.value === undefined ? "" : `${target.value.toFixed(1)} ${target.unit}`,
+      target.value === undefined
+        ? ""
+        : `${target.value.toFixed(units[target.unit])} ${target.unit}`,
     ]),
   };
 }
 
-/** What a row shall keep and whether it does: `time over bare 9 ms: holds`. */
+/** What a row shall keep and whether it does: `time over bare 1.1 floors: holds`. */
 function targetsOf(targets: Target[], row: string): string {
   return targets
     .filter((one) => one.row === row)
@@ -108,26 +113,91 @@ function operationSection({ summaries, targets }: Findings): Section {
       "Medians; time from the spawn until the process is reaped, CPU with all that it calls, " +
       'peak memory of the process itself, "private" what it shares with no other. The difference ' +
       "and the ratio are to the bare plugins of the same networks; of VERSION and STATUS to the " +
-      "floor, an empty compiled Bun program.",
+      "floor, an empty compiled Bun program. In floors: by the time, or the CPU time, of the " +
+      "floor's row of the same operation.",
     columns: [
-      ...["operation", "contender", "ms", "quartiles", "p90", "over base", "times", "CPU ms"],
-      ...["over base", "peak MiB", "private", "target"],
+      ...["operation", "contender", "ms", "floors", "quartiles", "p90", "over base", "in floors"],
+      ...["times", "CPU ms", "over base", "in floors", "peak MiB", "private", "target"],
     ],
     words: 2,
     rows: inOrder.map((one) => [
       one.verb,
       one.scenario,
       one.wallMs.toFixed(1),
+      ratio(one.wallMs, one.floor?.wallMs),
       one.quartilesMs.map((ms) => ms.toFixed(1)).join("-"),
       one.wallMsP90.toFixed(1),
       one.over ? signed(one.over.wallMs) : "",
+      signed(overFloors(one), 2),
       one.over ? one.over.ratio.toFixed(2) : "",
       one.cpuMs.toFixed(1),
       one.over ? signed(one.over.cpuMs) : "",
+      one.over ? signed(one.over.cpuMs / (one.floor?.cpuMs ?? Number.NaN), 2) : "",
       fixed(one.peakMiB, 1),
       fixed(one.privateMiB, 1),
       targetsOf(targets, `${one.verb} ${one.scenario}`),
     ]),
+  };
+}
+
+/** Genie beside another genie: every operation of the rounds, every storm. */
+function compareSection({ summaries, storms }: Findings): Section {
+  const ofRounds = summaries.flatMap((one) => {
+    const old = summaries.find(
+      ({ scenario, verb }) => scenario === oldName(one.scenario) && verb === one.verb,
+    );
+    if (!old) return [];
+    return [
+      [
+        ...[one.verb, one.scenario, one.wallMs.toFixed(1), old.wallMs.toFixed(1)],
+        ...[ratio(old.wallMs, one.wallMs), signed(overFloors(one), 2), signed(overFloors(old), 2)],
+        ...[one.cpuMs.toFixed(1), old.cpuMs.toFixed(1), ratio(old.cpuMs, one.cpuMs)],
+        ...[fixed(one.peakMiB, 1), fixed(old.peakMiB, 1), ratio(old.peakMiB, one.peakMiB)],
+        ...[fixed(one.ownFaults, 0), fixed(old.ownFaults, 0), ratio(old.ownFaults, one.ownFaults)],
+      ],
+    ];
+  });
+  const keys = [...new Set(storms.map((one) => `${one.count} ${one.verb} ${one.scenario}`))];
+  const ofStorms = keys.flatMap((key) => {
+    const [count, verb = "", ...words] = key.split(" ");
+    const scenario = words.join(" ");
+    const of = (name: string | undefined) =>
+      storms.filter(
+        (one) => one.scenario === name && one.verb === verb && one.count === Number(count),
+      );
+    const [mine, olds] = [of(scenario), of(oldName(scenario))].map(middle);
+    if (!mine || !olds) return [];
+    return [
+      [
+        ...[`${count} ${verb}`, scenario, mine.wallMs.toFixed(0), olds.wallMs.toFixed(0)],
+        ...[ratio(olds.wallMs, mine.wallMs), "", ""],
+        ...[mine.cpuMs.toFixed(0), olds.cpuMs.toFixed(0), ratio(olds.cpuMs, mine.cpuMs)],
+        ...["", "", "", "", "", ""],
+      ],
+    ];
+  });
+  return {
+    title: "Beside another genie",
+    notes:
+      "Of the same run, in turns; the ratio is the other's by this one's, so above 1 this one " +
+      "takes less. In floors: over the base.",
+    columns: [
+      ...["operation", "contender", "ms", "other", "ratio", "floors over base", "other"],
+      ...["CPU ms", "other", "ratio", "peak MiB", "other", "ratio", "page faults", "other"],
+      "ratio",
+    ],
+    words: 2,
+    rows: [...ofRounds, ...ofStorms],
+  };
+}
+
+/** The medians of those storms that time was measured in; undefined where there is none. */
+function middle(storms: Storm[]): { wallMs: number; cpuMs: number } | undefined {
+  const timed = storms.filter(({ memory }) => memory === undefined);
+  if (timed.length === 0) return undefined;
+  return {
+    wallMs: median(timed.map(({ wallMs }) => wallMs)),
+    cpuMs: median(timed.map(({ cpuMs }) => cpuMs)),
   };
 }
 
@@ -151,7 +221,9 @@ function peerSection({ summaries, peers, peerNotes }: Findings): Section {
           task,
           contender,
           one.wallMs.toFixed(1),
+          ratio(one.wallMs, one.floor?.wallMs),
           one.over ? signed(one.over.wallMs) : "",
+          signed(overFloors(one), 2),
           one.over ? one.over.ratio.toFixed(2) : "",
           one.cpuMs.toFixed(1),
           fixed(one.peakMiB, 1),
@@ -164,7 +236,10 @@ function peerSection({ summaries, peers, peerNotes }: Findings): Section {
       "From the same rounds, with the same pods, plugins and API server over TLS.",
       ...peerNotes.map((note) => `${note}.`),
     ].join(" "),
-    columns: ["task", "contender", "ms", "over bare", "times", "CPU ms", "peak MiB"],
+    columns: [
+      ...["task", "contender", "ms", "floors", "over bare", "in floors", "times", "CPU ms"],
+      "peak MiB",
+    ],
     words: 2,
     rows,
   };
@@ -188,14 +263,15 @@ function stormSection({ storms, targets }: Findings): Section {
       const timed = all.filter(({ memory }) => memory === undefined);
       const watched = all.flatMap(({ memory }) => memory ?? []);
       if (timed.length === 0) return [];
-      const ratio = stormRatio(storms, { scenario, verb, count });
+      const timesOf = (baseline: string) =>
+        fixed(stormRatio(storms, { scenario, verb, count }, baseline) ?? Number.NaN, 2);
       const largest = (pick: (one: (typeof watched)[number]) => number) =>
         watched.length === 0 ? "" : (Math.max(...watched.map(pick)) / mib).toFixed(0);
       return [
         [
           ...[`${count} ${verb}`, scenario, String(timed.length)],
           (median(timed.map(({ wallMs }) => wallMs)) / 1000).toFixed(2),
-          ratio === undefined ? "" : ratio.toFixed(2),
+          ...[timesOf("floor"), timesOf("bare 1 network")],
           (median(timed.map(({ cpuMs }) => cpuMs)) / 1000).toFixed(2),
           largest(({ peakBytes }) => peakBytes),
           largest(({ sumBytes }) => sumBytes),
@@ -210,11 +286,12 @@ function stormSection({ storms, targets }: Findings): Section {
     title: "Storms",
     notes:
       "All started at once, nothing holds them back; seconds until the last is reaped, medians. " +
+      "In floors: by a storm of as many empty programs. " +
       "Memory in a further storm: the largest peak of one process, the sum of all that lived at " +
       "the worst moment (Pss: shared pages counted once), and how much less the machine had.",
     columns: [
-      ...["storm", "contender", "storms", "s", "times bare", "CPU s", "peak MiB", "sum MiB"],
-      ...["machine MiB", "failed", "target"],
+      ...["storm", "contender", "storms", "s", "floors", "times bare", "CPU s", "peak MiB"],
+      ...["sum MiB", "machine MiB", "failed", "target"],
     ],
     words: 2,
     rows,
@@ -223,41 +300,49 @@ function stormSection({ storms, targets }: Findings): Section {
 
 function scaleSection({ scale, targets }: Findings): Section {
   const [first] = scale?.series ?? [];
+  const floorMs = median(scale?.floorMs ?? []);
   return {
     title: "Cost by size of the record",
     notes: scale
       ? "The plugin is a shell script of two lines. The largest record has " +
         `${(scale.fileBytes / mib).toFixed(0)} MiB. A choice is among 8 networks.`
       : "",
-    columns: ["live attachments", "network", "ledger rows", "ADD ms", "more", "DEL ms", "target"],
+    columns: [
+      ...["live attachments", "network", "ledger rows", "ADD ms", "floors", "more", "DEL ms"],
+      ...["floors", "target"],
+    ],
     words: 2,
     rows: (scale?.series ?? []).map(({ live, rows, isChoice, addMs, delMs }, i, all) => {
       const isLargest = !isChoice && i === all.length - 2;
       const row = isChoice ? "ADD largest record, choice" : "ADD largest record";
       return [
         ...[String(live), isChoice ? "chosen by genie" : "named", String(rows)],
-        median(addMs).toFixed(1),
+        ...[median(addMs).toFixed(1), ratio(median(addMs), floorMs)],
         first ? `${signed((median(addMs) / median(first.addMs) - 1) * 100)} %` : "",
-        median(delMs).toFixed(1),
+        ...[median(delMs).toFixed(1), ratio(median(delMs), floorMs)],
         isLargest || isChoice ? targetsOf(targets, row) : "",
       ];
     }),
   };
 }
 
-function stageSection({ anatomies }: Findings): Section {
+function stageSection({ anatomies, floors }: Findings): Section {
+  const floorUs = median(floors?.emptyMs ?? []) * 1000;
   const traced = anatomies.filter(({ stages }) => stages.length > 0);
   const names = [...new Set(traced.flatMap(({ stages }) => stages.flatMap(Object.keys)))];
   return {
     title: "Where the time of a call goes",
     notes:
-      "Medians in µs, by GENIE_TRACE=1. What is before genie's first line and after its last is " +
+      "Medians in µs, by GENIE_TRACE=1, behind each the same in floors. What is before genie's first line and after its last is " +
       '"start and end"; "attach" holds the plugins.',
     columns: ["stage", ...traced.map(({ scenario, verb }) => `${verb} ${scenario}`)],
     words: 1,
     rows: names.map((name) => [
       name,
-      ...traced.map(({ stages }) => fixed(median(stages.flatMap((one) => one[name] ?? [])), 0)),
+      ...traced.map(({ stages }) => {
+        const us = median(stages.flatMap((one) => one[name] ?? []));
+        return [fixed(us, 0), ratio(us, floorUs)].filter((text) => text !== "").join(" / ");
+      }),
     ]),
   };
 }
@@ -274,7 +359,7 @@ function anatomySection({ anatomies, summaries }: Findings): Section {
       "bare plugins of the same networks is genie's.",
     columns: [
       ...["operation", "contender", "system calls", "over base", "page faults", "over base"],
-      ...["its own", "million instructions"],
+      ...["its own", "over the floor", "million instructions"],
     ],
     words: 2,
     rows: anatomies.map(({ scenario, verb, baseline, systemCalls, instructions }) => {
@@ -290,6 +375,7 @@ function anatomySection({ anatomies, summaries }: Findings): Section {
         orNot(faults.all),
         more(faults.all, faultsOf(baseline)?.all),
         orNot(faults.own),
+        more(faults.own, faultsOf("floor")?.own),
         orNot(median(instructions) / 1e6, 1),
       ];
     }),
@@ -297,35 +383,39 @@ function anatomySection({ anatomies, summaries }: Findings): Section {
 }
 
 function floorSection({ floors, summaries }: Findings): Section {
+  const emptyMs = median(floors?.emptyMs ?? []);
   const row = (name: string, values: number[]) => [
-    name,
-    median(values).toFixed(2),
-    quantile(values, 0.9).toFixed(2),
-    "",
+    ...[name, median(values).toFixed(2), ratio(median(values), emptyMs)],
+    ...[quantile(values, 0.9).toFixed(2), ""],
   ];
   const compared = summaries.filter(({ over }) => over?.baseline === "floor");
-  const programs = summaries.filter(({ scenario }) => scenario === "floor").slice(0, 1);
   return {
     title: "Floors",
     notes: "The least there could be on this machine, and how close the smallest operations come.",
-    columns: ["what", "ms", "p90", "over the empty program"],
+    columns: ["what", "ms", "floors", "p90", "over the empty program"],
     words: 1,
     rows: !floors
       ? []
       : [
           row("spawn and wait of /bin/true", floors.spawnMs),
           row("4 KiB written and synced where the record is", floors.fsyncMs),
-          ...[...programs, ...compared].map((one) => [
-            one.over ? `${one.verb} of ${one.scenario}` : "an empty compiled Bun program",
-            one.wallMs.toFixed(2),
-            one.wallMsP90.toFixed(2),
+          row("an empty compiled Bun program", floors.emptyMs),
+          ...compared.map((one) => [
+            ...[`${one.verb} of ${one.scenario}`, one.wallMs.toFixed(2)],
+            ...[ratio(one.wallMs, one.floor?.wallMs), one.wallMsP90.toFixed(2)],
             one.over ? signed(one.over.wallMs) : "",
           ]),
         ],
   };
 }
 
+/** One by another, "" where one of them was not measured. */
+function ratio(value: number, base = Number.NaN): string {
+  return fixed(value / base, 2);
+}
+
 function signed(value: number, digits = 1): string {
+  if (Number.isNaN(value)) return "";
   return value < 0 ? value.toFixed(digits) : `+${value.toFixed(digits)}`;
 }
 

@@ -5,7 +5,7 @@
  * nearly all that is measured is genie. Exit status: 0 done, whether or not the targets hold; 1 a
  * call failed; 2 used wrongly.
  */
-import { copyFileSync, existsSync, mkdirSync, statSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { closeState, type State, write } from "../../lib/database.ts";
@@ -14,6 +14,7 @@ import { openState } from "../../lib/recovery/database.ts";
 import { insertPlanned, setAttached } from "../../lib/write_ahead.ts";
 import { fakePlugin, makeHost, tempDir } from "../fakes.ts";
 import { ledgerRow } from "../record.ts";
+import { copyAtOnce } from "./node.ts";
 import { median } from "./summary.ts";
 
 const root = join(import.meta.dir, "..", "..");
@@ -36,6 +37,8 @@ export interface ScaleOptions {
   rows: number;
   live: number;
   binary: string;
+  /** The empty program, where it is to be measured too. */
+  floor?: string;
   signal?: AbortSignal;
 }
 
@@ -59,6 +62,8 @@ export interface ScaleFigures {
   fileBytes: number;
   fillSeconds: number;
   series: ScaleSeries[];
+  /** What the empty program took in every round; empty where there is none. */
+  floorMs: number[];
   /** What the largest record adds to an ADD, in percent; at most 10. */
   addPercent: number;
   /** What a choice over eight candidates adds to an ADD with that record, in ms; at most 3. */
@@ -91,7 +96,7 @@ const folderOf = (node: Node, { live, rows }: Size): string => join(node.dir, `$
 
 function makeNode(dir: string, binary: string): Node {
   const node = { dir, genie: join(dir, "genie"), netns: join(dir, "netns") };
-  copyFileSync(binary, node.genie);
+  copyAtOnce(binary, node.genie);
   writeFileSync(node.netns, "");
   return node;
 }
@@ -228,6 +233,13 @@ function call(node: Node, size: Size, isChoice: boolean, containerId: string): [
   return [run("ADD"), run("DEL")];
 }
 
+/** @returns what one run of the empty program took, in ms */
+function runFloor(path: string): number {
+  const startNs = Bun.nanoseconds();
+  Bun.spawnSync([path], { env: {}, cwd: "/" });
+  return (Bun.nanoseconds() - startNs) / 1e6;
+}
+
 /** Rounds that do not count. */
 const warmUps = 3;
 
@@ -246,7 +258,10 @@ export async function measureScale(options: ScaleOptions): Promise<ScaleFigures>
   const series = [...sizes, largest].map(
     (size, i): ScaleSeries => ({ ...size, isChoice: i === sizes.length, addMs: [], delMs: [] }),
   );
+  const floorMs: number[] = [];
   for (let round = 0; round < warmUps + options.rounds; round++) {
+    const floor = options.floor && runFloor(options.floor);
+    if (floor && round >= warmUps) floorMs.push(floor);
     for (let i = 0; i < series.length; i++) {
       // In turns, so that whatever disturbs the machine disturbs all alike.
       const one = series[(i + round) % series.length];
@@ -265,7 +280,7 @@ export async function measureScale(options: ScaleOptions): Promise<ScaleFigures>
   return {
     ...{ rows: options.rows, live: options.live, rounds: options.rounds },
     fileBytes: statSync(join(folderOf(node, largest), "state", "genie.db")).size,
-    ...{ fillSeconds, series },
+    ...{ fillSeconds, series, floorMs },
     addPercent: (large / smallest - 1) * 100,
     choiceMs: choice - large,
   };

@@ -41,8 +41,8 @@ export interface Scenario {
 
 const lifecycle = ["ADD", "CHECK", "DEL"] as const;
 
-/** Every contender. A baseline comes before whoever refers to it. */
-export const scenarios: readonly Scenario[] = [
+/** What the plugins themselves cost, and what the least program costs. */
+const baselines: readonly Scenario[] = [
   {
     name: "floor",
     verbs,
@@ -51,19 +51,48 @@ export const scenarios: readonly Scenario[] = [
     ],
   },
   bare("bare 1 network", 1, ["VERSION", ...lifecycle]),
-  genie("genie 1 network", 1, verbs, "bare 1 network"),
   bare("bare 2 networks", 2, lifecycle),
-  genie("genie 2 networks", 2, lifecycle, "bare 2 networks"),
   bare("bare 5 networks", networkCount, lifecycle),
-  genie("genie 5 networks", networkCount, lifecycle, "bare 5 networks"),
-  genieWithApi("genie API 1 network", "bare 1 network"),
-  genieWithObjects("genie API 1 object", 1, 0, "bare 2 networks"),
-  genieWithObjects("genie API 4 objects", networkCount - 1, 0, "bare 5 networks"),
-  genieWithObjects("genie API 1 object, 10 ms away", 1, 10, "bare 2 networks"),
+  bareIdle("bare idle plugin"),
 ];
 
-/** The storms are run with these and their baseline, in this order. */
+/** The genie that is measured, and the one that `--compare` names; each name is in `BenchNode`. */
+export type Build = "genie" | "old";
+
+/** All that one genie is asked to do. */
+function ofBuild(build: Build): Scenario[] {
+  return [
+    genie(build, "1 network", 1, "bare 1 network"),
+    genie(build, "2 networks", 2, "bare 2 networks"),
+    genie(build, "5 networks", networkCount, "bare 5 networks"),
+    genieIdle(build, "idle plugin", "bare idle plugin"),
+    genieWithApi(build, "API 1 network", { baseline: "bare 1 network" }),
+    genieWithApi(build, "API 1 object", { objects: 1, baseline: "bare 2 networks" }),
+    genieWithApi(build, "API 4 objects", {
+      ...{ objects: networkCount - 1, baseline: "bare 5 networks" },
+    }),
+    genieWithApi(build, "API 1 object, 10 ms away", {
+      ...{ objects: 1, delayMs: 10, baseline: "bare 2 networks" },
+    }),
+  ];
+}
+
+/** Every contender but peers. */
+export const scenarios: readonly Scenario[] = [...baselines, ...ofBuild("genie")];
+const olds: readonly Scenario[] = ofBuild("old");
+
+/** The storms are run with these and their baselines, in this order. */
 export const stormScenarios = ["genie 1 network", "genie API 1 network"];
+
+/** The same task of the other genie: `old 1 network` of `genie 1 network`; else undefined. */
+export function oldName(name: string): string | undefined {
+  return name.startsWith("genie ") ? `old ${name.slice("genie ".length)}` : undefined;
+}
+
+/** Each of genie's followed by the same of the other genie, so that both meet the same machine. */
+export function withOld(all: readonly Scenario[]): Scenario[] {
+  return all.flatMap((one) => [one, ...olds.filter(({ name }) => name === oldName(one.name))]);
+}
 
 /** Whom one operation of a scenario is compared with. */
 export function baselineOf({ name, baseline }: Scenario, verb: Verb): string | undefined {
@@ -95,43 +124,62 @@ function bare(name: string, count: number, measured: readonly Verb[]): Scenario 
   };
 }
 
+/** The plugin that does nothing. */
+function bareIdle(name: string): Scenario {
+  return {
+    name,
+    verbs: ["ADD", "DEL"],
+    calls: (node, verb, pod) => [
+      {
+        file: `${node.idleDir}/${node.idleNetwork.type}`,
+        env: { ...environment(node, verb, pod), CNI_PATH: node.idleDir },
+        stdin: JSON.stringify({ ...node.idleNetwork, ...previous(verb, pod.results[0]) }),
+      },
+    ],
+  };
+}
+
 /** Genie with the annotations handed over by the runtime: no API server is asked. */
-function genie(name: string, count: number, measured: readonly Verb[], baseline: string): Scenario {
+function genie(build: Build, task: string, count: number, baseline: string): Scenario {
+  const name = `${build} ${task}`;
   return {
     name,
     baseline,
-    verbs: measured,
+    verbs: count === 1 ? verbs : lifecycle,
     prepare: (node) => void writeTable(node, name),
     calls: (node, verb, pod) => {
       const networks = node.networks.slice(0, count).map((network) => network.name);
-      return [genieCall(node, verb, pod, name, { cni: networks.join(",") })];
+      return [genieCall(node, verb, pod, { build, name, cni: networks.join(",") })];
     },
   };
 }
 
-/** Genie that reads the pod from the API server. */
-function genieWithApi(name: string, baseline: string): Scenario {
+/** Genie in front of a plugin that does nothing: what is left is genie's. */
+function genieIdle(build: Build, task: string, baseline: string): Scenario {
+  const name = `${build} ${task}`;
   return {
     name,
     baseline,
-    verbs: lifecycle,
-    prepare: async (node) => {
-      const kubeconfig = await startApi(node, 0);
-      writeTable(node, name, `[kubernetes]\nkubeconfig = "${kubeconfig}"`);
+    verbs: ["ADD", "DEL"],
+    prepare: (node) => void writeTable(node, name, "", true),
+    calls: (node, verb, pod) => {
+      const call = genieCall(node, verb, pod, { build, name, cni: node.idleNetwork.name });
+      return [{ ...call, env: { ...call.env, CNI_PATH: node.idleDir } }];
     },
-    calls: (node, verb, pod) => [genieCall(node, verb, pod, name)],
   };
 }
 
 /**
- * The first network from the node, further ones as NetworkAttachmentDefinitions, status written.
+ * Genie with an API server. Without objects it reads the pod from it; with some the runtime hands
+ * over the annotations, the first network is the node's, the others are
+ * NetworkAttachmentDefinitions, and the status is written.
  */
-function genieWithObjects(
-  name: string,
-  count: number,
-  delayMs: number,
-  baseline: string,
+function genieWithApi(
+  build: Build,
+  task: string,
+  { objects = 0, delayMs = 0, baseline }: { objects?: number; delayMs?: number; baseline: string },
 ): Scenario {
+  const name = `${build} ${task}`;
   return {
     name,
     baseline,
@@ -141,33 +189,37 @@ function genieWithObjects(
       writeTable(node, name, `[kubernetes]\nkubeconfig = "${kubeconfig}"`);
     },
     calls: (node, verb, pod) => {
-      const [first = "", ...others] = node.networks.map((network) => network.name);
-      const objects = others.slice(0, count).join(",");
-      const annotations = { cni: first, "k8s.v1.cni.cncf.io/networks": objects };
-      return [genieCall(node, verb, pod, name, annotations)];
+      if (objects === 0) return [genieCall(node, verb, pod, { build, name })];
+      const [cni = "", ...others] = node.networks.map((network) => network.name);
+      const wanted = others.slice(0, objects).join(",");
+      return [genieCall(node, verb, pod, { build, name, cni, objects: wanted })];
     },
   };
 }
 
+/** One call of genie; without `cni` the runtime hands over no annotations. */
 function genieCall(
   node: BenchNode,
   verb: Verb,
   pod: Pod,
-  scenario: string,
-  annotations?: Record<string, string>,
+  { build, name, cni, objects }: { build: Build; name: string; cni?: string; objects?: string },
 ): Call {
+  const annotations = {
+    cni,
+    ...(objects !== undefined && { "k8s.v1.cni.cncf.io/networks": objects }),
+  };
   const config = {
     // STATUS exists since 1.1.0; the delegates of Debian do not know it and are passed over.
     cniVersion: verb === "STATUS" ? "1.1.0" : cniVersion,
     name: "genie",
     type: "genie",
-    plugins_file: tableFile(node, scenario),
+    plugins_file: tableFile(node, name),
     capabilities: { [annotationsCapability]: true },
-    ...(annotations && { runtimeConfig: { [annotationsCapability]: annotations } }),
+    ...(cni !== undefined && { runtimeConfig: { [annotationsCapability]: annotations } }),
     ...previous(verb, pod.results[0]),
   };
   return {
-    file: node.genie,
+    file: node[build],
     env: environment(node, verb, pod),
     stdin: JSON.stringify(config),
   };

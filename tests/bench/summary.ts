@@ -27,7 +27,12 @@ export interface Summary {
   childFaults: number;
   /** Against the baseline; absent where there is none. */
   over?: { baseline: string; wallMs: number; ratio: number; cpuMs: number };
+  /** The empty program in the same rounds; absent where it was not measured. */
+  floor?: Floor;
 }
+
+/** What an empty compiled Bun program takes: the unit of what a call takes. */
+export type Floor = Pick<Summary, "wallMs" | "cpuMs" | "peakMiB" | "ownFaults">;
 
 /** Bytes of a MiB. */
 export const mib = 1024 * 1024;
@@ -48,9 +53,12 @@ export function summarize(all: Series[]): Summary[] {
       childFaults: median(one.childFaults),
     }),
   );
-  return found.map((one, i) => {
+  return found.map((alone, i) => {
     const baseline = all[i]?.baseline;
-    const other = found.find((base) => base.scenario === baseline && base.verb === one.verb);
+    const of = (name?: string) =>
+      found.find(({ scenario, verb }) => scenario === name && verb === alone.verb);
+    const [other, floor] = [of(baseline), of("floor")];
+    const one = { ...alone, ...(floor && { floor: floorOf(floor) }) };
     if (baseline === undefined || !other) return one;
     const over = {
       baseline,
@@ -60,4 +68,8 @@ export function summarize(all: Series[]): Summary[] {
     };
     return { ...one, over };
   });
+}
+
+function floorOf({ wallMs, cpuMs, peakMiB, ownFaults }: Summary): Floor {
+  return { wallMs, cpuMs, peakMiB, ownFaults };
 }
