@@ -333,8 +333,8 @@ function stageSection({ anatomies, floors }: Findings): Section {
   return {
     title: "Where the time of a call goes",
     notes:
-      "Medians in µs, by GENIE_TRACE=1, behind each the same in floors. What is before genie's first line and after its last is " +
-      '"start and end"; "attach" holds the plugins.',
+      "Medians in µs, by GENIE_TRACE=1, behind each the same in floors. What is before genie's " +
+      'first line and after its last is "start and end"; "attach" holds the plugins.',
     columns: ["stage", ...traced.map(({ scenario, verb }) => `${verb} ${scenario}`)],
     words: 1,
     rows: names.map((name) => [
