@@ -44,6 +44,7 @@ const packages = {
   nftables: programs("nft"),
   podman: programs("podman"),
   procps: programs("sysctl"),
+  strace: programs("strace"),
   "util-linux": programs("mount", "umount", "nsenter", "unshare"),
 } satisfies Record<string, () => boolean>;
 

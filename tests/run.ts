@@ -41,7 +41,7 @@ const ofTheBinary = [
     "races",
     "readme",
   ],
-  ...["report_page", "runtimes", "samples", "torture", "trace", "webhook"],
+  ...["counts", "report_page", "runtimes", "samples", "torture", "trace", "webhook"],
 ];
 
 /** Test files that run at the same time as others, with the flags of their `bun test`. */

@@ -117,7 +117,10 @@ export function openNode(genie: string, pluginDir: string, old = ""): BenchNode 
     mkdirSync(join(dir, "bin"));
     copyAtOnce(genie, node.genie);
     if (old !== "") copyAtOnce(old, node.old);
-    buildFloor(node.floor);
+    const compiled = `${node.floor}.compiled`;
+    compileFloor(compiled);
+    copyAtOnce(compiled, node.floor);
+    rmSync(compiled);
     mkdirSync(node.idleDir);
     writeIdlePlugin(join(node.idleDir, "idle"), idleAnswer);
     writeLists([...node.networks, node.idleNetwork], join(dir, "net.d"), cniVersion);
@@ -136,12 +139,9 @@ export function openNode(genie: string, pluginDir: string, old = ""): BenchNode 
 const idleAnswer = JSON.stringify({ cniVersion, ips: [{ address: "198.18.240.2/20" }] });
 
 /** Compiles floor.ts as genie is compiled. */
-function buildFloor(path: string): void {
-  const built = `${path}.built`;
+export function compileFloor(path: string): void {
   const source = join(import.meta.dir, "floor.ts");
-  command(process.execPath, "build", ...buildFlags(), `--outfile=${built}`, source);
-  copyAtOnce(built, path);
-  rmSync(built);
+  command(process.execPath, "build", ...buildFlags(), `--outfile=${path}`, source);
 }
 
 /** Writes every network as a config list of its own into a folder, in one CNI version. */
