@@ -62,8 +62,9 @@ export function bootId(): string {
   const file = openSync("/proc/sys/kernel/random/boot_id", "r");
   try {
     // Not readFileSync: it offers 256 KiB, and here the kernel clears as much as is offered.
-    const bytes = Buffer.allocUnsafe(64);
-    boot = bytes.toString("latin1", 0, readSync(file, bytes)).trim();
+    const bytes = new Uint8Array(64);
+    const count = readSync(file, bytes);
+    boot = new TextDecoder().decode(bytes.subarray(0, count)).trim();
   } finally {
     closeSync(file);
   }

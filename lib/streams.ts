@@ -16,9 +16,9 @@ const fileBytesMax = 1024 * 1024;
  */
 export function readStdin(): string {
   const what = "network config on stdin";
-  const chunks: Buffer[] = [];
+  const chunks: Uint8Array[] = [];
   for (let total = 0; ; ) {
-    const chunk = Buffer.allocUnsafe(65536);
+    const chunk = new Uint8Array(16 * 1024);
     let count = 0;
     try {
       count = readSync(0, chunk, 0, chunk.length, null);
@@ -41,7 +41,7 @@ export function readStdin(): string {
     chunks.push(chunk.subarray(0, count));
   }
   try {
-    return new TextDecoder("utf-8", { fatal: true }).decode(Buffer.concat(chunks));
+    return new TextDecoder("utf-8", { fatal: true }).decode(Bun.concatArrayBuffers(chunks));
   } catch (cause) {
     throw new CniError(code.decodingFailure, `Cannot read ${what}: it is not UTF-8`, { cause });
   }
@@ -60,7 +60,7 @@ export function readSmallFile(path: string): string {
 
 /** Writes the whole text, in as many writes as it takes; that nobody reads any more is no error. */
 export function writeAll(fd: number, text: string): void {
-  const bytes = Buffer.from(text);
+  const bytes = new TextEncoder().encode(text);
   for (let at = 0; at < bytes.length; ) {
     try {
       at += writeSync(fd, bytes, at);

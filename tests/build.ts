@@ -12,14 +12,17 @@
 import {
   chmodSync,
   existsSync,
+  mkdirSync,
   mkdtempSync,
   readdirSync,
+  renameSync,
   rmSync,
   statSync,
   writeFileSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
-import { dirname, join } from "node:path";
+import { dirname, join, resolve } from "node:path";
+import { copyFile } from "../lib/node/files.ts";
 
 const root = dirname(import.meta.dir);
 const flags = [
@@ -58,14 +61,25 @@ export function buildIfStale(): string {
 
 if (import.meta.main) buildTwice(process.argv.slice(2));
 
-function buildTwice(more: string[]): void {
+function buildTwice(words: string[]): void {
+  const outfile = words.find((word) => word.startsWith("--outfile="));
+  const more = words.filter((word) => word !== outfile);
+  // The compiler writes its file piecemeal; a copy in large pieces starts sooner.
+  const target = outfile === undefined ? binary : resolve(outfile.slice("--outfile=".length));
   const node = mkdtempSync(join(tmpdir(), "genie-build-"));
   try {
     const first = join(node, "genie");
     // For this machine whatever the target: the notes name functions, not machine code.
     build([`--outfile=${first}`]);
     const orders = practise(first, node);
-    build([`--bytecode-order=${orders.join(",")}`, "--outfile=dist/genie", ...more]);
+    const second = join(node, "second");
+    build([`--bytecode-order=${orders.join(",")}`, ...more, `--outfile=${second}`]);
+    const fresh = `${target}.new`;
+    rmSync(fresh, { force: true });
+    mkdirSync(dirname(target), { recursive: true });
+    copyFile(second, fresh);
+    chmodSync(fresh, 0o755);
+    renameSync(fresh, target);
   } finally {
     rmSync(node, { recursive: true, force: true });
   }

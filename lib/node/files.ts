@@ -7,8 +7,6 @@ import * as fs from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { CniError, code } from "../cni.ts";
 
-const { COPYFILE_EXCL, COPYFILE_FICLONE } = fs.constants;
-
 /** What a file is to hold: a text, or the content of another file, whose digest may be known. */
 export type Content = { text: string } | { file: string; sha256?: string };
 
@@ -27,10 +25,31 @@ export function placeFile(target: string, content: Content, mode: number): void 
   replace(target, (fresh) => {
     removeStale(target);
     if ("text" in content) fs.writeFileSync(fresh, content.text, { mode: 0o600, flag: "wx" });
-    else fs.copyFileSync(content.file, fresh, COPYFILE_EXCL | COPYFILE_FICLONE);
+    else copyFile(content.file, fresh);
     sync(fresh, mode);
     if (digestOf(fresh) !== digest(content)) throw new Error("what was written reads differently");
   });
+}
+
+/**
+ * Copies a file to a name that is not taken yet, with mode 0600, in pieces of 4 MiB. The kernel
+ * keeps what is written in large pieces in large pieces of its page cache, and a program from there
+ * starts an eighth sooner than one written in small pieces: it takes fewer page faults, and each
+ * maps more (docs/performance.md).
+ * @throws what `fs` throws
+ */
+export function copyFile(from: string, to: string): void {
+  const buffer = Buffer.allocUnsafe(chunkBytes);
+  const into = fs.openSync(to, "wx", 0o600);
+  try {
+    withOpen(from, (fd) => {
+      for (let count = fs.readSync(fd, buffer); count > 0; count = fs.readSync(fd, buffer)) {
+        for (let at = 0; at < count; ) at += fs.writeSync(into, buffer, at, count - at);
+      }
+    });
+  } finally {
+    fs.closeSync(into);
+  }
 }
 
 /** Gives a file a second name on its file system, and replaces what had it. @throws CniError 5 */
@@ -41,7 +60,8 @@ export function keepAs(file: string, kept: string): void {
     } catch (error) {
       // The file belongs to another user, or the file system has no links.
       if ((error as NodeJS.ErrnoException).code === undefined) throw error;
-      fs.copyFileSync(file, fresh, COPYFILE_EXCL);
+      copyFile(file, fresh);
+      fs.chmodSync(fresh, fs.statSync(file).mode);
     }
   });
 }
