@@ -156,6 +156,28 @@ describe("the plugin that does nothing", () => {
   });
 });
 
+test("a distance hands on every byte in its order, and takes its time", async () => {
+  using server = Bun.serve({ port: 0, fetch: async (request) => new Response(request.body) });
+  const program = join(import.meta.dir, "bench", "distance.ts");
+  const far = Bun.spawn([process.execPath, program, String(server.port), "20"]);
+  try {
+    let port = "";
+    for await (const chunk of far.stdout) {
+      port += new TextDecoder().decode(chunk);
+      if (port.endsWith("\n")) break;
+    }
+    const body = Array.from({ length: 60_000 }, (_, i) => String(i)).join(" ");
+    const startMs = performance.now();
+    const answer = await fetch(`http://127.0.0.1:${port.trim()}/`, { method: "POST", body });
+    expect(await answer.text()).toBe(body);
+    // One round for the connection and one for the request: never less, however fast all else is.
+    expect(performance.now() - startMs).toBeGreaterThan(38);
+  } finally {
+    far.kill();
+    await far.exited;
+  }
+});
+
 describe("copyAtOnce()", () => {
   test("copies a program over another, with the right to run it", () => {
     using dir = tempDir();

@@ -250,22 +250,56 @@ function apiObjects(node: BenchNode, version: string): Record<string, object> {
   return Object.fromEntries([...pods, ...definitions]);
 }
 
-/**
- * Starts an API server whose answers are delayed so much, and whose network objects are of one CNI
- * version; once per node and kind. @returns the path of a kubeconfig
- */
+/** An API server: how long it thinks, how far it is away, and the CNI version of its objects. */
+export interface ApiKind {
+  delayMs?: number;
+  distanceMs?: number;
+  version?: string;
+}
+
+/** Starts an API server, once per node and kind. @returns the path of a kubeconfig */
 export async function startApi(
   node: BenchNode,
-  delayMs: number,
-  version = cniVersion,
+  { delayMs = 0, distanceMs = 0, version = cniVersion }: ApiKind,
 ): Promise<string> {
-  const name = `api-${delayMs}-${version}`;
+  const name = `api-${delayMs}-${distanceMs}-${version}`;
   const running = node.apis.get(name);
   if (running) return running.kubeconfig;
+  if (distanceMs > 0) {
+    const near = await startApi(node, { delayMs, version });
+    return startDistance(node, name, near, distanceMs);
+  }
   const dir = join(node.dir, name);
   mkdirSync(dir);
   writeFileSync(join(dir, "objects.json"), JSON.stringify(apiObjects(node, version)));
   const words = ["tests/apiserver.ts", "--dir", dir, "--delay", String(delayMs)];
+  const { server, line } = await startServer(words);
+  const { kubeconfig } = JSON.parse(line) as { kubeconfig: string };
+  node.apis.set(name, { kubeconfig, server });
+  return kubeconfig;
+}
+
+/** The same server so far away, see distance.ts. @returns the path of a kubeconfig */
+async function startDistance(
+  node: BenchNode,
+  name: string,
+  near: string,
+  distanceMs: number,
+): Promise<string> {
+  const text = readFileSync(near, "utf8");
+  const [, port = ""] = /server: https:\/\/127\.0\.0\.1:(\d+)/.exec(text) ?? [];
+  const words = ["tests/bench/distance.ts", port, String(distanceMs)];
+  const { server, line } = await startServer(words);
+  const kubeconfig = join(node.dir, `${name}.kubeconfig`);
+  writeFileSync(kubeconfig, text.replace(`127.0.0.1:${port}`, `127.0.0.1:${line}`), {
+    mode: 0o600,
+  });
+  node.apis.set(name, { kubeconfig, server });
+  return kubeconfig;
+}
+
+/** Starts a server of ours. @returns it and its first line, which says that it serves */
+async function startServer(words: string[]): Promise<{ server: Bun.Subprocess; line: string }> {
   const server = Bun.spawn([process.execPath, ...words], {
     cwd: root,
     stdin: "ignore",
@@ -278,10 +312,8 @@ export async function startApi(
     text += decoder.decode(chunk, { stream: true });
     if (text.includes("\n")) break;
   }
-  if (!text.includes("\n")) throw new Error("tests/apiserver.ts ended before it served");
-  const { kubeconfig } = JSON.parse(text) as { kubeconfig: string };
-  node.apis.set(name, { kubeconfig, server });
-  return kubeconfig;
+  if (!text.includes("\n")) throw new Error(`${words[0]} ended before it served`);
+  return { server, line: text.trim() };
 }
 
 /** A new container in a fresh network namespace. */

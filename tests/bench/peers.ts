@@ -119,7 +119,7 @@ export function peerScenarios(peer: Peer): Scenario[] {
       baseline,
       verbs: ["ADD", "DEL"],
       prepare: async (node) => {
-        const kubeconfig = await startApi(node, delayMs, peer.cniVersion);
+        const kubeconfig = await startApi(node, { delayMs, version: peer.cniVersion });
         stdin = fill(node, peer, task, kubeconfig);
       },
       calls: (node, verb, pod): Call[] => [

@@ -4,6 +4,7 @@
  */
 import { annotationsCapability } from "../../lib/pod.ts";
 import {
+  type ApiKind,
   type BenchNode,
   cniArgs,
   cniVersion,
@@ -73,6 +74,9 @@ function ofBuild(build: Build): Scenario[] {
     }),
     genieWithApi(build, "API 1 object, 10 ms away", {
       ...{ objects: 1, delayMs: 10, baseline: "bare 2 networks" },
+    }),
+    genieWithApi(build, "API 1 object, 10 ms of wire", {
+      ...{ objects: 1, distanceMs: 10, baseline: "bare 2 networks" },
     }),
   ];
 }
@@ -177,7 +181,7 @@ function genieIdle(build: Build, task: string, baseline: string): Scenario {
 function genieWithApi(
   build: Build,
   task: string,
-  { objects = 0, delayMs = 0, baseline }: { objects?: number; delayMs?: number; baseline: string },
+  { objects = 0, baseline, ...api }: { objects?: number; baseline: string } & ApiKind,
 ): Scenario {
   const name = `${build} ${task}`;
   return {
@@ -185,7 +189,7 @@ function genieWithApi(
     baseline,
     verbs: lifecycle,
     prepare: async (node) => {
-      const kubeconfig = await startApi(node, delayMs);
+      const kubeconfig = await startApi(node, api);
       writeTable(node, name, `[kubernetes]\nkubeconfig = "${kubeconfig}"`);
     },
     calls: (node, verb, pod) => {
