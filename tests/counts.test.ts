@@ -72,7 +72,7 @@ const tracing: Watch = {
 function mainCalls(notes: string): number {
   const [main = ""] = notes.split(" ", 1);
   const waits = "<\\.\\.\\.|futex|sched_yield|restart_syscall|\\+\\+\\+|---";
-  return lines(notes, new RegExp(`^${main} +(?!${waits})`));
+  return lines(notes, new RegExp(`^${main} +(?=\\S)(?!${waits})`));
 }
 
 const watches: Watch[] = [
