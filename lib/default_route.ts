@@ -13,10 +13,10 @@ import type { Added, Chain, Done, Host } from "./call.ts";
 import { toCniError } from "./cni.ts";
 import { isObject } from "./json.ts";
 import type { NetworkConfigList } from "./networks.ts";
-import type { Attachment, Result } from "./record.ts";
+import type { Attachment, Result, Route } from "./record.ts";
 import { delChain, undoChain } from "./recorded.ts";
 import type { ParkedRoutes } from "./recovery/moved_routes.ts";
-import { family, isDefaultRoute, withoutDefaultRoutes } from "./result.ts";
+import { family, isInMainTable } from "./result.ts";
 
 /** How one attachment ended; `took` has the families whose default route is its own now. */
 export type Attached = Added & { took?: ReadonlySet<Family> };
@@ -191,4 +191,15 @@ export const families: readonly Family[] = [4, 6];
 export function defaultRouteFamilies(result: Result): Family[] {
   const found = new Set(result.routes.filter(isDefaultRoute).map(({ dst }) => family(dst)));
   return families.filter((one) => found.has(one));
+}
+
+/** True for a default route in the main table; other tables are for policy routing. */
+export function isDefaultRoute(route: Route): boolean {
+  return route.dst.endsWith("/0") && isInMainTable(route);
+}
+
+/** The result without the default routes of `families`. */
+export function withoutDefaultRoutes(result: Result, families: ReadonlySet<4 | 6>): Result {
+  const isKept = (route: Route) => !isDefaultRoute(route) || !families.has(family(route.dst));
+  return { ...result, routes: result.routes.filter(isKept) };
 }

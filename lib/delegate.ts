@@ -36,23 +36,22 @@ export function requestConfig(
   plugin: PluginConfig,
   { prevResult, capabilityArgs = {}, args = {}, reserved = {} }: RequestConfigOptions = {},
 ): PluginConfig {
-  const declared = isObject(plugin.capabilities) ? plugin.capabilities : {};
-  const offered = Object.entries(capabilityArgs).filter(
-    ([name]) => Object.hasOwn(declared, name) && declared[name] === true,
-  );
-  const own = Object.entries(plugin).filter(
-    ([key]) => !dropped.has(key) && !key.startsWith("cni.dev/"),
-  );
-  const ownArgs = isObject(plugin["args"]) ? plugin["args"] : {};
-  return {
-    ...(Object.fromEntries(own) as PluginConfig),
-    cniVersion: list.cniVersion,
-    name: list.name,
-    ...(offered.length > 0 && { runtimeConfig: Object.fromEntries(offered) }),
-    ...(Object.keys(args).length > 0 && { args: mergeArgs(ownArgs, args) }),
-    ...(prevResult && { prevResult }),
-    ...reserved,
-  };
+  const { capabilities, runtimeConfig: _, prevResult: __, ...config } = plugin;
+  for (const key of Object.keys(config)) if (key.startsWith("cni.dev/")) delete config[key];
+  config["cniVersion"] = list.cniVersion;
+  config["name"] = list.name;
+  const declared = isObject(capabilities) ? capabilities : {};
+  let offered: Record<string, unknown> = {};
+  for (const [name, value] of Object.entries(capabilityArgs)) {
+    if (Object.hasOwn(declared, name) && declared[name] === true) {
+      offered = { ...offered, [name]: value };
+    }
+  }
+  if (Object.keys(offered).length > 0) config["runtimeConfig"] = offered;
+  if (Object.keys(args).length > 0) {
+    config["args"] = mergeArgs(isObject(plugin["args"]) ? plugin["args"] : {}, args);
+  }
+  return { ...config, ...(prevResult && { prevResult }), ...reserved };
 }
 
 /** Objects are merged once more: a pod's `args.cni` keys win (NPWG v1.3 §4.1.2.1.6.2). */
@@ -60,14 +59,14 @@ function mergeArgs(
   own: Record<string, unknown>,
   given: Record<string, unknown>,
 ): Record<string, unknown> {
-  const merged = Object.entries(given).map(([key, value]) => {
+  let merged = own;
+  for (const [key, value] of Object.entries(given)) {
     const before = Object.hasOwn(own, key) ? own[key] : undefined;
-    return [key, isObject(before) && isObject(value) ? { ...before, ...value } : value];
-  });
-  return { ...own, ...Object.fromEntries(merged) };
+    const both = isObject(before) && isObject(value);
+    merged = { ...merged, [key]: both ? { ...before, ...value } : value };
+  }
+  return merged;
 }
-
-const dropped = new Set(["capabilities", "runtimeConfig", "prevResult"]);
 
 /**
  * Runs one plugin of a chain and returns what it printed.

@@ -120,7 +120,8 @@ export interface Child {
 function spawn(file: string, args: string[], options: RunOptions, early: EarlyEnd): Child {
   const out = openPipe();
   const err = openPipe();
-  const pipes = [out, err].filter((pipe) => pipe !== undefined);
+  const pipes: { read: number; write: number }[] = [];
+  for (const pipe of [out, err]) if (pipe) pipes.push(pipe);
   try {
     const subprocess = Bun.spawn([file, ...args], {
       env: options.env,
@@ -185,7 +186,7 @@ async function waitFor(child: Child, early: EarlyEnd): Promise<Untimed> {
   }, pumpMs);
   let closeStreams: (() => Promise<unknown>) | undefined;
   try {
-    if (outputs.some(({ fd }) => fd === undefined)) {
+    if (stdout.fd === undefined || stderr.fd === undefined) {
       closeStreams = (await import("./recovery/stuck_child.ts")).readStreams(child, reject);
     }
     await Promise.race([subprocess.exited.then(early.release), early.happened, failure]);

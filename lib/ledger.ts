@@ -133,13 +133,6 @@ export function noteNetwork(
   journal.rows.push({ ...row, addresses: addresses.join(",") });
 }
 
-/** Gives the newest ADD of a network the numbers of the choice that led to it. */
-export function noteChoice(journal: Journal, network: string, choice: string): void {
-  const adds = journal.rows.filter(({ kind, command }) => kind === "network" && command === "ADD");
-  const row = adds.findLast((one) => one.network === network);
-  if (row) row.choice = choice;
-}
-
 /**
  * Writes the journal, with the row of the call itself last. Call inside the transaction of the
  * result; a failure is reported and fails nothing.

@@ -2,7 +2,7 @@
  * Completes the result of one attachment, and merges those of all attachments of a pod. Pure:
  * nothing here changes what it is given. Source: CNI SPEC 1.1 §5 "ADD Success"; NPWG v1.3 §7.
  */
-import type { Dns, Interface, Result, Route } from "./record.ts";
+import type { Dns, Interface, Ip, Result, Route } from "./record.ts";
 import { family, isInMainTable, isPodSide, pointAt } from "./result.ts";
 
 /** The result of one attachment, with what identifies its interface in the pod. */
@@ -61,8 +61,10 @@ function podIndex(interfaces: Interface[], ifName: string, netns: string): numbe
  */
 export function mergeResults(attachments: AttachmentResult[]): Result {
   const parts = attachments.map((part) => ({ ...part, ...normalizeResult(part.result, part) }));
-  const inPod = parts.flatMap((part) => part.interfaces.filter(isPodSide));
-  const podNames = new Set(inPod.map(({ name }) => name));
+  const podNames = new Set<string>();
+  for (const part of parts) {
+    for (const item of part.interfaces) if (isPodSide(item)) podNames.add(item.name);
+  }
   const interfaces: Interface[] = [];
   const hostIndexes = new Map<string, number>();
   const place = (item: Interface): number | undefined => {
@@ -74,16 +76,21 @@ export function mergeResults(attachments: AttachmentResult[]): Result {
     hostIndexes.set(key, index);
     return index;
   };
-  const ips = parts.flatMap((part) => {
+  const ips: Ip[] = [];
+  const routes = new Map<string, Route>();
+  for (const [i, part] of parts.entries()) {
     const indexes = part.interfaces.map(place);
     const pod = indexes[podIndex(part.interfaces, part.ifName, part.netns) ?? -1];
-    return part.ips.map((ip) => {
+    for (const ip of part.ips) {
       const index = ip.interface === undefined ? undefined : (indexes[ip.interface] ?? pod);
-      return pointAt(ip, index, interfaces);
-    });
-  });
-  const routes = parts.flatMap((part, i) => (i === 0 ? part.routes : routesWithGateway(part)));
-  return { interfaces, ips, routes: uniqueRoutes(routes), dns: mergeDns(parts) };
+      ips.push(pointAt(ip, index, interfaces));
+    }
+    for (const route of i === 0 ? part.routes : routesWithGateway(part)) {
+      const key = routeKey(route);
+      if (!routes.has(key)) routes.set(key, route);
+    }
+  }
+  return { interfaces, ips, routes: [...routes.values()], dns: mergeDns(parts) };
 }
 
 /** Gives routes without `gw` the first gateway of their family, as plugins do. */
@@ -96,22 +103,24 @@ function routesWithGateway({ ips, routes }: Result): Route[] {
   });
 }
 
-function uniqueRoutes(routes: Route[]): Route[] {
-  const keyOf = (route: Route) => {
-    const { dst, gw, priority, scope } = route;
-    return JSON.stringify([dst, gw, priority, scope, isInMainTable(route) || route.table]);
-  };
-  return [...Map.groupBy(routes, keyOf).values()].flatMap(([first]) => first ?? []);
+/** The same for routes that the kernel takes for one. */
+function routeKey(route: Route): string {
+  const { dst, gw, priority, scope } = route;
+  return JSON.stringify([dst, gw, priority, scope, isInMainTable(route) || route.table]);
 }
 
 function mergeDns(parts: Result[]): Dns {
   const merged: Dns = {};
   for (const key of ["nameservers", "domain", "search", "options"] as const) {
-    const values = [...new Set(parts.flatMap(({ dns }) => dns[key] ?? []))];
+    const values = new Set<string>();
+    for (const { dns } of parts) {
+      const own = dns[key] ?? [];
+      for (const value of typeof own === "string" ? [own] : own) values.add(value);
+    }
     const [first] = values;
     if (first === undefined) continue;
     if (key === "domain") merged.domain = first;
-    else merged[key] = values;
+    else merged[key] = [...values];
   }
   return merged;
 }

@@ -247,7 +247,7 @@ function selectVersion(list: Record<string, unknown>, what: string): CniVersion 
   }
   // libcni: a config without any version is of the first one.
   if (named.length === 0) return "0.1.0";
-  const highest = named.filter(isSupported).sort(compareVersions).at(-1);
+  const highest = named.filter(isSupported).sort(compareVersions).pop();
   if (highest) return highest;
   const issue = `it names ${named.map(quote).join(", ")}`;
   const msg = `${issue}, supported are ${supportedVersions.join(", ")}`;
@@ -271,8 +271,9 @@ function quote(value: unknown): string {
 }
 
 /** True when any plugin of the list declares the capability (SPEC 1.1 §3 "runtimeConfig"). */
-export function declaresCapability(list: NetworkConfigList, capability: string): boolean {
-  return list.plugins.some(({ capabilities = {} }) => {
-    return Object.hasOwn(capabilities ?? {}, capability) && capabilities[capability] === true;
-  });
+export function declaresCapability(list: NetworkConfigList, name: string): boolean {
+  for (const { capabilities: own } of list.plugins) {
+    if (isObject(own) && Object.hasOwn(own, name) && own[name] === true) return true;
+  }
+  return false;
 }

@@ -69,7 +69,8 @@ export async function makePlan(call: PlanCall, pod: Pod): Promise<Plan> {
       : undefined;
   const named = nameInterfaces(wanted.primarySet, wanted.further, call.request.ifName);
   const attachments = await planNamed(call, pod, named);
-  const primarySet = new Set(named.flatMap((one) => (one.isFurther ? [] : [one.ifName])));
+  const primarySet = new Set<string>();
+  for (const { isFurther, ifName } of named) if (!isFurther) primarySet.add(ifName);
   return { pod, decision, primarySet, attachments, ...(choice && { choice }) };
 }
 
@@ -145,8 +146,11 @@ export function toAttachment(
   const args = request.config.args ?? {};
   // NPWG v1.3 §7.5: what the runtime offers belongs to the primary alone. What no plugin declares,
   // all of a pod's annotations maybe, is not even recorded.
-  const offered = Object.entries(primary ? (request.config.runtimeConfig ?? {}) : {});
-  const declared = offered.filter(([capability]) => declaresCapability(list, capability));
+  const offered = primary ? (request.config.runtimeConfig ?? {}) : {};
+  let declared: Record<string, unknown> = {};
+  for (const [name, value] of Object.entries(offered)) {
+    if (declaresCapability(list, name)) declared = { ...declared, [name]: value };
+  }
   const enforcesPlain = network.entries.some((name) => config.plugins.get(name)?.enforcePolicy);
   return {
     containerId: request.containerId,
@@ -160,7 +164,7 @@ export function toAttachment(
     plugins: findPlugins(network, search),
     cniArgs: delegateArgs(request.args),
     cniPath: search.dirs.join(":"),
-    capabilityArgs: { ...Object.fromEntries(declared), ...wanted.capabilityArgs },
+    capabilityArgs: { ...declared, ...wanted.capabilityArgs },
     // A pod's `cni-args` go below `args.cni` (CNI CONVENTIONS; NPWG §4.1.2.1.6).
     args: cniArgs
       ? { ...args, cni: { ...(isObject(args["cni"]) && args["cni"]), ...cniArgs } }

@@ -187,9 +187,3 @@ function parseElement(text: string, what: string): SelectionElement {
 function malformed(what: string, issue: string): CniError {
   return new CniError(code.invalidConfig, `Invalid annotation "${what}": ${issue}`);
 }
-
-/** Why a pod may not ask for this interface name, or undefined when it may. */
-export function requestedNameIssue(ifName: string): string | undefined {
-  // Every network namespace has these already, as an interface or as a folder of sysctls.
-  return /^(lo|all|default)$/.test(ifName) ? "it is reserved" : interfaceNameIssue(ifName);
-}

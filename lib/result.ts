@@ -90,20 +90,9 @@ export function isInMainTable({ table = 0 }: Route): boolean {
   return table === 0 || table === 254;
 }
 
-/** True for a default route in the main table; other tables are for policy routing. */
-export function isDefaultRoute(route: Route): boolean {
-  return route.dst.endsWith("/0") && isInMainTable(route);
-}
-
 /** IP version of a valid address, with or without prefix length. */
 export function family(address: string): 4 | 6 {
   return address.includes(":") ? 6 : 4;
-}
-
-/** The result without the default routes of `families`. */
-export function withoutDefaultRoutes(result: Result, families: ReadonlySet<4 | 6>): Result {
-  const isKept = (route: Route) => !isDefaultRoute(route) || !families.has(family(route.dst));
-  return { ...result, routes: result.routes.filter(isKept) };
 }
 
 /** An object within the value that is read, its path (e.g. `ips.0`), and the name of the value. */
@@ -145,7 +134,11 @@ function listOf<T>(kind: Kind<T>): Kind<T[]> {
   const parse: Parse<T[]> = (items = [], part, key) => {
     if (!Array.isArray(items)) return null;
     const list = { value: { ...items }, path: pathTo(part, key), what: part.what };
-    const found = items.flatMap((_, i): T[] | T => readValue(list, String(i), kind) ?? []);
+    const found: T[] = [];
+    for (const i of items.keys()) {
+      const item = readValue(list, String(i), kind);
+      if (item !== undefined) found.push(item);
+    }
     return found.length > 0 ? found : undefined;
   };
   return ["a list", parse];
@@ -229,7 +222,8 @@ export function parseResult(input: unknown, listVersion: CniVersion, what = "res
     const expected = `one of ${supportedVersions.join(", ")}`;
     throw unfit({ ...whole, value: { cniVersion } }, "cniVersion", expected);
   }
-  const old = [read.ip4, read.ip6].filter((item) => item !== undefined);
+  const old: OldIp[] = [];
+  for (const item of [read.ip4, read.ip6]) if (item) old.push(item);
   if (old.length === 0 || (ips.length > 0 && compareVersions(cniVersion, "0.3.0") >= 0)) {
     return { interfaces, ips: ips.map((ip) => pointAt(ip, ip.interface, interfaces)), routes, dns };
   }

@@ -14,11 +14,6 @@ import {
   type SelectionElement,
 } from "./pod.ts";
 
-/** The name under which the record has an attachment to this network. */
-export function nameOfWanted({ from, namespace, network }: Wanted): string {
-  return from === "node" || from === "multus" ? network : `${namespace}/${network}`;
-}
-
 type PrimarySet = Omit<WantedSet, "further">;
 
 /**

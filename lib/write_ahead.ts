@@ -89,7 +89,7 @@ export function insertPlanned(state: State, attachments: Attachment[], nowMs: nu
        request_network, state, plan, netns_id, created_at_ms)
      VALUES (?, ?, ?, ?, ?, ?, 'planned', ?, ?, ?)`,
   );
-  attachments.forEach((attachment, position) => {
+  for (const [position, attachment] of attachments.entries()) {
     insert.run(
       attachment.containerId,
       attachment.requestIfName,
@@ -101,7 +101,7 @@ export function insertPlanned(state: State, attachments: Attachment[], nowMs: nu
       netnsId(attachment.netns),
       nowMs,
     );
-  });
+  }
   const first = attachments[0];
   if (!first) return;
   state.database
@@ -150,12 +150,16 @@ export function trafficSources(
     result: { interfaces: readonly { name: string; sandbox?: string }[] };
   }[],
 ): TrafficSource[] {
-  return made.flatMap(({ attachment: { containerId, ifName, network }, result }) => {
-    const isBridge = (name: string) =>
-      isName(name) && existsSync(join(interfacesDir, name, "bridge"));
-    const found = result.interfaces.find(({ name, sandbox }) => !sandbox && !isBridge(name));
-    return found ? [{ containerId, ifName, network, hostIfName: found.name }] : [];
-  });
+  const sources: TrafficSource[] = [];
+  for (const { attachment, result } of made) {
+    const { containerId, ifName, network } = attachment;
+    for (const { name, sandbox } of result.interfaces) {
+      if (sandbox || (isName(name) && existsSync(join(interfacesDir, name, "bridge")))) continue;
+      sources.push({ containerId, ifName, network, hostIfName: name });
+      break;
+    }
+  }
+  return sources;
 }
 
 /** A delegate wrote the name: it must not lead to another folder. */

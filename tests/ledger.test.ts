@@ -7,12 +7,12 @@ import { describe, expect, test } from "bun:test";
 import { existsSync, statSync } from "node:fs";
 import { join } from "node:path";
 import type { Request } from "../lib/call.ts";
+import { noteChoice } from "../lib/choice/choose.ts";
 import { CniError, code } from "../lib/cni.ts";
 import { closeState, type State, write } from "../lib/database.ts";
 import {
   configHash,
   insertLedger,
-  noteChoice,
   noteNetwork,
   notePlugin,
   openJournal,

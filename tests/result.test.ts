@@ -1,15 +1,10 @@
 import { describe, expect, test } from "bun:test";
 import { CniError, type CniVersion, code, supportedVersions } from "../lib/cni.ts";
+import { isDefaultRoute, withoutDefaultRoutes } from "../lib/default_route.ts";
 import { parseJson } from "../lib/json.ts";
 import { type AttachmentResult, mergeResults, normalizeResult } from "../lib/merge.ts";
 import type { Interface, Result } from "../lib/record.ts";
-import {
-  family,
-  isDefaultRoute,
-  parseResult,
-  toVersion,
-  withoutDefaultRoutes,
-} from "../lib/result.ts";
+import { family, parseResult, toVersion } from "../lib/result.ts";
 
 const netns = "/var/run/netns/blue";
 const empty: Result = { interfaces: [], ips: [], routes: [], dns: {} };

@@ -21,6 +21,7 @@ import {
   followedSelections,
   hasNetns,
   nameFor,
+  nameOfWanted,
   planFurther,
   putFollowed,
 } from "../node/running_pod.ts";
@@ -30,7 +31,7 @@ import type { StoredAttachment } from "../record.ts";
 import { attachments } from "../recorded.ts";
 import { openState } from "../recovery/database.ts";
 import { podLabel } from "../request.ts";
-import { nameInterfaces, nameOfWanted, selectWanted } from "../selection.ts";
+import { nameInterfaces, selectWanted } from "../selection.ts";
 import { type Agent, pauseAfter, watchRecord } from "./task.ts";
 
 /** How often the record and the pods are compared where something changed, in ms. */

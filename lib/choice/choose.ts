@@ -9,7 +9,7 @@ import { findPlugins, type PluginSearch, pluginSearch } from "../binaries.ts";
 import type { PlanCall, WantedSet } from "../call.ts";
 import { CniError, code, compareVersions, log, oneLine, toCniError } from "../cni.ts";
 import { read, type State, write } from "../database.ts";
-import { configHash, noteChoice } from "../ledger.ts";
+import { configHash } from "../ledger.ts";
 import { type Network, resolveNetwork } from "../networks.ts";
 import { listCandidates } from "../node_networks.ts";
 import type { Pod } from "../pod.ts";
@@ -294,4 +294,11 @@ export function formatChoice({ network, ranking, rejected }: Choice): string {
     if (text.length <= numbersLengthMax) return text;
   }
   return JSON.stringify({ network, candidates: [], rejected: [] });
+}
+
+/** Gives the newest ADD of a network the numbers of the choice that led to it. */
+export function noteChoice(journal: Journal, network: string, choice: string): void {
+  const adds = journal.rows.filter(({ kind, command }) => kind === "network" && command === "ADD");
+  const row = adds.findLast((one) => one.network === network);
+  if (row) row.choice = choice;
 }

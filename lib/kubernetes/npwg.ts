@@ -6,10 +6,10 @@
  * without a network it asked for is worse than one that says why it does not start.
  */
 import * as v from "valibot";
-import { CniError, code, isNetworkName, oneLine } from "../cni.ts";
+import { CniError, code, interfaceNameIssue, isNetworkName, oneLine } from "../cni.ts";
 import { isIP } from "../ip.ts";
 import { isObject, parseJson } from "../json.ts";
-import { attachmentsMax, npwgKeys, requestedNameIssue, type SelectionElement } from "../pod.ts";
+import { attachmentsMax, npwgKeys, type SelectionElement } from "../pod.ts";
 import type { Result } from "../record.ts";
 
 /** One NetworkAttachmentDefinition a pod selects, with what it wants of it. */
@@ -259,4 +259,10 @@ export function formatMultiIpPreferences(sources: StatusSource[]): string {
 
 function withoutPrefix({ address }: { address: string }): string {
   return address.replace(/\/\d+$/, "");
+}
+
+/** Why a pod may not ask for this interface name, or undefined when it may. */
+export function requestedNameIssue(ifName: string): string | undefined {
+  // Every network namespace has these already, as an interface or as a folder of sysctls.
+  return /^(lo|all|default)$/.test(ifName) ? "it is reserved" : interfaceNameIssue(ifName);
 }

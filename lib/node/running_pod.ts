@@ -26,7 +26,6 @@ import type { Attachment, CallId, Journal, PodIdentity, StoredAttachment } from 
 import { attachments } from "../recorded.ts";
 import { openState } from "../recovery/database.ts";
 import { podLabel } from "../request.ts";
-import { nameOfWanted } from "../selection.ts";
 import { loadConfig } from "../settings.ts";
 import { ifValid, readOwnConfig } from "./genie_config.ts";
 
@@ -290,4 +289,9 @@ export async function publishRunning(context: LiveContext, status: PodStatus): P
   } catch (error) {
     log(host, "warn", `A network status waits: ${toCniError(error).message}`);
   }
+}
+
+/** The name under which the record has an attachment to this network. */
+export function nameOfWanted({ from, namespace, network }: Wanted): string {
+  return from === "node" || from === "multus" ? network : `${namespace}/${network}`;
 }
