@@ -12,7 +12,7 @@ import type { Attached } from "./default_route.ts";
 import { callPlugin, noter } from "./delegate.ts";
 import { isObject, parseJson } from "./json.ts";
 import { netnsId } from "./kernel.ts";
-import { openJournal, prepareLedger, withAudit, writeAside, writeJournal } from "./ledger.ts";
+import { insertLedgerSql, openJournal, withAudit, writeAside, writeJournal } from "./ledger.ts";
 import { newOperation, release } from "./lock.ts";
 import { mergeResults, normalizeResult } from "./merge.ts";
 import { findPod, makePlan, objectsOf } from "./plan.ts";
@@ -22,8 +22,8 @@ import { parseResult, toVersion } from "./result.ts";
 import { enforcesPolicy, isConfigured, loadConfig } from "./settings.ts";
 import { mark } from "./streams.ts";
 import {
-  prepareAttached,
-  prepareTraffic,
+  attachedSql,
+  putTrafficSql,
   setAttached,
   startTraffic,
   trafficSources,
@@ -302,9 +302,7 @@ export function warmUp(host: Host, state: State): void {
   try {
     const result = parseResult(parseJson(example, "an example"), "1.0.0");
     JSON.stringify(toVersion(mergeResults([{ ifName: "eth0", netns: "/", result }]), "1.0.0"));
-    prepareAttached(state);
-    prepareLedger(state);
-    prepareTraffic(state);
+    for (const sql of [attachedSql, insertLedgerSql, putTrafficSql]) state.database.query(sql);
   } catch (error) {
     log(host, "debug", toCniError(error).message);
   }

@@ -23,8 +23,11 @@ export interface State {
 export const schemaVersion = 5;
 /** Marks the file as genie's, `PRAGMA application_id`. */
 export const applicationId = 0x67656e69;
-/** How long a writer waits for another one, in ms. */
-export const busyTimeoutMs = 10_000;
+/**
+ * How long a writer waits for another one, in ms. SQLite asks again every 100 ms and keeps no
+ * queue: when a hundred calls begin at once on two cores, one may miss its turn for many seconds.
+ */
+export const busyTimeoutMs = 30_000;
 
 /**
  * Opens `<dir>/genie.db`. One that is absent is made, an older one migrated, an unusable one
@@ -51,6 +54,7 @@ function openExisting(file: string): Database | undefined {
     if (row?.[0] === schemaVersion && row[1] === applicationId) return database;
   } catch (error) {
     if (!(error instanceof Error)) throw error;
+    if (sqliteCode(error).startsWith("SQLITE_BUSY")) throw unavailable(file, error);
   }
   database?.close();
   return undefined;

@@ -13,21 +13,17 @@ import { podIdentity } from "./request.ts";
 const textLengthMax = 1024;
 const choiceLengthMax = 8192;
 
-const insertSql = `INSERT INTO ledger (at_ms, kind, command, container_id, pod_namespace, pod_name,
+/** Writes one row. */
+export const insertLedgerSql = `INSERT INTO ledger (at_ms, kind, command, container_id, pod_namespace, pod_name,
     pod_uid, network, plugin, ifname, duration_us, outcome, code, error, addresses, config_hash,
     decided_by, rule, choice)
   VALUES ($atMs, $kind, $command, $containerId, $podNamespace, $podName, $podUid, $network, $plugin,
     $ifName, $durationUs, $outcome, $code, $error, $addresses, $configHash, $decidedBy, $rule,
     $choice)`;
 
-/** Prepares what {@link insertLedger} runs. */
-export function prepareLedger({ database }: State): void {
-  database.query(insertSql);
-}
-
 /** Appends rows. Call inside a transaction. */
 export function insertLedger({ database }: State, rows: readonly LedgerRow[]): void {
-  const insert = database.query(insertSql);
+  const insert = database.query(insertLedgerSql);
   for (const row of rows) {
     const kept: Record<string, string | number> = { ...row };
     for (const [key, value] of Object.entries(kept)) {

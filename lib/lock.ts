@@ -6,7 +6,7 @@
 import { readFileSync, readlinkSync } from "node:fs";
 import type { Host } from "./call.ts";
 import { CniError, code } from "./cni.ts";
-import { type State, write } from "./database.ts";
+import { read, type State, write } from "./database.ts";
 import { bootId } from "./kernel.ts";
 import type { CallId, Operation } from "./record.ts";
 
@@ -67,20 +67,19 @@ export interface LockWait {
   signal?: AbortSignal | undefined;
 }
 
+const insertSql = `INSERT INTO operations VALUES ($containerId, $command, $pid, $started, $bootId,
+  $pidNamespace, $token, $atMs)`;
+
 /** Writes the row of a lock. Call inside a transaction. */
 export function insertOperation({ database }: State, operation: Operation): void {
-  database
-    .query(
-      `INSERT INTO operations VALUES ($containerId, $command, $pid, $started, $bootId,
-         $pidNamespace, $token, $atMs)`,
-    )
-    .run({ ...operation });
+  database.query(insertSql).run({ ...operation });
 }
+
+const endSql = "SELECT command, at_ms FROM ended WHERE container_id = ? AND request_ifname = ?";
 
 /** How a call ended, and when, ms since the epoch; undefined if it did not, or was made again. */
 export function endOf({ database }: State, call: CallId) {
-  const sql = "SELECT command, at_ms FROM ended WHERE container_id = ? AND request_ifname = ?";
-  const [row] = database.query(sql).values(call.containerId, call.requestIfName);
+  const [row] = database.query(endSql).values(call.containerId, call.requestIfName);
   return row && { command: String(row[0]), atMs: Number(row[1]) };
 }
 
@@ -102,6 +101,10 @@ export async function takeLock<T>(
 ): Promise<T> {
   const { host, state, operation } = wait;
   try {
+    // Prepared before the database is locked, because every other call of the node waits for that.
+    read(state, () => {
+      for (const sql of [heldSql, insertSql, endSql]) state.database.query(sql);
+    });
     const free = write(state, () => {
       const { containerId } = operation;
       if (state.database.query(heldSql).get(containerId, everyContainer)) return undefined;

@@ -24,9 +24,11 @@ import type { Attachment, TrafficSource } from "./record.ts";
 export async function writeAhead(call: Call, planned: Attachment[]): Promise<void> {
   const { host, state, operation, chain, config } = call;
   const quota = config.access.maxAttachments ? await import("./policy/access.ts") : undefined;
+  // Looked up before the database is locked, because every other call of the node waits for that.
+  const mayClash = findPresent(planned) !== undefined;
   const insert = () => {
     quota?.checkQuota(state, config, planned);
-    checkNotPresent(planned);
+    if (mayClash) checkNotPresent(planned);
     insertPlanned(state, planned, host.now());
   };
   try {
@@ -53,14 +55,19 @@ export async function writeAhead(call: Call, planned: Attachment[]): Promise<voi
  * @throws CniError 105
  */
 function checkNotPresent(planned: Attachment[]): void {
-  const present = new Set(interfacesIn(planned[0]?.netns ?? ""));
-  const taken = planned.find(({ ifName }) => present.has(ifName));
+  const taken = findPresent(planned);
   if (!taken) return;
   throw new CniError(
     code.interfaceConflict,
     `Cannot attach network "${taken.network}": the pod has an interface "${taken.ifName}" ` +
       "already, and genie did not make it",
   );
+}
+
+/** The first that is planned with the name of an interface that the pod has. */
+function findPresent(planned: Attachment[]): Attachment | undefined {
+  const present = new Set(interfacesIn(planned[0]?.netns ?? ""));
+  return planned.find(({ ifName }) => present.has(ifName));
 }
 
 /**
@@ -79,16 +86,16 @@ function checkNotDeleted({ host, state, startedMs }: Call, planned: Attachment[]
   );
 }
 
+const insertPlannedSql = `INSERT OR REPLACE INTO attachments (container_id, request_ifname, ifname,
+    position, network, request_network, state, plan, netns_id, created_at_ms)
+  VALUES (?, ?, ?, ?, ?, ?, 'planned', ?, ?, ?)`;
+
 /**
  * Inserts the plan, one row per attachment, as `planned`. Call under the container's lock, with the
  * rows in the way undone; one that cannot be read is replaced.
  */
 export function insertPlanned(state: State, attachments: Attachment[], nowMs: number): void {
-  const insert = state.database.query(
-    `INSERT OR REPLACE INTO attachments (container_id, request_ifname, ifname, position, network,
-       request_network, state, plan, netns_id, created_at_ms)
-     VALUES (?, ?, ?, ?, ?, ?, 'planned', ?, ?, ?)`,
-  );
+  const insert = state.database.query(insertPlannedSql);
   for (const [position, attachment] of attachments.entries()) {
     insert.run(
       attachment.containerId,
@@ -109,13 +116,9 @@ export function insertPlanned(state: State, attachments: Attachment[], nowMs: nu
     .run(first.containerId, first.requestIfName);
 }
 
-const attachedSql =
+/** Writes the result of one attachment. */
+export const attachedSql =
   "UPDATE attachments SET state = 'attached', result = ? WHERE container_id = ? AND ifname = ?";
-
-/** Prepares what {@link setAttached} runs. */
-export function prepareAttached({ database }: State): void {
-  database.query(attachedSql);
-}
 
 /**
  * Marks one attachment as attached, with the wire form of its final result.
@@ -132,10 +135,11 @@ export function setAttached({ database }: State, attachment: Attachment, result:
   );
 }
 
+const onRecordSql = "SELECT * FROM attachments WHERE container_id = ?";
+
 /** Is any attachment of a container on record? Reads its rows whole: damage is to show here. */
 export function isOnRecord({ database }: State, containerId: string): boolean {
-  const sql = "SELECT * FROM attachments WHERE container_id = ?";
-  return database.query(sql).all(containerId).length > 0;
+  return database.query(onRecordSql).all(containerId).length > 0;
 }
 
 const interfacesDir = "/sys/class/net";
@@ -169,11 +173,6 @@ function isName(name: string): boolean {
 
 /** Writes the count of one interface. */
 export const putTrafficSql = "INSERT OR REPLACE INTO traffic VALUES (?, ?, ?, ?, ?, ?, ?)";
-
-/** Prepares what {@link startTraffic} runs. */
-export function prepareTraffic({ database }: State): void {
-  database.query(putTrafficSql);
-}
 
 /** Counts the bytes of host-side interfaces for the first time: their rate is not known yet. */
 export function startTraffic(

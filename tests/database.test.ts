@@ -133,7 +133,7 @@ describe("openState()", () => {
       const pragma = (name: string) => database.query(`PRAGMA ${name}`).values()[0]?.[0];
       expect(
         ["journal_mode", "busy_timeout", "user_version", "application_id"].map(pragma),
-      ).toEqual(["wal", 10_000, version, 0x67656e69]);
+      ).toEqual(["wal", 30_000, version, 0x67656e69]);
       const tables = database.query(
         "SELECT name FROM sqlite_schema WHERE sql LIKE 'CREATE TABLE%'",
       );
