@@ -4,6 +4,7 @@ import { existsSync, readdirSync, readFileSync, statSync, writeFileSync } from "
 import { join } from "node:path";
 import { readCount, readStages } from "./bench/anatomy.ts";
 import { writeIdlePlugin } from "./bench/idle.ts";
+import { loadOrder } from "./bench/modules.ts";
 import { copyAtOnce } from "./bench/node.ts";
 import { benchNeeds, readOptions } from "./bench/options.ts";
 import { fillTemplate, needFolders, readPeer } from "./bench/peers.ts";
@@ -416,4 +417,19 @@ describe("the figures of the README", () => {
     const results = readFileSync(join(import.meta.dir, "bench", "results.md"), "utf8");
     expect(unfounded(section, results)).toEqual([]);
   });
+});
+
+test("modules are loaded after those that they import, each once", () => {
+  const paths = loadOrder("lib/attach.ts").map(({ path }) => path);
+  expect(new Set(paths).size).toBe(paths.length);
+  expect(paths.at(-1)).toBe("lib/attach.ts");
+  for (const [before, after] of [
+    ["lib/json.ts", "lib/result.ts"],
+    ["lib/exec.ts", "lib/delegate.ts"],
+    ["lib/delegate.ts", "lib/attach.ts"],
+  ]) {
+    expect(paths.indexOf(before ?? "")).toBeLessThan(paths.indexOf(after ?? ""));
+  }
+  // Types load nothing, and rooms are loaded when they are needed.
+  expect(paths.filter((path) => path.split("/").length > 2 || path === "lib/call.ts")).toEqual([]);
 });

@@ -25,7 +25,8 @@ import { dirname, join, resolve } from "node:path";
 import { copyFile } from "../lib/node/files.ts";
 
 const root = dirname(import.meta.dir);
-const flags = [
+/** How genie is compiled. */
+export const flags = [
   "--compile",
   "--minify",
   "--bytecode",
