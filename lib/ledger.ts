@@ -14,9 +14,9 @@ const textLengthMax = 1024;
 const choiceLengthMax = 8192;
 
 /** Writes one row. */
-export const insertLedgerSql = `INSERT INTO ledger (at_ms, kind, command, container_id, pod_namespace, pod_name,
-    pod_uid, network, plugin, ifname, duration_us, outcome, code, error, addresses, config_hash,
-    decided_by, rule, choice)
+export const insertLedgerSql = `INSERT INTO ledger (at_ms, kind, command, container_id,
+    pod_namespace, pod_name, pod_uid, network, plugin, ifname, duration_us, outcome, code, error,
+    addresses, config_hash, decided_by, rule, choice)
   VALUES ($atMs, $kind, $command, $containerId, $podNamespace, $podName, $podUid, $network, $plugin,
     $ifName, $durationUs, $outcome, $code, $error, $addresses, $configHash, $decidedBy, $rule,
     $choice)`;
