@@ -20,7 +20,8 @@ import { endOf } from "../lock.ts";
 import { parseElements, requestedNameIssue } from "../pod.ts";
 import { judgeQuota, readHeld } from "../policy/access.ts";
 import type { Attachment, CallId, Result, StoredAttachment } from "../record.ts";
-import { forget, storedResult, undo, undoChain } from "../recorded.ts";
+import { attachments, forget, storedResult, undo, undoChain } from "../recorded.ts";
+import { checkOneInterface, oneInterfaceTypes, sharedError } from "../recovery/plugin_keys.ts";
 import { formatTable } from "../report/table.ts";
 import { podLabel } from "../request.ts";
 import { onNode } from "../selection.ts";
@@ -34,6 +35,7 @@ import {
   endOperation,
   enforceOn,
   type LiveOperation,
+  othersOf,
   ownAddresses,
   setBroken,
 } from "./repair.ts";
@@ -298,7 +300,25 @@ function changeable(context: LiveContext, call: CallId, change: NetworkChange): 
     throw refuse(code.tryAgainLater, "they have just been changed");
   }
   if (attach) checkChangeQuota(context, attach, detach);
+  checkOthers(context, change);
   return rows;
+}
+
+/**
+ * Refuses what would take from the container's other attachments what they have: a plugin that
+ * gives a container one interface is asked for no second one, and for no DEL of one of several.
+ * @throws CniError 105
+ */
+function checkOthers({ host, state, config }: LiveContext, { detach, attach }: NetworkChange) {
+  const { containerId = "" } = attach ?? detach ?? {};
+  const others = attachments(host, state, containerId).filter(
+    (row) => row.ifName !== detach?.ifName && row.ifName !== attach?.ifName,
+  );
+  const isReplaced = detach && attach && detach.ifName !== attach.ifName;
+  const held = isReplaced ? [...others, detach] : others;
+  if (attach) checkOneInterface(config, [attach], held);
+  const error = detach && sharedError(detach, others, oneInterfaceTypes(config));
+  if (error) throw error;
 }
 
 /** Removes what a change that was killed left under the name that is wanted. @throws 105 */
@@ -319,7 +339,8 @@ async function freeInterface(live: LiveOperation, attach: Attachment): Promise<v
 /** DEL of what was made, or half made; its row stays. @returns why it is still there, or "" */
 async function remove(live: LiveOperation, row: StoredAttachment): Promise<string> {
   const { config, state, chain } = live;
-  const [error] = await undo(undoChain(chain), row, config.binDirs);
+  const others = othersOf(live, row);
+  const [error] = await undo(undoChain(chain), row, config.binDirs, others);
   if (error) write(state, () => setBroken(state, row, error.message));
   return error?.message ?? "";
 }
