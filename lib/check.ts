@@ -149,7 +149,15 @@ export interface CheckedAttachment {
 /** Plugins that only give addresses: a network of these alone has no interface. */
 const ipamTypes = new Set(["host-local", "static", "dhcp", "whereabouts"]);
 /** Reference plugins that make interfaces: their results say what the kernel has. */
-const exactTypes = new Set(["bridge", "ptp", "macvlan", "ipvlan", "vlan", "host-device", "dummy"]);
+export const exactTypes = new Set([
+  "bridge",
+  "ptp",
+  "macvlan",
+  "ipvlan",
+  "vlan",
+  "host-device",
+  "dummy",
+]);
 /** Keys that pass a device, which may belong to a driver in user space. */
 const deviceKeys = ["deviceID", "pciBusID", "vhostConf", "host", "container"];
 

@@ -46,6 +46,9 @@ const table = parseConfig(
 [plugins.own]
 one_interface = true
 config = { cniVersion = "1.0.0", plugins = [{ type = "keyed" }] }
+[plugins.pool]
+one_interface = true
+config = { cniVersion = "1.0.0", plugins = [{ type = "bridge", ipam = { type = "pooled" } }] }
 [plugins.gone]
 one_interface = true
 `,
@@ -70,6 +73,8 @@ describe("checkOneInterface()", () => {
     ["b/bridge+host-local@eth0 b/bridge+host-local@eth1", "", ""],
     ["x/keyed@eth0 own/keyed@eth1", "", "keyed"],
     ["x/other@eth0 y/other@eth1", "", ""],
+    ["pool/bridge+pooled@eth0 x/bridge@eth1", "", ""],
+    ["pool/bridge+pooled@eth0 x/macvlan+pooled@eth1", "", "pooled"],
     ["x/bridge+keyed@eth0 y/bridge+keyed@eth1", "", "keyed"],
   ])("of %s beside [%s]: %s", (planned, held, refused) => {
     const read = (text: string) => text.split(" ").filter(Boolean).map(attachment);

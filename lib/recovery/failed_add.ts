@@ -124,8 +124,7 @@ function parkRow({ host, state }: Call, row: StoredAttachment, error: string): v
     setFailing(state, row, { state: "leaked", error, nowMs: host.now() });
     state.database
       .query(
-        `UPDATE attachments SET ifname = ?1 || '/' ||
-           (SELECT count(*) + 1 FROM attachments WHERE container_id = ?2 AND ifname LIKE ?1 || '/%')
+        `UPDATE attachments SET ifname = ?1 || '/' || lower(hex(randomblob(4)))
          WHERE container_id = ?2 AND ifname = ?1`,
       )
       .run(ifName, containerId);
@@ -144,10 +143,16 @@ export async function undoFailed(
   attachment: Attachment,
   { result, index, error }: { result: Result | undefined; index: number; error: CniError },
 ): Promise<Added & { kind: "failed" }> {
+  const { ifName } = attachment;
   const neverRan = isObject(error.cause) && error.cause["kind"] === "spawn";
   const last = neverRan ? index - 1 : index;
-  const undone = await delChain(undoChain(chain), attachment, { result, last });
-  return { kind: "failed", error, undo: undone.filter((one) => !isRefusedAlike(one, error)) };
+  const undoing = undoChain(chain);
+  const undone = await delChain(undoing, attachment, { result, last });
+  const undo = undone.filter((one) => !isRefusedAlike(one, error));
+  const isLeft = undo.length < undone.length && interfacesIn(chain.netns)?.includes(ifName);
+  // An IPAM that refuses makes its interface plugin fail, which may have begun.
+  if (isLeft) await (await import("./plugin_keys.ts")).removeLeft(undoing, attachment);
+  return { kind: "failed", error, undo };
 }
 
 /** Codes of CNI SPEC 1.1 §5 for a call that is refused as it stands, before anything is done. */

@@ -7,7 +7,7 @@
  */
 import { isAbsolute, join } from "node:path";
 import type { Added, Chain, Done } from "../call.ts";
-import { findGone, readNetwork } from "../check.ts";
+import { exactTypes, findGone, readNetwork } from "../check.ts";
 import { CniError, code, log, toCniError } from "../cni.ts";
 import type { Config } from "../config/schema.ts";
 import { programDirs, run } from "../exec.ts";
@@ -30,19 +30,25 @@ const keyOf: Readonly<Record<string, (list: NetworkConfigList) => string>> = {
 /** Plugins that give the pod's interface a name of their own. */
 const fixedName: Readonly<Record<string, string>> = { romana: "eth0" };
 
-/** Types of which the table says `one_interface`: the first plugin of each such network. */
+/**
+ * Types of which the table says `one_interface`: the first plugin of each such network, or its IPAM
+ * where that plugin is one of the reference plugins, which keep their state by interface.
+ */
 export function oneInterfaceTypes(config: Config): ReadonlySet<string> {
   const entries = [...config.plugins.values()].filter(({ oneInterface }) => oneInterface);
   const types = entries.flatMap(({ name }) => {
     try {
-      return resolveNetwork(config, name).list.plugins.slice(0, 1);
+      const [plugin] = resolveNetwork(config, name).list.plugins;
+      if (!plugin) return [];
+      const { type, ipam } = plugin;
+      return exactTypes.has(type) && isObject(ipam) ? `${ipam["type"]}` : type;
     } catch (error) {
       // A network that is not there has no attachment.
       if (error instanceof CniError) return [];
       throw error;
     }
   });
-  return new Set(types.map(({ type }) => type));
+  return new Set(types);
 }
 
 /** Keys of a list, each with its plugin. @param own types of {@link oneInterfaceTypes} */
