@@ -196,7 +196,7 @@ async function collectCall(agent: Agent, rows: readonly StoredAttachment[], why:
     log(host, "debug", `Cannot collect: ${toCniError(error).message}`, fields);
   }
   const left = record.use((state) => attachments(host, state, containerId));
-  if (left.some((row) => row.requestIfName === requestIfName)) return false;
+  if (left.some((row) => row.requestIfName === requestIfName && !row.parkedAs)) return false;
   const reason = why === "leaked" ? "DEL had given it up" : "its container is gone without a DEL";
   log(host, "info", `Collected an attachment: ${reason}`, fields);
   return true;

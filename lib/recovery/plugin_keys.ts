@@ -10,11 +10,11 @@ import type { Added, Chain, Done } from "../call.ts";
 import { exactTypes, findGone, readNetwork } from "../check.ts";
 import { CniError, code, log, toCniError } from "../cni.ts";
 import type { Config } from "../config/schema.ts";
-import { programDirs, run } from "../exec.ts";
 import { isObject } from "../json.ts";
 import { interfacesIn } from "../kernel.ts";
 import { type NetworkConfigList, resolveNetwork } from "../networks.ts";
 import type { Attachment, StoredAttachment } from "../record.ts";
+import { ip } from "./moved_routes.ts";
 
 /** By type: what it keeps its state by within a container; two with one key share it. */
 const keyOf: Readonly<Record<string, (list: NetworkConfigList) => string>> = {
@@ -191,8 +191,6 @@ export function lookAtFirst(
   return { ...added, error: new CniError(number, said, { details, rule, cause }) };
 }
 
-const linkTimeoutMs = 10_000;
-
 /**
  * Takes away an interface that a DEL with status 0 left in the pod: Romana's does, and a file that
  * is missing makes others do nothing. With it goes its other end, and the routes of both.
@@ -203,15 +201,11 @@ export async function removeLeft(
 ): Promise<void> {
   // A device goes back to the node by its plugin alone.
   if (device || ifName === "lo" || list.plugins[0]?.type === "host-device") return;
-  const path = [...programDirs, ...(host.env["PATH"] ?? "").split(":")].join(":");
-  const ending = await run("/usr/bin/env", ["ip", "link", "del", "dev", ifName], {
-    env: { PATH: path, LC_ALL: "C" },
-    stdin: "",
-    timeoutMs: linkTimeoutMs,
-    netns,
-  }).catch((error: unknown) => ({ kind: "failed", stderr: toCniError(error).message }));
+  const error = await ip(host, netns, ["link", "del", "dev", ifName], "").then(
+    () => undefined,
+    (failure: unknown) => toCniError(failure).details,
+  );
   const isGone = !interfacesIn(netns)?.includes(ifName);
   const what = isGone ? "Removed an interface that a DEL had left" : "A DEL left an interface";
-  const error = isGone ? undefined : ending.stderr.trim();
   log(host, isGone ? "info" : "warn", what, { network, container, interface: ifName, error });
 }
