@@ -65,8 +65,8 @@ export interface StoredAttachment extends Attachment {
   /** Identity of the network namespace it was made in, "" when unknown. */
   netnsId: string;
   /**
-   * Key of its row, `eth0/1a2b3c4d`, where its DEL waits while another network has its interface: it left
-   * nothing in the pod.
+   * Key of its row, `eth0/1a2b3c4d`, where its DEL waits while another network has its interface:
+   * it left nothing in the pod.
    */
   parkedAs?: string;
 }

@@ -312,7 +312,7 @@ function changeable(context: LiveContext, call: CallId, change: NetworkChange): 
 function checkOthers({ host, state, config }: LiveContext, { detach, attach }: NetworkChange) {
   const { containerId = "" } = attach ?? detach ?? {};
   const others = attachments(host, state, containerId).filter(
-    (row) => row.ifName !== detach?.ifName && row.ifName !== attach?.ifName,
+    (row) => ![detach?.ifName, attach?.ifName].includes(row.ifName) && !row.parkedAs,
   );
   const isReplaced = detach && attach && detach.ifName !== attach.ifName;
   const held = isReplaced ? [...others, detach] : others;
