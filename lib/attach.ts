@@ -186,9 +186,8 @@ export async function addChain(chain: Chain, attachment: Attachment): Promise<Ad
       result = await readAnswer(stdout, attachment, index);
     } catch (error) {
       note(error);
-      const { delChain, undoChain } = await import("./recorded.ts");
-      const undo = await delChain(undoChain(chain), attachment, { result, last: index });
-      return { kind: "failed", error: toCniError(error), undo };
+      const { undoFailed } = await import("./recovery/failed_add.ts");
+      return undoFailed(chain, attachment, { result, index, error: toCniError(error) });
     }
   }
   if (!result) throw new Error(`network ${attachment.network} has no plugins`);
@@ -244,11 +243,9 @@ export function wantsStatus(
 async function commit(call: Call, plan: Plan): Promise<Result> {
   const { host, config, state, made, journal } = call;
   const { pod, choice } = plan;
-  const parts = made.map(({ attachment: { netns, ifName }, result }) => ({
-    ifName,
-    netns,
-    result,
-  }));
+  const parts = made.map(({ attachment, result }) => {
+    return { ifName: attachment.ifName, netns: attachment.netns, result };
+  });
   const result = mergeResults(config.result === "primary" ? parts.slice(0, 1) : parts);
   if (enforcesPolicy(config)) {
     const { enforceAdd } = await import("./policy/enforce.ts");

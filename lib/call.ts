@@ -30,6 +30,8 @@ export interface Host {
   log: { level: LogLevel; file: string };
   /** The process ends with this call: closing the database, with its checkpoint, can be skipped. */
   endsAtOnce?: boolean;
+  /** What to print of a delegate's stderr; absent: that as it is. */
+  relay?: (plugin: string, text: string) => string;
   /** Makes SIGTERM and SIGINT abort `signal`; before that they end the process at once. */
   catchSignals?: () => void;
 }

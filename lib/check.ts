@@ -21,7 +21,7 @@ import { openJournal, writeAlone } from "./ledger.ts";
 import { newOperation } from "./lock.ts";
 import type { NetworkConfigList } from "./networks.ts";
 import type { Attachment, Result, StoredAttachment } from "./record.ts";
-import { attachments, hasRuleset, storedResult } from "./recorded.ts";
+import { attachments, hasRuleset, isCallRefused, storedResult } from "./recorded.ts";
 import { loadNodeSettings } from "./settings.ts";
 
 /**
@@ -38,7 +38,7 @@ export async function check(host: Host, request: Request): Promise<undefined> {
   try {
     const { containerId, ifName, netns } = request;
     const all = attachments(host, state, containerId);
-    const found = all.filter(({ requestIfName }) => requestIfName === ifName);
+    const found = all.filter((one) => one.requestIfName === ifName && !one.parkedAs);
     if (found.length === 0) {
       const msg = `Cannot check container ${containerId}: nothing for ${ifName} is on record`;
       throw new CniError(code.unknownContainer, msg);
@@ -124,10 +124,16 @@ const others = new Set<number>([
   code.delegateProtocol,
 ]);
 
+/** Does a failed CHECK say nothing about the attachment? Old plugins do not know the command. */
+export function saysNothing(error: CniError): boolean {
+  const isUnknown = /unknown CNI_COMMAND/i.test(error.message);
+  return isUnknown || others.has(error.code) || isCallRefused(error);
+}
+
 /** Adds the repair command to the error of a plugin whose CHECK failed. */
 function withRemedy(error: CniError, { pod, network }: StoredAttachment): CniError {
   const command = repairCommand(pod, network);
-  if (command === "" || others.has(error.code)) return error;
+  if (command === "" || saysNothing(error)) return error;
   const details = [error.details, `To put it right: ${command}`].filter((text) => text !== "");
   return new CniError(error.code, error.message, { details: details.join("\n"), cause: error });
 }
@@ -143,7 +149,15 @@ export interface CheckedAttachment {
 /** Plugins that only give addresses: a network of these alone has no interface. */
 const ipamTypes = new Set(["host-local", "static", "dhcp", "whereabouts"]);
 /** Reference plugins that make interfaces: their results say what the kernel has. */
-const exactTypes = new Set(["bridge", "ptp", "macvlan", "ipvlan", "vlan", "host-device", "dummy"]);
+export const exactTypes = new Set([
+  "bridge",
+  "ptp",
+  "macvlan",
+  "ipvlan",
+  "vlan",
+  "host-device",
+  "dummy",
+]);
 /** Keys that pass a device, which may belong to a driver in user space. */
 const deviceKeys = ["deviceID", "pciBusID", "vhostConf", "host", "container"];
 

@@ -30,6 +30,16 @@ export async function attachOne(
   attachment: Attachment,
   before: readonly Done[],
 ): Promise<Attached> {
+  const added = await attachGuarded(chain, attachment, before);
+  if (added.kind === "attached" || before.length === 0) return added;
+  return (await import("./recovery/plugin_keys.ts")).lookAtFirst(chain, attachment, before, added);
+}
+
+async function attachGuarded(
+  chain: Chain,
+  attachment: Attachment,
+  before: readonly Done[],
+): Promise<Attached> {
   const { host } = chain;
   if (attachment.device && attachment.deviceInfoFile !== undefined) {
     const { copyDeviceInfo } = await import("./kubernetes/devices.ts");

@@ -92,7 +92,8 @@ export async function callPlugin(
     signal,
   });
   // SPEC §4: what a delegate says on stderr belongs to our own.
-  if (ending.stderr !== "") host.stderr(ending.stderr);
+  const said = ending.stderr;
+  if (said !== "") host.stderr(host.relay?.(plugin.type, said) ?? said);
   let error: CniError | undefined;
   if (ending.kind !== "exit" || ending.status !== 0) {
     const { endingError } = await import("./recovery/delegate_error.ts");

@@ -104,12 +104,14 @@ async function openOrReport(host: Host, dir: string): Promise<State | undefined>
 /** What is on record of a call. */
 interface Found {
   rows: StoredAttachment[];
+  /** Of other calls of the container. */
+  others: StoredAttachment[];
   damaged: DamagedAttachment[];
   /** Did it end before, with nothing left? */
   ended: boolean;
 }
 
-const nothingFound: Found = { rows: [], damaged: [], ended: false };
+const nothingFound: Found = { rows: [], others: [], damaged: [], ended: false };
 
 /** Undoes what is on record of a call, in reverse, and writes down what became of it. */
 async function undoFound(call: DelCall, found: Found): Promise<void> {
@@ -118,7 +120,7 @@ async function undoFound(call: DelCall, found: Found): Promise<void> {
   const errors = new Map<StoredAttachment, CniError[]>();
   let outcomes: Outcome[] = [];
   try {
-    const undoOne = (row: StoredAttachment) => undo(chain, row, request.path);
+    const undoOne = (row: StoredAttachment) => undo(chain, row, request.path, found.others);
     await undoAll(found.rows.toReversed(), undoOne, errors);
     await guessTheRest(request, chain, found);
   } finally {
@@ -176,6 +178,7 @@ async function findLocked(call: DelCall): Promise<Found> {
     const ofCall = (one: CallId) => one.requestIfName === id.requestIfName;
     return {
       rows: readable.filter(ofCall),
+      others: readable.filter((one) => !ofCall(one)),
       damaged: damaged.filter(ofCall),
       ended: endOf(state, id) !== undefined,
     };
@@ -293,10 +296,10 @@ export function withoutSuccessWords(text: string): string {
 
 /** Best effort for what the record does not tell: a call it does not know, or damaged rows. */
 async function guessTheRest(request: Request, chain: Chain, found: Found): Promise<undefined> {
-  const { rows, damaged, ended } = found;
+  const { rows, others, damaged, ended } = found;
   const isUnknown = rows.length === 0 && request.config["delOnly"] !== true;
   if (ended || (damaged.length === 0 && !isUnknown)) return;
   const { deleteByGuess } = await import("./recovery/guess.ts");
   const ifNames = damaged.length > 0 ? new Set(damaged.map(({ ifName }) => ifName)) : undefined;
-  await deleteByGuess(chain, request, ifNames);
+  await deleteByGuess(chain, request, { ifNames, others });
 }

@@ -237,7 +237,10 @@ export async function collectAttachment(
   const { path, chain, windowMs } = options;
   const { host } = chain;
   noteInterrupted(chain.journal, row);
-  const errors = await undo({ ...chain, netns: row.netns }, row, path);
+  const isOther = ({ ifName, parkedAs }: StoredAttachment) =>
+    ifName !== row.ifName || parkedAs !== row.parkedAs;
+  const others = attachments(host, state, row.containerId).filter(isOther);
+  const errors = await undo({ ...chain, netns: row.netns }, row, path, others);
   const nowMs = host.now();
   const outcome = outcomeOf(row, errors, windowMs, nowMs);
   try {

@@ -109,6 +109,9 @@ export async function planNamed(
     const { kubeletDir } = config.kubernetes;
     await assignDevices(call.host, { pod, kubeletDir, held }, attachments, resolved);
   }
+  if (held.length > 0 || attachments[1] || attachments[0]?.ifName !== "eth0") {
+    (await import("./recovery/plugin_keys.ts")).fitTogether(config, attachments, held);
+  }
   return attachments;
 }
 

@@ -64,6 +64,11 @@ export interface StoredAttachment extends Attachment {
   createdAtMs: number;
   /** Identity of the network namespace it was made in, "" when unknown. */
   netnsId: string;
+  /**
+   * Key of its row, `eth0/1a2b3c4d`, where its DEL waits while another network has its interface:
+   * it left nothing in the pod.
+   */
+  parkedAs?: string;
 }
 
 /** One call of the runtime by what identifies it. */

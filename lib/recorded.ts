@@ -11,7 +11,7 @@ import { CniError, code, isSupported, log, toCniError } from "./cni.ts";
 import { read, type State } from "./database.ts";
 import { callPlugin, noter } from "./delegate.ts";
 import { isObject, parseJson } from "./json.ts";
-import { netnsId } from "./kernel.ts";
+import { interfacesIn, netnsId } from "./kernel.ts";
 import { noteNetwork } from "./ledger.ts";
 import type {
   Attachment,
@@ -107,9 +107,12 @@ function fromRow({ plan: text, result, ...columns }: Row): StoredAttachment {
     throw new CniError(code.stateUnavailable, "Cannot read stored plan: it is incomplete");
   }
   // The columns are the key, whatever the plan says.
+  const [ifName = "", parked] = columns.ifName.split("/");
   return {
     ...plan,
     ...columns,
+    ifName,
+    ...(parked !== undefined && { parkedAs: columns.ifName }),
     result: result === null ? undefined : unlessDamaged(() => parseJson(result, "stored result")),
   };
 }
@@ -131,17 +134,25 @@ export const delegateTimeoutMs = 25_000;
  * Runs DEL on all plugins of a recorded attachment.
  * @param chain its `netns` is where the caller believes the attachment to be
  * @param path further folders to look for its binaries in
+ * @param others what stays of its container: a DEL that would take from those is not sent
  * @returns the errors; empty when everything is undone
  */
 export async function undo(
   chain: Chain,
   attachment: StoredAttachment,
   path: string[],
+  others: readonly StoredAttachment[] = [],
 ): Promise<CniError[]> {
+  if (others.length > 0) {
+    const { sharedError } = await import("./recovery/plugin_keys.ts");
+    const error = sharedError(attachment, others);
+    if (error) return [error];
+  }
   // A path may lead to another namespace by now (a reused `/proc/<pid>/ns/net`), or to the node's
-  // own. Plugins would delete what is there.
+  // own. Plugins would delete what is there. Of one that is parked, another has the interface.
   const found = netnsId(chain.netns);
-  const netns = found === "" || found === attachment.netnsId ? chain.netns : "";
+  const isHere = (found === "" || found === attachment.netnsId) && !attachment.parkedAs;
+  const netns = isHere ? chain.netns : "";
   const present = withPresentPlugins(attachment, path);
   return delChain({ ...chain, netns }, present, { result: storedResult(attachment) });
 }
@@ -186,8 +197,10 @@ export function storedResult({ result, list, network }: StoredAttachment): Resul
 export type DelOutcome = "gone" | "failing" | "leaked";
 
 /**
- * A DEL that fails is tried again until the window since its first failure is over. Without the
- * binary it is given up at once: no retry brings that back.
+ * A DEL that fails is tried again until the window since its first failure is over. It is given up
+ * at once where no retry of the runtime helps: without the binary, where another attachment would
+ * lose what it has, and where it was given up before. A plugin that refuses the call itself did
+ * nothing in an ADD that has no result either.
  */
 export function outcomeOf(
   attachment: StoredAttachment,
@@ -195,15 +208,21 @@ export function outcomeOf(
   windowMs: number,
   nowMs: number,
 ): DelOutcome {
-  if (errors.length === 0) return "gone";
-  if (errors.every(isPluginGone)) return "leaked";
+  const isMade = attachment.state === "attached" || attachment.result !== undefined;
+  if (errors.length === 0 || (!isMade && errors.every(isCallRefused))) return "gone";
+  if (attachment.state === "leaked" || errors.every(isHopeless)) return "leaked";
   const sinceMs = attachment.failedAtMs === 0 ? nowMs : attachment.failedAtMs;
   return nowMs - sinceMs >= windowMs ? "leaked" : "failing";
 }
 
-/** Was the binary missing or unusable? A code 102 of the plugin's own means something else. */
-export function isPluginGone({ code: number, cause }: CniError): boolean {
-  return number === code.delegateNotFound && isObject(cause) && cause["kind"] === "spawn";
+/** Nothing ran: no usable binary (a code 102 of the plugin's own has no cause), or it must wait. */
+export function isHopeless({ cause }: CniError): boolean {
+  return isObject(cause) && (cause["kind"] === "spawn" || cause["kind"] === "shared");
+}
+
+/** Did a plugin refuse the call before it did anything? By its CNI version, or its CNI_ARGS. */
+export function isCallRefused({ code: number, message }: CniError): boolean {
+  return number === code.incompatibleVersion || message.includes(" failed: ARGS: ");
 }
 
 const undoTimeoutMs = 30_000;
@@ -217,13 +236,13 @@ export function undoChain(chain: Chain): Chain {
  * Runs DEL through the whole chain in reverse, each plugin with the final result (SPEC §3).
  * Goes on after a failure.
  * @param made the result of the ADD if known; `last` is the index of the plugin to begin with: the
- *   one that failed in ADD, else the last
+ *   one that failed in ADD, else the last. By a guess, no interface is known to be ours
  * @returns the errors, in the order they happened; empty when everything is undone
  */
 export async function delChain(
   chain: Chain,
   attachment: Attachment,
-  made: { result: Result | undefined; last?: number },
+  made: { result: Result | undefined; last?: number; isGuess?: boolean },
 ): Promise<CniError[]> {
   const { list, deviceInfoFile } = attachment;
   const note = noter(chain, attachment, "DEL");
@@ -240,6 +259,11 @@ export async function delChain(
     }
   }
   note(errors[0]);
+  // A DEL that said yes is not believed where it can be checked.
+  const isLeft = errors.length === 0 && interfacesIn(chain.netns)?.includes(attachment.ifName);
+  if (isLeft && !made.isGuess) {
+    await (await import("./recovery/plugin_keys.ts")).removeLeft(chain, attachment);
+  }
   if (deviceInfoFile !== undefined && errors.length === 0) {
     const { removeDeviceInfo } = await import("./kubernetes/devices.ts");
     removeDeviceInfo(chain.host, deviceInfoFile);
@@ -256,7 +280,7 @@ const insideOnly = new Set(["sbr", "tuning", "loopback"]);
  */
 export function setFailing(
   state: State,
-  attachment: Pick<Attachment, "containerId" | "ifName">,
+  attachment: RowKey,
   failure: { state: "failing" | "leaked"; error: string; nowMs: number },
 ): void {
   state.database
@@ -265,14 +289,19 @@ export function setFailing(
          failed_at_ms = CASE failed_at_ms WHEN 0 THEN ?3 ELSE min(failed_at_ms, ?3) END
        WHERE container_id = ?4 AND ifname = ?5`,
     )
-    .run(failure.state, failure.error, failure.nowMs, attachment.containerId, attachment.ifName);
+    .run(failure.state, failure.error, failure.nowMs, attachment.containerId, keyOf(attachment));
 }
 
+/** What tells a row of the record. */
+type RowKey = Pick<StoredAttachment, "containerId" | "ifName" | "parkedAs">;
+
+const keyOf = ({ ifName, parkedAs }: RowKey): string => parkedAs ?? ifName;
+
 /** Forgets an attachment whose delegates have all succeeded in DEL. */
-export function forget(state: State, attachment: Attachment): void {
+export function forget(state: State, attachment: RowKey): void {
   state.database
     .query("DELETE FROM attachments WHERE container_id = ? AND ifname = ?")
-    .run(attachment.containerId, attachment.ifName);
+    .run(attachment.containerId, keyOf(attachment));
 }
 
 /** How long an ended call is remembered, in ms: runtimes repeat DEL for minutes. */

@@ -241,7 +241,7 @@ describe("genie validate", () => {
         "-        problem  Cannot decode DIR/net.d/60-broken.conf: it is not valid JSON\n",
       ].join("\n"),
     });
-    expect(calls(bin)).toEqual([]);
+    expect(calls(bin).filter(({ command }) => command !== "VERSION")).toEqual([]);
   });
 
   const good = `

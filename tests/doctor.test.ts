@@ -284,6 +284,17 @@ describe("genie doctor", () => {
       /^problem plugins: bridge \(blue\) does not speak CNI 1\.0\.0/,
     ],
     [
+      "an old plugin, which another list asks for no more than it knows",
+      (root) => {
+        put(root, bin("bridge"), speaks("0.3.1", "0.4.0"), 0o755);
+        put(root, conf("30-old.conflist"), {
+          ...{ cniVersion: "0.4.0", name: "old" },
+          plugins: [{ type: "bridge", bridge: "old0" }],
+        });
+      },
+      /^problem plugins: bridge \(blue\) does not speak CNI 1\.0\.0/,
+    ],
+    [
       "a plugin without a word",
       (root) => put(root, bin("bridge"), "#!/bin/sh\necho nonsense\n", 0o755),
       /^problem plugins: .*bridge does not answer VERSION/,

@@ -3,7 +3,7 @@ import { describe, expect, test } from "bun:test";
 import type { Ending, Output } from "../lib/call.ts";
 import { CniError, code } from "../lib/cni.ts";
 import type { Attachment } from "../lib/record.ts";
-import { isPluginGone } from "../lib/recorded.ts";
+import { isHopeless } from "../lib/recorded.ts";
 import { endingError, protocolError } from "../lib/recovery/delegate_error.ts";
 
 const attachment: Attachment = {
@@ -131,7 +131,7 @@ describe("endingError()", () => {
   });
 });
 
-describe("isPluginGone()", () => {
+describe("isHopeless()", () => {
   const ended = (ending: Ending, said = {}) =>
     endingError({ ...output, ...said, ...ending }, attachment, plugin, "DEL");
   test.each([
@@ -141,7 +141,7 @@ describe("isPluginGone()", () => {
     ["a plugin whose own code is 102", ended(exit(1), document({ code: 102, msg: "x" })), false],
     ["our 102 from elsewhere", new CniError(code.delegateNotFound, "x"), false],
   ])("of %s", (_name, error, expected) => {
-    expect(error && isPluginGone(error)).toBe(expected);
+    expect(error && isHopeless(error)).toBe(expected);
   });
 });
 

@@ -173,6 +173,16 @@ describe("run() ends", () => {
     expect({ kind: ending.kind, left }).toEqual({ kind: "aborted", left: [] });
   });
 
+  test("no child that comes to its end soon after the abort", async () => {
+    const controller = new AbortController();
+    const began = join(dir.path, "soon");
+    const script = `trap 'exit 9' TERM; echo a; : >${began}; sleep 1; echo b`;
+    const running = sh(script, { signal: controller.signal });
+    while (!existsSync(began)) await Bun.sleep(5);
+    controller.abort();
+    expect((await running).ending).toEqual({ ...exit0, stdout: "a\nb\n" });
+  });
+
   test("before it starts when already aborted", async () => {
     const { ending } = await sh("echo ran", { signal: AbortSignal.abort() });
     expect(ending).toEqual({ ...empty, kind: "aborted" });

@@ -5,6 +5,7 @@
 import { describe, expect, test } from "bun:test";
 import { rmSync } from "node:fs";
 import {
+  commandLine,
   kernelNetwork,
   linksGone,
   type Node,
@@ -127,11 +128,12 @@ describe.skipIf(skipReason !== undefined)("a system of the field alone:", () => 
   });
 });
 
-/** The system before or after a bridge that brings a default route or none. */
+/** The system before or after a bridge that brings a default route or none; Romana makes eth0. */
 const mixes = systemNames.flatMap((name) => [
   [name, "first", "with"] as const,
-  [name, "second", "with"] as const,
-  [name, "second", "without"] as const,
+  ...(name === "Romana"
+    ? []
+    : [[name, "second", "with"] as const, [name, "second", "without"] as const]),
 ]);
 
 describe.skipIf(skipReason !== undefined)("a system of the field with a bridge:", () => {
@@ -164,29 +166,29 @@ describe.skipIf(skipReason !== undefined)("a system of the field with a bridge:"
 });
 
 describe.skipIf(skipReason !== undefined)("systems of the field together:", () => {
-  const all: SystemName[] = ["Calico, the host's end alone", "Flannel", "Romana", "Weave"];
-  test.each(all.map((_, i) => [...all.slice(i), ...all.slice(0, i)]))(
-    "%s, %s, %s, %s",
-    async (...names) => {
-      await withNode(async (node) => {
-        const networks = names.map((name) => install(node, name).network);
-        const pod = node.pod();
-        const result = await pod.add(networks.join(","));
-        expectAddresses(pod, result);
-        const { addresses, defaults } = kernelNetwork(pod);
-        expect(defaults).toHaveLength(1);
-        const prefixes = names.map((name) => systems[name].script.subnet.replace(/0\.0\/.*/, ""));
-        prefixes.forEach((prefix, i) => {
-          expect(addresses[`eth${i}`]?.[0]).toStartWith(prefix);
-        });
-        await pod.del();
-        const chains = names.map((name, i): Chain => [`eth${i}`, [systems[name].type]]);
-        await expectOwnResults(node, addresses, chains);
-        expect(kernelNetwork(pod).macs).toEqual({});
-        expect(node.traces()).toEqual(noTraces);
+  // Romana always makes eth0.
+  const all: SystemName[] = ["Calico, the host's end alone", "Flannel", "Weave"];
+  const orders = all.map((_, i) => [...all.slice(i), ...all.slice(0, i)]);
+  const withRomana: SystemName[][] = orders.map((order) => ["Romana", ...order]);
+  test.each([...orders, ...withRomana])("%s, %s, %s", async (...names) => {
+    await withNode(async (node) => {
+      const networks = names.map((name) => install(node, name).network);
+      const pod = node.pod();
+      const result = await pod.add(networks.join(","));
+      expectAddresses(pod, result);
+      const { addresses, defaults } = kernelNetwork(pod);
+      expect(defaults).toHaveLength(1);
+      const prefixes = names.map((name) => systems[name].script.subnet.replace(/0\.0\/.*/, ""));
+      prefixes.forEach((prefix, i) => {
+        expect(addresses[`eth${i}`]?.[0]).toStartWith(prefix);
       });
-    },
-  );
+      await pod.del();
+      const chains = names.map((name, i): Chain => [`eth${i}`, [systems[name].type]]);
+      await expectOwnResults(node, addresses, chains);
+      expect(kernelNetwork(pod).macs).toEqual({});
+      expect(node.traces()).toEqual(noTraces);
+    });
+  });
 
   test("Calico and Canal of one name in the conf dir: asked by file name", async () => {
     await withNode(async (node) => {
@@ -195,6 +197,46 @@ describe.skipIf(skipReason !== undefined)("systems of the field together:", () =
       const pod = node.pod();
       await pod.add("canal");
       expect(kernelNetwork(pod).addresses["eth0"]?.[0]).toStartWith("10.232.");
+      await pod.del();
+      expect(node.traces()).toEqual(noTraces);
+    });
+  });
+});
+
+describe.skipIf(skipReason !== undefined)("twice in one pod:", () => {
+  const once: [SystemName, string][] = [
+    ["Calico, no interfaces", "calico"],
+    ["Calico, the host's end alone", "calico"],
+    ["Romana", "romana"],
+    ["Weave", "weave-net"],
+  ];
+  test.each(once)("%s is refused before %s runs, and stays as it was", async (name, type) => {
+    await withNode(async (node) => {
+      const { network } = install(node, name);
+      installBridge(node, "plain", false);
+      const said = `plugin "${type}" gives a container one interface`;
+      const refused = await node.pod().call("ADD", { cni: `${network},plain,${network}` });
+      expect(refused.json).toMatchObject({ code: 105, msg: expect.stringContaining(said) });
+      const pod = node.pod();
+      await pod.add(network);
+      const before = kernelNetwork(pod);
+      const to = [`default/p-${pod.containerId}`, "--to", `${network}@net5`];
+      const env = [`CNI_PATH=${node.bin}`];
+      const words = commandLine(node, "switch", ...to);
+      const { exitCode, stderr } = Bun.spawnSync(["env", ...env, ...words]);
+      expect([exitCode, stderr.toString()]).toEqual([1, expect.stringContaining(said)]);
+      expect(kernelNetwork(pod)).toEqual(before);
+      await pod.del();
+      expect(node.traces()).toEqual(noTraces);
+    });
+  });
+
+  test.each(["0.3.1", "1.0.0"])("Flannel leaves nothing, CNI %s", async (cniVersion) => {
+    await withNode(async (node) => {
+      const { network } = install(node, "Flannel");
+      const pod = node.pod();
+      await pod.add({ cni: `${network},${network},${network}@net7`, cniVersion });
+      expect(Object.keys(kernelNetwork(pod).macs).sort()).toEqual(["eth0", "eth1", "net7"]);
       await pod.del();
       expect(node.traces()).toEqual(noTraces);
     });

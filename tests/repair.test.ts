@@ -106,7 +106,11 @@ describe.skipIf(skipReason !== undefined)("genie repair", () => {
       const { macs: _, ...before } = kernelNetwork(pod);
       const reserved = node.traces().files;
       pod.run(...damage);
-      const run = command(node, "repair", label(pod), "--network", network);
+      const isWhole = damage[0] === "true";
+      const seen = command(node, "repair", label(pod), "--dry-run", "--network", network);
+      if (!isWhole) expect(seen.stdout).toContain("would be made anew: gone is ");
+      const all = isWhole ? ["--all"] : [];
+      const run = command(node, "repair", label(pod), "--network", network, ...all);
       expect(run).toMatchObject({ status: 0, stderr: "" });
       expect(run.stdout).toContain("made anew\n");
       const { macs, ...after } = kernelNetwork(pod);
@@ -138,7 +142,7 @@ describe.skipIf(skipReason !== undefined)("genie repair", () => {
       const { macs: _, ...before } = kernelNetwork(pod);
       for (const name of ["eth0", "eth3", "net7"]) pod.run("ip", "link", "del", name);
       for (const _again of [1, 2]) {
-        const { status, stdout } = command(node, "repair", label(pod), "--json");
+        const { status, stdout } = command(node, "repair", label(pod), "--json", "--all");
         expect(status).toBe(0);
         expect(JSON.parse(stdout).map((one: Repaired) => [one.ifName, one.error])).toEqual([
           ["eth0", ""],
@@ -164,7 +168,7 @@ describe.skipIf(skipReason !== undefined)("genie repair", () => {
       await pod.add("blue,red@net7");
       const address = addressOf(pod, "net7");
       writeFileSync(join(node.dir, "broken"), "");
-      const failed = command(node, "repair", label(pod), "--network", "red");
+      const failed = command(node, "repair", label(pod), "--network", "red", "--all");
       expect(failed).toMatchObject({ status: 1, stdout: expect.stringContaining("status 3") });
       expect(rows(node)).toEqual([
         "eth0 attached",
@@ -190,7 +194,8 @@ describe.skipIf(skipReason !== undefined)("genie repair", () => {
       const pod = node.pod();
       await pod.add("blue,red@net7");
       writeFileSync(join(node.dir, "broken"), "");
-      expect(command(node, "repair", label(pod), "--network", "red").status).toBe(1);
+      const asked = ["repair", label(pod), "--network", "red", "--all"] as const;
+      expect(command(node, ...asked).status).toBe(1);
       expect(rows(node)[1]).toStartWith("net7 planned Cannot detach network");
       rmSync(join(node.dir, "broken"));
       await pod.del();
@@ -210,7 +215,7 @@ describe.skipIf(skipReason !== undefined)("genie repair", () => {
         const before = addressOf(pod, ifName);
         // Of somebody else from here on: the pod's DEL does not free it.
         writeFileSync(join(node.data, network, before), "somebody\r\nelse");
-        const run = command(node, "repair", label(pod), "--network", network);
+        const run = command(node, "repair", label(pod), "--network", network, "--all");
         expect(run).toMatchObject({ status, stderr: expect.stringContaining("trying any") });
         expect(run.stdout).toContain(`it had ${before}`);
         expect(addressOf(pod, ifName)).not.toBe(before);
@@ -233,7 +238,7 @@ describe.skipIf(skipReason !== undefined)("genie repair", () => {
       const pod = node.pod();
       await pod.add("blue,red@net7");
       renameSync(path, join(node.dir, "macvlan.gone"));
-      expect(command(node, "repair", label(pod), "--network", "red").status).toBe(0);
+      expect(command(node, "repair", label(pod), "--network", "red", "--all").status).toBe(0);
       await pod.del();
       expect(node.traces()).toEqual(noTraces);
     });
@@ -264,7 +269,7 @@ describe.skipIf(skipReason !== undefined)("genie repair", () => {
       const pod = node.pod();
       await pod.add("blue,red@net7");
       writeFileSync(join(node.dir, "broken"), "");
-      const words = ["repair", label(pod), "--network", "red"];
+      const words = ["repair", label(pod), "--network", "red", "--all"];
       const child = Bun.spawn(commandLine(node, ...words), { stdout: "pipe", stderr: "pipe" });
       try {
         const pid = await begins(begun);
@@ -429,18 +434,28 @@ describe("the record of a running pod", () => {
 
 test("formatRepaired() says what became of each", () => {
   const one = { network: "blue", ifName: "eth0", containerId: "c1", primary: true, error: "" };
+  const [why, before] = ["gone is route 10.9.0.0/16", ["10.1.0.5/16"]];
+  const healthy = { ...one, before, after: before, why: "" };
   const all: Repaired[] = [
-    { ...one, before: ["10.1.0.5/16"], after: ["10.1.0.5/16"] },
-    { ...one, before: ["10.1.0.5/16"], after: ["10.1.0.6/16"] },
-    { ...one, primary: false, before: ["10.1.0.5/16"], after: ["10.1.0.6/16"] },
-    { ...one, before: ["10.1.0.5/16"], after: [], error: "Cannot attach" },
+    healthy,
+    { ...one, why, before, after: ["10.1.0.5/16"] },
+    { ...one, why, before, after: ["10.1.0.6/16"] },
+    { ...one, primary: false, why, before, after: ["10.1.0.6/16"] },
+    { ...one, why, before, after: [], error: "Cannot attach" },
   ];
   const moved = "made anew, it had 10.1.0.5/16";
   expect(formatRepaired(all, Number.POSITIVE_INFINITY)).toBe(`\
 NETWORK  INTERFACE  ADDRESSES    OUTCOME
+blue     eth0       10.1.0.5/16  healthy, let alone
 blue     eth0       10.1.0.5/16  made anew
 blue     eth0       10.1.0.6/16  ${moved}: Kubernetes knows the pod by that, delete the pod
 blue     eth0       10.1.0.6/16  ${moved}
 blue     eth0       none         Cannot attach
+`);
+  const broken = { ...healthy, why };
+  expect(formatRepaired([healthy, broken], Number.POSITIVE_INFINITY, true)).toBe(`\
+NETWORK  INTERFACE  ADDRESSES    OUTCOME
+blue     eth0       10.1.0.5/16  healthy, let alone
+blue     eth0       10.1.0.5/16  would be made anew: gone is route 10.9.0.0/16
 `);
 });

@@ -112,7 +112,8 @@ export function attachmentCollector(nowMs = () => performance.now()) {
   const seen = new Map<string, { sinceMs: number; failures: number; dueMs: number }>();
   return async (agent: Agent): Promise<void> => {
     const { host, config, record } = agent;
-    const rows = record.use((state) => attachments(host, state));
+    const all = record.use((state) => attachments(host, state));
+    const rows = all.filter(({ parkedAs }) => !parkedAs);
     const startedMs = nowMs();
     const calls = Map.groupBy(rows, (row) => JSON.stringify([row.containerId, row.requestIfName]));
     for (const key of seen.keys()) if (!calls.has(key)) seen.delete(key);
@@ -195,7 +196,7 @@ async function collectCall(agent: Agent, rows: readonly StoredAttachment[], why:
     log(host, "debug", `Cannot collect: ${toCniError(error).message}`, fields);
   }
   const left = record.use((state) => attachments(host, state, containerId));
-  if (left.some((row) => row.requestIfName === requestIfName)) return false;
+  if (left.some((row) => row.requestIfName === requestIfName && !row.parkedAs)) return false;
   const reason = why === "leaked" ? "DEL had given it up" : "its container is gone without a DEL";
   log(host, "info", `Collected an attachment: ${reason}`, fields);
   return true;
@@ -216,7 +217,7 @@ async function collectReservations(agent: Agent): Promise<void> {
     return findGarbage(host, state, { ...situation, lists });
   });
   // Attachments have a job of their own, with more patience.
-  const others = garbage.filter(({ kind }) => kind !== "attachment");
+  const others = garbage.filter((one) => one.kind !== "attachment" || one.row.parkedAs);
   const known = others.length > 0 ? await knownSandboxes(agent) : undefined;
   if (!known) return;
   const nothing = { containerId: "", network: "", ifName: "" };
@@ -230,7 +231,8 @@ async function collectReservations(agent: Agent): Promise<void> {
     const error = await collectOne(work, one);
     const { network, address, containerId: container } = reservation ?? {};
     const fields = { network, address, container, error: error?.message };
-    const what = one.kind === "lock" ? "A lock of a dead process" : "An address of nobody";
-    log(host, error ? "debug" : "info", `${what} ${error ? "stays" : "is released"}`, fields);
+    const what = { lock: "A lock of a dead process", reservation: "An address of nobody" };
+    const it = one.kind === "attachment" ? "A network that failed to attach" : what[one.kind];
+    log(host, error ? "debug" : "info", `${it} ${error ? "stays" : "is released"}`, fields);
   }
 }

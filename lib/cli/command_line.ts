@@ -22,6 +22,8 @@ import zsh from "./completion.zsh" with { type: "text" };
  */
 export async function runCommand(host: Host, args: string[]): Promise<number> {
   const [name = "help", ...rest] = args;
+  // People are told who speaks.
+  host.relay = (plugin, said) => said.replace(/^(?=.*\S)/gm, `${plugin}: `).replace(/\n?$/, "\n");
   try {
     if (["help", "--help", "-h"].includes(name)) return help(host, rest[0]);
     const command = commandOf(name);

@@ -161,11 +161,15 @@ Writes one line per event to stderr.`,
     run: async (host, flags) => (await import("../agent/agent.ts")).runAgent(host, flags),
   },
   repair: {
-    usage: "NAMESPACE/POD [--network NAME] [--cni-config FILE] [--json]",
-    summary: "detach and attach again what a running pod has, with the same address",
+    usage: "NAMESPACE/POD [--network NAME] [--all] [--dry-run] [--cni-config FILE] [--json]",
+    summary: "detach and attach again what is broken of a running pod, with the same address",
     help: `  NAMESPACE/POD        a pod that runs on this node
   --network NAME       of its networks this one alone; default: each, one after the other
+  --all                also what is healthy
+  --dry-run            say what is broken, and change nothing
 ${cniConfigHelp}
+
+Broken is what the CHECK of its plugins says, or has lost its interface, an address or a route.
 
 From the record: interfaces and networks stay what they were, whatever the pod asks for by now. An
 IPAM that takes no wishes may give another address. Connections through the interface are cut.

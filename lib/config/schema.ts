@@ -147,6 +147,8 @@ export const Plugin = table({
   timeout: v.exactOptional(duration("1h")),
   /** Addresses the network has, where its IPAM cannot be read. */
   capacity: v.exactOptional(positive),
+  /** Its first plugin gives a container one interface, whatever its name. */
+  one_interface: v.exactOptional(toggle),
   /** Genie enforces plain NetworkPolicy on it: its own plugin does not. */
   enforce_policy: v.exactOptional(toggle),
 });

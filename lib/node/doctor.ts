@@ -25,6 +25,7 @@ import {
 } from "./genie_config.ts";
 import { folderOption, openSite, paths } from "./installation.ts";
 import {
+  askCniVersions,
   askProgram,
   askVersion,
   type CheckResult,
@@ -32,7 +33,6 @@ import {
   findProgram,
   formatFindings,
   isExecutable,
-  keyOf,
   type NodeView,
   ok,
   orOk,
@@ -265,18 +265,17 @@ async function checkPlugin(view: NodeView, type: string, users: Network[]): Prom
   if (foreign !== undefined) {
     return problem(`${path} is for another machine (${foreign})`, `install ${type} for this one`);
   }
-  const env = { CNI_COMMAND: "VERSION", CNI_PATH: "/opt/cni/bin", PATH: "/usr/sbin:/usr/bin:/bin" };
-  const answer = await askProgram(path, [], { env, stdin: '{"cniVersion":"1.0.0"}' });
-  const spoken = keyOf(answer, "supportedVersions");
-  if (!Array.isArray(spoken)) {
+  const spoken = await askCniVersions(path);
+  if (!spoken) {
     const remedy = `run it by hand: CNI_COMMAND=VERSION ${path}`;
     return problem(`${path} does not answer VERSION`, remedy);
   }
-  const versions = new Set<string>(users.map(({ list }) => list.cniVersion));
-  const unknown = [...versions].filter((version) => !spoken.includes(version));
-  if (unknown.length === 0) return ok(who);
+  const asking = users.filter(({ list }) => !spoken.includes(list.cniVersion));
+  if (asking.length === 0) return ok(who);
+  const unknown = [...new Set(asking.map(({ list }) => list.cniVersion))].join(", ");
   const remedy = `set cniVersion to ${spoken.at(-1)}, or install a newer ${type}`;
-  return problem(`${who} does not speak CNI ${unknown.join(", ")}`, remedy);
+  const names = asking.map(({ name }) => name).join(", ");
+  return problem(`${type} (${names}) does not speak CNI ${unknown}`, remedy);
 }
 
 /** `e_machine` of the machines that genie is built for. */

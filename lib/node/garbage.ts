@@ -17,6 +17,7 @@ import { bootId, isForeignNetns, netnsId } from "../kernel.ts";
 import { beginJournal, writeAlone } from "../ledger.ts";
 import { newOperation, release, takeLock } from "../lock.ts";
 import type { NetworkConfigList } from "../networks.ts";
+import { listNetworks } from "../node_networks.ts";
 import type { Journal, Operation, StoredAttachment } from "../record.ts";
 import { attachments, recorded, storedResult } from "../recorded.ts";
 import { openCopy, openState } from "../recovery/database.ts";
@@ -138,6 +139,8 @@ export interface Collecting {
   journal: Journal;
   /** Further folders to look for binaries in. */
   path: string[];
+  /** The lists of the node as they are now. */
+  now?: readonly NetworkConfigList[];
 }
 
 /** How long another operation of a container is waited for, in ms, and a whole collection. */
@@ -161,24 +164,38 @@ async function collectRow(
   stale: StoredAttachment,
 ): Promise<CniError | undefined> {
   const { host, state, situation, journal, path } = work;
-  const { containerId, ifName } = stale;
+  const { containerId, ifName, parkedAs } = stale;
   const operation = newOperation(host, containerId, "GC");
   const { signal } = host;
   const wait = { host, state, operation, deadlineMs: host.now() + busyMs, signal };
-  const row = await takeLock(wait, () =>
-    attachments(host, state, containerId).find((one) => one.ifName === ifName),
-  );
+  const isIt = (one: StoredAttachment) => one.ifName === ifName && one.parkedAs === parkedAs;
+  const row = await takeLock(wait, () => attachments(host, state, containerId).find(isIt));
   try {
     // Its runtime came first.
     if (!row || whyStale(row, situation) === undefined) return undefined;
     const deadlineMs = host.now() + collectMs;
     const chain = { host, netns: "", token: operation.token, deadlineMs, signal, journal };
     const options = { path, chain, windowMs: situation.windowMs };
-    const { errors } = await collectAttachment(state, row, options);
+    const { errors } = await collectAttachment(state, withVersionOfNow(row, work.now), options);
     return errors[0];
   } finally {
     release(state, operation, () => undefined);
   }
+}
+
+/**
+ * Where a plugin refuses the CNI version on record, a DEL by the record fails for ever: where the
+ * list was mended since, its version of now counts.
+ */
+function withVersionOfNow(
+  row: StoredAttachment,
+  now: readonly NetworkConfigList[] = [],
+): StoredAttachment {
+  const typesOf = ({ plugins }: NetworkConfigList) => plugins.map(({ type }) => type).join();
+  const isIt = (one: NetworkConfigList) =>
+    one.name === row.list.name && typesOf(one) === typesOf(row.list);
+  const { cniVersion = row.list.cniVersion } = now.find(isIt) ?? {};
+  return { ...row, list: { ...row.list, cniVersion } };
 }
 
 /** Releases an address, if nobody has come for it since. */
@@ -220,7 +237,8 @@ export async function runGc(host: Host, flags: Flags, width: number): Promise<nu
     try {
       const lists = listsOf(attachments(host, state), config);
       const situation = { lists, alive: findLiveContainers(), windowMs, nowMs: host.now() };
-      const work = { host, state, situation, path: config?.binDirs ?? [] };
+      const now = config ? listNetworks(config).networks.map(({ list }) => list) : [];
+      const work = { host, state, situation, path: config?.binDirs ?? [], now };
       all = await collectAll(work, text(flags, "network"), isDry);
     } finally {
       closeState(state);

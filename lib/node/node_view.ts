@@ -106,6 +106,14 @@ export function keyOf(output: string, key: string): unknown {
   return isObject(value) ? value[key] : undefined;
 }
 
+/** CNI versions that a plugin says it knows; undefined where it does not answer VERSION. */
+export async function askCniVersions(path: string): Promise<unknown[] | undefined> {
+  const env = { CNI_COMMAND: "VERSION", CNI_PATH: "/opt/cni/bin", PATH: "/usr/sbin:/usr/bin:/bin" };
+  const answer = await askProgram(path, [], { env, stdin: '{"cniVersion":"1.0.0"}' });
+  const spoken = keyOf(answer, "supportedVersions");
+  return Array.isArray(spoken) ? spoken : undefined;
+}
+
 /** Version of a genie; undefined for another program, such as CNI-Genie's. */
 export async function askVersion(path: string): Promise<string | undefined> {
   const version = keyOf(await askProgram(path, ["version", "--json"]), "version");

@@ -1,6 +1,6 @@
 /**
- * `genie repair`: DEL and ADD of what a running pod has, one attachment after the other, on the
- * same interface, in the same network namespace and, where the IPAM allows it, with the same
+ * `genie repair`: DEL and ADD of what is broken of a running pod, one attachment after the other,
+ * on the same interface, in the same network namespace and, where the IPAM allows it, with the same
  * address. Works from the record alone, as DEL does: what the pod asks for by now does not count.
  *
  * Its single steps serve changes of a pod's networks too. Each is taken under the container's lock,
@@ -8,6 +8,7 @@
  * undoes everything. Source: CNI SPEC 1.1 §2-§4; design D4, D8.
  */
 import type { Chain, Done, Host } from "../call.ts";
+import { checkChain, findGone, readNetwork, saysNothing } from "../check.ts";
 import { CniError, code, log, toCniError } from "../cni.ts";
 import { type Flags, text } from "../config/usage.ts";
 import { type State, write } from "../database.ts";
@@ -27,7 +28,15 @@ import type {
   Result,
   StoredAttachment,
 } from "../record.ts";
-import { forgetTraffic, storedResult, undo, undoChain, withPresentPlugins } from "../recorded.ts";
+import {
+  attachments,
+  forgetTraffic,
+  storedResult,
+  undo,
+  undoChain,
+  withPresentPlugins,
+} from "../recorded.ts";
+import { oneInterfaceTypes, sharedError } from "../recovery/plugin_keys.ts";
 import { sampleTraffic } from "../recovery/traffic_rate.ts";
 import { formatTable } from "../report/table.ts";
 import { podLabel } from "../request.ts";
@@ -56,8 +65,17 @@ export interface Repaired {
   /** Addresses it had, and has now, with prefix length. */
   before: string[];
   after: string[];
+  /** What was found broken, or that it was asked for; "" for what is healthy and was let alone. */
+  why: string;
   /** Why it is not there; "" when it is. */
   error: string;
+}
+
+/** What of a pod is repaired: of one network alone, also what is healthy, only looked at. */
+interface Wish {
+  network: string | undefined;
+  isAll: boolean;
+  isDry: boolean;
 }
 
 /**
@@ -68,15 +86,17 @@ export interface Repaired {
  */
 export async function runRepair(host: Host, flags: Flags, width: number): Promise<number> {
   const pod = readPodName(flags);
-  const network = text(flags, "network");
+  const isDry = flags["dry-run"] === true;
+  const wish = { network: text(flags, "network"), isAll: flags["all"] === true, isDry };
   const all: Repaired[] = [];
   await withPods(host, flags, "repair", async (context) => {
-    for (const call of callsOf(context, pod, network)) {
-      all.push(...(await repairCall(context, call, network)));
+    for (const call of callsOf(context, pod, wish.network)) {
+      all.push(...(await (isDry ? previewCall : repairCall)(context, call, wish)));
     }
   });
-  host.stdout(flags["json"] ? `${JSON.stringify(all, null, 2)}\n` : formatRepaired(all, width));
-  return all.every(isAsBefore) ? 0 : 1;
+  const table = () => formatRepaired(all, width, isDry);
+  host.stdout(flags["json"] ? `${JSON.stringify(all, null, 2)}\n` : table());
+  return all.every((one) => (isDry ? one.why === "" : isAsBefore(one))) ? 0 : 1;
 }
 
 /** The calls that attached what is to be repaired. @throws CniError 3 or 101 */
@@ -92,11 +112,58 @@ function callsOf(context: LiveContext, pod: PodName, network: string | undefined
   return [...calls.values()].map(firstOf);
 }
 
-async function repairCall(
-  context: LiveContext,
-  call: CallId,
-  network: string | undefined,
+/** What a repair would do. Changes nothing, so it takes no lock. */
+async function previewCall(context: LiveContext, call: CallId, wish: Wish): Promise<Repaired[]> {
+  const { host, state, config } = context;
+  const rows = attachmentsOfCall(host, state, call).filter(hasNetns);
+  const { netns } = firstOf(rows);
+  const { token } = newOperation(host, call.containerId, "repair");
+  const deadlineMs = host.now() + config.timeoutMs;
+  return findBroken({ host, netns, token, deadlineMs, signal: host.signal }, rows, wish);
+}
+
+/** Each attachment that is asked about, with what CHECK finds: the plugins', and our own look. */
+async function findBroken(
+  chain: Chain,
+  rows: readonly StoredAttachment[],
+  { network, isAll }: Wish,
 ): Promise<Repaired[]> {
+  const all: Repaired[] = [];
+  for (const row of rows) {
+    if (network !== undefined && row.network !== network) continue;
+    const { ifName, containerId, primary } = row;
+    const result = storedResult(row);
+    const before = result ? ownAddresses(row, result) : [];
+    const why = isAll ? "asked for" : await whyBroken(chain, row, result);
+    const what = { network: row.network, ifName, containerId, primary, before };
+    all.push({ ...what, after: before, why, error: "" });
+  }
+  return all;
+}
+
+/** What is broken of an attachment, in words; "" where nothing is found. */
+async function whyBroken(
+  chain: Chain,
+  row: StoredAttachment,
+  result: Result | undefined,
+): Promise<string> {
+  if (row.state !== "attached") return row.error || `it is ${row.state}`;
+  if (!result) return "its result on record cannot be read";
+  const kernel = readNetwork(row.netns);
+  // The list may turn CHECK off, which is about the plugins.
+  const looked = { ...row, list: { ...row.list, disableCheck: false } };
+  const gone = kernel ? findGone(looked, result, kernel) : [];
+  if (gone.length > 0) return `gone is ${gone.join(", ")}`;
+  try {
+    await checkChain(chain, row, result);
+    return "";
+  } catch (error) {
+    const failure = toCniError(error);
+    return saysNothing(failure) ? "" : failure.message;
+  }
+}
+
+async function repairCall(context: LiveContext, call: CallId, wish: Wish): Promise<Repaired[]> {
   const live = await beginOperation(context, call, () => {
     const rows = attachmentsOfCall(context.host, context.state, call).filter(hasNetns);
     if (rows.length > 0) return rows;
@@ -108,8 +175,8 @@ async function repairCall(
   try {
     // What would fail afterwards fails before anything is touched.
     (await enforceOn(live, live.done))?.release();
-    for (const row of live.rows) {
-      if (network === undefined || row.network === network) all.push(await repairOne(live, row));
+    for (const found of await findBroken(live.chain, live.rows, wish)) {
+      all.push(found.why === "" ? found : await repairOne(live, found));
     }
     enforced = await enforceOn(live, live.done).catch(async (error: unknown) => {
       await withdraw(live, all, toCniError(error));
@@ -127,7 +194,7 @@ async function repairCall(
 
 /** Takes away what was made without its policy in force: a network that is closed, not open. */
 async function withdraw(live: LiveOperation, all: Repaired[], cause: CniError): Promise<void> {
-  const made = all.filter(({ error }) => error === "");
+  const made = all.filter(({ why, error }) => why !== "" && error === "");
   for (const one of made.toReversed()) {
     const row = live.rows.find(({ ifName }) => ifName === one.ifName);
     if (!row) continue;
@@ -142,13 +209,13 @@ async function withdraw(live: LiveOperation, all: Repaired[], cause: CniError): 
 }
 
 /** DEL and ADD of one attachment. Never throws: the outcome says why it is not there. */
-async function repairOne(live: LiveOperation, row: StoredAttachment): Promise<Repaired> {
-  const { network, ifName, containerId, primary } = row;
-  const result = storedResult(row);
-  const before = result ? ownAddresses(row, result) : [];
-  const what = { network, ifName, containerId, primary, before };
+async function repairOne(live: LiveOperation, what: Repaired): Promise<Repaired> {
+  const { ifName, before } = what;
   try {
+    const row = firstOf(live.rows.filter((one) => one.ifName === ifName));
     checkRepairable(row);
+    const shared = sharedError(row, othersOf(live, row), oneInterfaceTypes(live.config));
+    if (shared) throw shared;
     const others = live.done.filter(({ attachment }) => attachment.ifName !== ifName);
     live.done = others;
     await detachRecorded(live, row);
@@ -181,17 +248,19 @@ function isMoved({ before, after }: Repaired): boolean {
 }
 
 /** The table that `genie repair` prints. */
-export function formatRepaired(all: readonly Repaired[], width: number): string {
+export function formatRepaired(all: readonly Repaired[], width: number, isDry = false): string {
   const columns = ["NETWORK", "INTERFACE", "ADDRESSES"].map((title) => ({ title }));
   const rows = all.map((one) => {
     const addresses = one.after.join(", ") || "none";
-    return [one.network, one.ifName, addresses, outcomeOf(one)];
+    return [one.network, one.ifName, addresses, outcomeOf(one, isDry)];
   });
   return formatTable([...columns, { title: "OUTCOME", wraps: true }], rows, width);
 }
 
-function outcomeOf(one: Repaired): string {
+function outcomeOf(one: Repaired, isDry: boolean): string {
   if (one.error !== "") return one.error;
+  if (one.why === "") return "healthy, let alone";
+  if (isDry) return `would be made anew: ${one.why}`;
   if (!isMoved(one)) return "made anew";
   const moved = `made anew, it had ${one.before.join(", ")}`;
   return one.primary ? `${moved}: Kubernetes knows the pod by that, delete the pod` : moved;
@@ -294,10 +363,19 @@ export async function detachRecorded(live: LiveOperation, stored: StoredAttachme
   write(state, () => setBroken(state, stored, "it is being made anew"));
   // A DEL that was begun comes to its end, whoever asks us to end meanwhile.
   const chain = undoChain(live.chain);
-  const [first] = await undo(chain, { ...stored, reason: why }, config.binDirs);
+  const others = othersOf(live, stored);
+  const [first] = await undo(chain, { ...stored, reason: why }, config.binDirs, others);
   if (!first) return;
   write(state, () => setBroken(state, stored, first.message));
   throw first;
+}
+
+/** What else the container has on record, of other calls too. */
+export function othersOf(
+  { host, state }: LiveContext,
+  { containerId, ifName }: StoredAttachment,
+): StoredAttachment[] {
+  return attachments(host, state, containerId).filter((row) => row.ifName !== ifName);
 }
 
 /**

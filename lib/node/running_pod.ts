@@ -25,6 +25,7 @@ import type { Pod } from "../pod.ts";
 import type { Attachment, CallId, Journal, PodIdentity, StoredAttachment } from "../record.ts";
 import { attachments } from "../recorded.ts";
 import { openState } from "../recovery/database.ts";
+import { checkOneInterface } from "../recovery/plugin_keys.ts";
 import { podLabel } from "../request.ts";
 import { loadConfig } from "../settings.ts";
 import { ifValid, readOwnConfig } from "./genie_config.ts";
@@ -85,7 +86,7 @@ export function liveAttachments(
   purpose: string,
 ): StoredAttachment[] {
   const all = attachments(host, state).filter(
-    (row) => row.pod.namespace === pod.namespace && row.pod.name === pod.name,
+    (row) => row.pod.namespace === pod.namespace && row.pod.name === pod.name && !row.parkedAs,
   );
   const live = all.filter(hasNetns);
   if (live.length > 0) return live;
@@ -107,7 +108,7 @@ export function podOf({ pod }: Attachment): Pod {
 /** The attachments of one call of the runtime, in the order in which they were made. */
 export function attachmentsOfCall(host: Host, state: State, call: CallId): StoredAttachment[] {
   return attachments(host, state, call.containerId).filter(
-    (row) => row.requestIfName === call.requestIfName,
+    (row) => row.requestIfName === call.requestIfName && !row.parkedAs,
   );
 }
 
@@ -194,6 +195,10 @@ export async function planFurther(
   const request = requestOf(stdin, rows);
   const planned = { host, config, request, objects, ...(journal && { journal }) };
   const [attachment] = await planNamed(planned, pod, [wanted], held);
+  if (attachment && replaced && replaced.ifName !== attachment.ifName) {
+    // The new one is made while the old one is still there.
+    checkOneInterface(config, [attachment], [replaced]);
+  }
   return attachment;
 }
 

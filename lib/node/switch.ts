@@ -21,7 +21,8 @@ import { endOf } from "../lock.ts";
 import { parseElements } from "../pod.ts";
 import { judgeQuota, readHeld } from "../policy/access.ts";
 import type { Attachment, CallId, Result, StoredAttachment } from "../record.ts";
-import { forget, storedResult, undo, undoChain } from "../recorded.ts";
+import { attachments, forget, storedResult, undo, undoChain } from "../recorded.ts";
+import { checkOneInterface, oneInterfaceTypes, sharedError } from "../recovery/plugin_keys.ts";
 import { formatTable } from "../report/table.ts";
 import { podLabel } from "../request.ts";
 import { onNode } from "../selection.ts";
@@ -35,6 +36,7 @@ import {
   endOperation,
   enforceOn,
   type LiveOperation,
+  othersOf,
   ownAddresses,
   setBroken,
 } from "./repair.ts";
@@ -299,7 +301,25 @@ function changeable(context: LiveContext, call: CallId, change: NetworkChange): 
     throw refuse(code.tryAgainLater, "they have just been changed");
   }
   if (attach) checkChangeQuota(context, attach, detach);
+  checkOthers(context, change);
   return rows;
+}
+
+/**
+ * Refuses what would take from the container's other attachments what they have: a plugin that
+ * gives a container one interface is asked for no second one, and for no DEL of one of several.
+ * @throws CniError 105
+ */
+function checkOthers({ host, state, config }: LiveContext, { detach, attach }: NetworkChange) {
+  const { containerId = "" } = attach ?? detach ?? {};
+  const others = attachments(host, state, containerId).filter(
+    (row) => ![detach?.ifName, attach?.ifName].includes(row.ifName) && !row.parkedAs,
+  );
+  const isReplaced = detach && attach && detach.ifName !== attach.ifName;
+  const held = isReplaced ? [...others, detach] : others;
+  if (attach) checkOneInterface(config, [attach], held);
+  const error = detach && sharedError(detach, others, oneInterfaceTypes(config));
+  if (error) throw error;
 }
 
 /** Removes what a change that was killed left under the name that is wanted. @throws 105 */
@@ -320,7 +340,8 @@ async function freeInterface(live: LiveOperation, attach: Attachment): Promise<v
 /** DEL of what was made, or half made; its row stays. @returns why it is still there, or "" */
 async function remove(live: LiveOperation, row: StoredAttachment): Promise<string> {
   const { config, state, chain } = live;
-  const [error] = await undo(undoChain(chain), row, config.binDirs);
+  const others = othersOf(live, row);
+  const [error] = await undo(undoChain(chain), row, config.binDirs, others);
   if (error) write(state, () => setBroken(state, row, error.message));
   return error?.message ?? "";
 }

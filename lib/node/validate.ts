@@ -11,10 +11,12 @@ import { isObject } from "../json.ts";
 import { type Network, resolveNetwork } from "../networks.ts";
 import { listNetworks } from "../node_networks.ts";
 import { knownPlugins, matchGlob } from "../policy/access_rules.ts";
+import { oneInterfacePlugins, oneInterfaceTypes, rivalOf } from "../recovery/plugin_keys.ts";
 import { formatTable } from "../report/table.ts";
 import { readPath } from "../request.ts";
 import { loadConfig } from "../settings.ts";
-import { askedPath, readOwnConfig } from "./genie_config.ts";
+import { askedPath, ifValid, readOwnConfig } from "./genie_config.ts";
+import { askCniVersions } from "./node_view.ts";
 
 /** What is to be said of a network, or of the whole table where `network` is "-". */
 interface NetworkFinding {
@@ -35,7 +37,7 @@ const problem = (detail: string, network = "-"): NetworkFinding => {
 export async function runValidate(host: Host, flags: Flags, width: number): Promise<number> {
   const stdin = readOwnConfig(text(flags, "cni-config"));
   const config = await loadConfig(stdin);
-  const findings = validate(host, config, stdin);
+  const findings = await validate(host, config, stdin);
   const isWell = !findings.some(({ verdict }) => verdict === "problem");
   const table = config.file || "none, every config list in the conf dir is a network";
   const columns = [{ title: "NETWORK" }, { title: "VERDICT" }, { title: "DETAIL", wraps: true }];
@@ -48,11 +50,13 @@ export async function runValidate(host: Host, flags: Flags, width: number): Prom
   return isWell ? 0 : 1;
 }
 
-function validate(host: Host, config: Config, stdin: StdinConfig): NetworkFinding[] {
+async function validate(host: Host, config: Config, stdin: StdinConfig): Promise<NetworkFinding[]> {
   const path = [...readPath(host.env), ...askedPath(config)];
   const search = pluginSearch(config, { path, config: stdin });
   const { networks, problems } = listNetworks(config);
   const findings: NetworkFinding[] = [];
+  const own = oneInterfaceTypes(config);
+  const versions = new Map<string, Promise<unknown[] | undefined>>();
   for (const network of networks) {
     const { name, list, entry, source } = network;
     const types = list.plugins.map(({ type }) => type);
@@ -60,13 +64,18 @@ function validate(host: Host, config: Config, stdin: StdinConfig): NetworkFindin
     try {
       findPlugins(network, search);
       checkIpam(network, search.dirs);
-      const detail = `${types.join(", ")} (CNI ${list.cniVersion}) from ${source}`;
+      await checkVersions(network, search.dirs, versions);
+      const once = oneInterfacePlugins(list, own).map(
+        (plugin) => `; plugin "${plugin}" gives a container one interface`,
+      );
+      const detail = `${types.join(", ")} (CNI ${list.cniVersion}) from ${source}${once.join("")}`;
       findings.push({ network: name, verdict: "ok", detail });
     } catch (error) {
       findings.push(problem(toCniError(error).message, name));
     }
   }
   findings.push(...problems.map(({ message }) => problem(message)), ...findContradictions(config));
+  findings.push(...sharedDefaults(config));
   const named = {
     "default.networks": config.default.networks,
     "default.always": config.default.always,
@@ -100,6 +109,48 @@ function checkIpam(network: Network, dirs: string[]): void {
         `in none of ${dirs.join(", ")}`,
     );
   }
+}
+
+/**
+ * Asks the plugins of a network, each once, whether they know the version of its list.
+ * @throws CniError 1 for the first that does not: it would refuse ADD and DEL alike
+ */
+async function checkVersions(
+  { name, list, source }: Network,
+  dirs: string[],
+  asked: Map<string, Promise<unknown[] | undefined>>,
+): Promise<void> {
+  const types = list.plugins.flatMap(({ type, ipam }) => [
+    type,
+    isObject(ipam) ? ipam["type"] : "",
+  ]);
+  for (const type of types) {
+    const path = typeof type === "string" && type !== "" ? findPlugin(type, dirs) : undefined;
+    if (path === undefined) continue;
+    const answer = asked.get(path) ?? askCniVersions(path);
+    asked.set(path, answer);
+    const spoken = await answer;
+    if (!spoken || spoken.includes(list.cniVersion)) continue;
+    throw new CniError(
+      code.incompatibleVersion,
+      `Cannot attach network "${name}": plugin "${type}" does not know CNI ${list.cniVersion}, ` +
+        `which ${source} asks for: set cniVersion to ${spoken.at(-1)}, or install a newer ${type}`,
+    );
+  }
+}
+
+/** Networks that every pod gets, of a plugin that gives a container one interface. */
+function sharedDefaults(config: Config): NetworkFinding[] {
+  const names = onNode([...config.default.networks, ...config.default.always]);
+  const all = names.flatMap((name) => ifValid(() => resolveNetwork(config, name)) ?? []);
+  return all.flatMap((one, i) => {
+    const rival = rivalOf(one, all.slice(0, i), oneInterfaceTypes(config));
+    if (!rival) return [];
+    const why = `plugin "${rival.plugin}" gives a container one interface`;
+    return [
+      problem(`every pod gets it beside network "${rival.other.name}", and ${why}`, one.name),
+    ];
+  });
 }
 
 /** Rules that are valid alone, but together leave pods without a network or have no effect. */

@@ -2,18 +2,20 @@
  * An ADD that does not succeed, or that follows one that did not: what an earlier attempt left is
  * undone before, what this one made is undone after, and the record says what remains (design D4).
  */
-import type { Call, Host, Plan, Request } from "../call.ts";
+import type { Added, Call, Chain, Host, Plan, Request } from "../call.ts";
 import { CniError, code, log, toCniError } from "../cni.ts";
 import { closeState, openState, type State, write } from "../database.ts";
-import { netnsId } from "../kernel.ts";
+import { isObject } from "../json.ts";
+import { interfacesIn, netnsId } from "../kernel.ts";
 import { writeAlone } from "../ledger.ts";
 import { endOf, release } from "../lock.ts";
-import type { Attachment, CallId, Journal, StoredAttachment } from "../record.ts";
+import type { Attachment, CallId, Journal, Result, StoredAttachment } from "../record.ts";
 import {
   attachments,
   delChain,
   forget,
   hasRuleset,
+  isCallRefused,
   noteInterrupted,
   recorded,
   setEnded,
@@ -47,7 +49,7 @@ function findLeftovers(host: Host, state: State, planned: Attachment[]): StoredA
   if (!first || found.length === 0) return [];
   const names = new Set(planned.map(({ ifName }) => ifName));
   const inTheWay = found.filter(
-    (one) => one.requestIfName === first.requestIfName || names.has(one.ifName),
+    (one) => !one.parkedAs && (one.requestIfName === first.requestIfName || names.has(one.ifName)),
   );
   const here = netnsId(first.netns);
   const live = inTheWay.find(
@@ -63,17 +65,31 @@ function findLeftovers(host: Host, state: State, planned: Attachment[]): StoredA
 
 /**
  * Undoes what an earlier attempt left, under the container's lock.
- * @throws CniError 105 when an attachment in the way is a live one; 11 when one cannot be undone,
- *   so that the new ADD cannot go on
+ * @throws CniError 105 when an attachment in the way is a live one, or another call has what a
+ *   plugin gives a container once; 11 when one cannot be undone, so that the new ADD cannot go on
  */
 export async function undoLeftovers(call: Call, planned: Attachment[]): Promise<void> {
-  const { host, state, chain } = call;
+  const { host, state, chain, config } = call;
   const leftovers = findLeftovers(host, state, planned).reverse();
-  const path = planned[0]?.cniPath.split(":") ?? [];
+  const [{ containerId = "", cniPath = "" } = {}] = planned;
+  const others = attachments(host, state, containerId).filter(
+    (one) => one.state === "attached" && !leftovers.some(({ ifName }) => ifName === one.ifName),
+  );
+  if (others.length > 0) {
+    const { checkOneInterface } = await import("./plugin_keys.ts");
+    checkOneInterface(config, planned, others);
+  }
   const undoing = undoChain(chain);
   for (const attachment of leftovers) {
     noteInterrupted(chain.journal, attachment);
-    const errors = await undo({ ...undoing, netns: attachment.netns }, attachment, path);
+    const at = { ...undoing, netns: attachment.netns };
+    const isTried = attachment.state === "failing" && attachment.failedAtMs >= call.startedMs;
+    const mayWait = mayBeParked(attachment, planned);
+    const errors = isTried && mayWait ? [] : await undo(at, attachment, cniPath.split(":"), others);
+    if (mayWait && (isTried || errors.length > 0)) {
+      parkRow(call, attachment, errors[0]?.message ?? attachment.error);
+      continue;
+    }
     if (errors.length > 0) {
       throw new CniError(
         code.tryAgainLater,
@@ -86,6 +102,72 @@ export async function undoLeftovers(call: Call, planned: Attachment[]): Promise<
     const { liftRuleset } = await import("../policy/rulesets.ts");
     await liftRuleset(host, state, attachment, attachment);
   }
+}
+
+/**
+ * May the DEL of a leftover wait, so that another network can have its interface now? Only where it
+ * left nothing in the pod, and where that DEL cannot hit what comes: neither plugin nor network is
+ * the same.
+ */
+function mayBeParked({ ifName, list }: StoredAttachment, planned: readonly Attachment[]): boolean {
+  const [{ netns = "" } = {}] = planned;
+  const type = list.plugins[0]?.type;
+  const isSame = (one: Attachment) =>
+    one.list.plugins[0]?.type === type || one.list.name === list.name;
+  return interfacesIn(netns)?.includes(ifName) === false && !planned.some(isSame);
+}
+
+/** Keeps a row whose DEL fails as given up, under a key that leaves its interface to another. */
+function parkRow({ host, state }: Call, row: StoredAttachment, error: string): void {
+  const { containerId, ifName, network } = row;
+  write(state, () => {
+    setFailing(state, row, { state: "leaked", error, nowMs: host.now() });
+    state.database
+      .query(
+        `UPDATE attachments SET ifname = ?1 || '/' || lower(hex(randomblob(4)))
+         WHERE container_id = ?2 AND ifname = ?1`,
+      )
+      .run(ifName, containerId);
+  });
+  const fields = { container: containerId, network, error };
+  log(host, "warn", "The DEL of a network that failed is retried later, by genie gc", fields);
+}
+
+/**
+ * Undoes a chain whose ADD failed at plugin `index`: DEL runs on that one and those before it (CNI
+ * SPEC 1.1 §4). What did nothing is not held against it: a plugin that could not be started, or
+ * that refuses DEL with the words with which it refused ADD.
+ */
+export async function undoFailed(
+  chain: Chain,
+  attachment: Attachment,
+  { result, index, error }: { result: Result | undefined; index: number; error: CniError },
+): Promise<Added & { kind: "failed" }> {
+  const { ifName } = attachment;
+  const neverRan = isObject(error.cause) && error.cause["kind"] === "spawn";
+  const last = neverRan ? index - 1 : index;
+  const undoing = undoChain(chain);
+  const undone = await delChain(undoing, attachment, { result, last });
+  const undo = undone.filter((one) => !isRefusedAlike(one, error));
+  const isLeft = undo.length < undone.length && interfacesIn(chain.netns)?.includes(ifName);
+  // An IPAM that refuses makes its interface plugin fail, which may have begun.
+  if (isLeft) await (await import("./plugin_keys.ts")).removeLeft(undoing, attachment);
+  return { kind: "failed", error, undo };
+}
+
+/** Codes of CNI SPEC 1.1 §5 for a call that is refused as it stands, before anything is done. */
+const refusals = new Set<number>([
+  code.incompatibleVersion,
+  code.unsupportedField,
+  code.invalidEnvironment,
+  code.decodingFailure,
+  code.invalidConfig,
+]);
+
+function isRefusedAlike(del: CniError, add: CniError): boolean {
+  const textOf = ({ message }: CniError) => message.replace(/^Cannot \w+ /, "");
+  const isRefusal = refusals.has(del.code) || isCallRefused(del);
+  return isRefusal && del.code === add.code && textOf(del) === textOf(add);
 }
 
 /**

@@ -12,23 +12,26 @@ import { type Network, resolveNetwork } from "../networks.ts";
 import { candidateNetworks, findListOnDisk, networkAt } from "../node_networks.ts";
 import { toAttachment } from "../plan.ts";
 import { carriedPod, podWithoutAnnotations } from "../pod.ts";
-import type { Attachment, Result } from "../record.ts";
+import type { Attachment, Result, StoredAttachment } from "../record.ts";
 import { delChain, withPresentPlugins } from "../recorded.ts";
 import { parseResult } from "../result.ts";
 import { nameInterfaces, onNode, selectWanted } from "../selection.ts";
 import { loadConfig } from "../settings.ts";
+import { sharedError } from "./plugin_keys.ts";
 
 /**
  * DEL without a record: plans again from what the request itself carries, never from the API, and
  * calls DEL on every plugin of that plan. Errors are reported, the DEL succeeds (CNI SPEC 1.1 §2).
  *
- * @param ifNames the interfaces to delete; absent: all
+ * @param of `ifNames` has the interfaces to delete, absent: all; `others` what other calls of the
+ *   container have: a DEL that would take it from them is not sent
  */
 export async function deleteByGuess(
   chain: Chain,
   request: Request,
-  ifNames?: ReadonlySet<string>,
+  of: { ifNames?: ReadonlySet<string> | undefined; others?: readonly StoredAttachment[] } = {},
 ): Promise<void> {
+  const { ifNames, others = [] } = of;
   const { host } = chain;
   const netns = isForeignNetns(request.netns) ? request.netns : "";
   try {
@@ -36,8 +39,9 @@ export async function deleteByGuess(
     const result = carriedResult(request);
     for (const attachment of plan.attachments.toReversed()) {
       if (ifNames && !ifNames.has(attachment.ifName)) continue;
+      if (sharedError(attachment, others)) continue;
       const present = withPresentPlugins(attachment, request.path);
-      for (const error of await delChain({ ...chain, netns }, present, { result })) {
+      for (const error of await delChain({ ...chain, netns }, present, { result, isGuess: true })) {
         log(host, "warn", `Best effort without a record: ${error.message}`);
       }
     }

@@ -174,7 +174,13 @@ function tool(name: string): string | undefined {
   return toolDirs.map((dir) => `${dir}/${name}`).find((path) => existsSync(path));
 }
 
-async function ip(host: Host, netns: string, args: string[], stdin: string): Promise<string> {
+/** Runs `ip` in a namespace. @returns its output @throws CniError 102 or 104 */
+export async function ip(
+  host: Host,
+  netns: string,
+  args: string[],
+  stdin: string,
+): Promise<string> {
   const nsenter = tool("nsenter") ?? "/usr/bin/nsenter";
   const env = { PATH: `${toolDirs.join(":")}:${host.env["PATH"] ?? ""}` };
   const options = { env, stdin, timeoutMs: ipTimeoutMs };

@@ -30,15 +30,20 @@ const fileBytesMax = 512;
 /** A reservation is left alone for this long: its ADD, not ours alone, may still be under way. */
 const youngMs = 5 * 60_000;
 
-/** Folders in which host-local keeps the addresses of a network; none for another IPAM. */
+/**
+ * Folders in which host-local keeps the addresses of a network; none for another IPAM. Flannel has
+ * it keep them under the name of its own list.
+ */
 export function storesOf({ name, plugins }: NetworkConfigList): string[] {
   if (!isNetworkName(name)) return [];
-  const dirs = plugins.flatMap(({ ipam }) => {
-    if (!isObject(ipam) || ipam["type"] !== "host-local") return [];
-    const { dataDir = "" } = ipam;
-    if (dataDir === "") return [join(dataDirDefault, name)];
-    return typeof dataDir === "string" && isAbsolute(dataDir) ? [join(dataDir, name)] : [];
-  });
+  const dirs = plugins.flatMap(
+    ({ type, ipam = type === "flannel" ? { type: "host-local" } : {} }) => {
+      if (!isObject(ipam) || ipam["type"] !== "host-local") return [];
+      const { dataDir = "" } = ipam;
+      if (dataDir === "") return [join(dataDirDefault, name)];
+      return typeof dataDir === "string" && isAbsolute(dataDir) ? [join(dataDir, name)] : [];
+    },
+  );
   return [...new Set(dirs)];
 }
 

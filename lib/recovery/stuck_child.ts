@@ -4,6 +4,11 @@
  */
 import { type Capture, type Child, type EarlyEnd, keep, pump } from "../exec.ts";
 
+/**
+ * How long a child may go on when we are asked to end, in ms. A plugin that is ended in the middle
+ * leaves links that no DEL finds; one that comes to its end is undone.
+ */
+const graceMs = 5000;
 /** Between SIGTERM and SIGKILL. */
 const killAfterMs = 2000;
 /** A killed process is waited for this long: the kernel may be stuck, or init slow to reap. */
@@ -14,9 +19,14 @@ const drainTickMs = 10;
 const drainQuietTicks = 10;
 const drainTicksMax = 50;
 
-/** Ends the group of a child that is to end early; reads what is left in the outputs. */
+/**
+ * Ends the group of a child that is to end early, unless it ends by itself within its grace time;
+ * reads what is left in the outputs.
+ */
 export async function endEarly(child: Child, early: EarlyEnd): Promise<void> {
   const outputs = [child.stdout, child.stderr];
+  const { exited } = child.subprocess;
+  if (early.reason === "aborted" && (await within(exited, graceMs))) early.reason = undefined;
   if (early.reason === undefined) await drain(outputs);
   if (early.reason === undefined) return;
   await endGroup(child);

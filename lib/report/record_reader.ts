@@ -280,7 +280,8 @@ export function* liveAttachments(
   if (!tables.has("attachments")) return;
   const rows = database
     .query(
-      `SELECT container_id AS containerId, ifname AS interface, network, state, plan, result, error,
+      `SELECT container_id AS containerId, network, state, plan, result, error,
+        substr(ifname, 1, instr(ifname || '/', '/') - 1) AS interface,
          created_at_ms AS createdAtMs, failed_at_ms AS failedAtMs
        FROM attachments WHERE ?1 IS NULL OR network = ?1
        ORDER BY created_at_ms, container_id, position`,
