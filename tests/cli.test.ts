@@ -295,6 +295,26 @@ conf = "20-green.conflist"
     ]);
   });
 
+  test("reads the credentials: those of CNI-Genie's installer lack the CA", async () => {
+    const kubeconfig = write("genie-kubeconfig", {
+      "current-context": "genie-context",
+      contexts: [{ name: "genie-context", context: { cluster: "local", user: "genie" } }],
+      clusters: [{ name: "local", cluster: { "insecure-skip-tls-verify": true } }],
+      users: [{ name: "genie" }],
+    });
+    const text = `[kubernetes]\nkubeconfig = "${kubeconfig}"`;
+    const keys = { kubernetes: { k8s_api_root: "https://192.0.2.1" } };
+    const file = onlyGood(text).replace("good.conf", "good.toml");
+    const own = write("installed.conf", ownConf(file, keys));
+    const { stdout } = await cli("validate", "--json", "--cni-config", own);
+    // A node of a cluster has the CA: then it is used, and said all the same.
+    expect(JSON.parse(stdout).findings[0]).toEqual({
+      network: "-",
+      verdict: expect.any(String),
+      detail: expect.stringContaining('set "certificate-authority" in it'),
+    });
+  });
+
   test("finds an entry of the table without a list, and genie in it", async () => {
     const text = "[plugins.pink]\n[plugins.self.config]\ntype = 'genie'";
     const { status, stdout } = await cli("validate", "--json", "--cni-config", onlyGood(text));

@@ -216,9 +216,9 @@ export function checkClock({ host, read }: NodeView): CheckResult[] {
 const skewMs = 30_000;
 
 /** The credentials for the API are private, accepted and sufficient, and its clock is ours. */
-export async function checkApi({ host, at, config }: NodeView): Promise<CheckResult[]> {
+export async function checkApi({ host, root, at, config }: NodeView): Promise<CheckResult[]> {
   const kubeconfig = at(config.kubernetes.kubeconfig);
-  const settings = { ...config.kubernetes, kubeconfig };
+  const settings = { ...config.kubernetes, kubeconfig, nodeRoot: root };
   if (!isConfigured(host, settings)) {
     return [ok(`${config.kubernetes.kubeconfig} is not there: networks are those of the node`)];
   }
@@ -229,6 +229,8 @@ export async function checkApi({ host, at, config }: NodeView): Promise<CheckRes
   const needed = rights.filter(({ feature }) => !feature || (feature === "policy" && isPolicy));
   try {
     const kube = await connect(host, settings);
+    const { warning: advice } = kube;
+    if (advice !== undefined) results.push(warning(advice, "see docs/migration.md"));
     const started = performance.now();
     const missing = await missingRights(kube, needed);
     const tookMs = Math.round(performance.now() - started);

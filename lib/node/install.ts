@@ -15,7 +15,7 @@ import manifest from "../../package.json";
 import defaultTable from "../../plugins.toml" with { type: "text" };
 import type { Host } from "../call.ts";
 import { toYaml } from "../cluster/yaml.ts";
-import { CniError, code } from "../cni.ts";
+import { CniError, code, log } from "../cni.ts";
 import { parseConfig, parseNodeSettings } from "../config/parse.ts";
 import type { Config } from "../config/schema.ts";
 import { type Flags, parseDuration, text, UsageError } from "../config/usage.ts";
@@ -284,7 +284,9 @@ export async function kubeAccess(
     if (text === undefined) throw unusable(kubeconfig, "it does not exist");
     checkPaths(kubeconfig, text);
     // Nothing is sent: that alone is checked whether the file has an account.
-    findAccount(host, { kubeconfig, kubeconfigIsExplicit: true, timeoutMs: 0 });
+    const asked = { kubeconfig, kubeconfigIsExplicit: true, timeoutMs: 0, nodeRoot: site.root };
+    const { warning } = findAccount(host, asked);
+    if (warning !== undefined) log(host, "warn", warning);
     return [putSecret(site, "kubeconfig", text)];
   }
   const inPod = { kubeconfigIsExplicit: false, timeoutMs: 0, serviceAccountDir: folder };

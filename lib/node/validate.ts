@@ -8,12 +8,13 @@ import { CniError, code, toCniError } from "../cni.ts";
 import type { Config, PluginEntry, Rule } from "../config/schema.ts";
 import { type Flags, text } from "../config/usage.ts";
 import { isObject } from "../json.ts";
+import { findAccount, readSecrets } from "../kubernetes/kubeconfig.ts";
 import { type Network, resolveNetwork } from "../networks.ts";
 import { listNetworks } from "../node_networks.ts";
 import { knownPlugins, matchGlob } from "../policy/access_rules.ts";
 import { formatTable } from "../report/table.ts";
 import { readPath } from "../request.ts";
-import { loadConfig } from "../settings.ts";
+import { isConfigured, loadConfig } from "../settings.ts";
 import { askedPath, readOwnConfig } from "./genie_config.ts";
 
 /** What is to be said of a network, or of the whole table where `network` is "-". */
@@ -35,7 +36,7 @@ const problem = (detail: string, network = "-"): NetworkFinding => {
 export async function runValidate(host: Host, flags: Flags, width: number): Promise<number> {
   const stdin = readOwnConfig(text(flags, "cni-config"));
   const config = await loadConfig(stdin);
-  const findings = validate(host, config, stdin);
+  const findings = [...(await checkCredentials(host, config)), ...validate(host, config, stdin)];
   const isWell = !findings.some(({ verdict }) => verdict === "problem");
   const table = config.file || "none, every config list in the conf dir is a network";
   const columns = [{ title: "NETWORK" }, { title: "VERDICT" }, { title: "DETAIL", wraps: true }];
@@ -46,6 +47,20 @@ export async function runValidate(host: Host, flags: Flags, width: number): Prom
       : `Plugin table: ${table}\n\n${formatTable(columns, rows, width)}`,
   );
   return isWell ? 0 : 1;
+}
+
+/** Could the credentials for the API be used, as far as the node alone tells? */
+async function checkCredentials(host: Host, { kubernetes }: Config): Promise<NetworkFinding[]> {
+  if (!isConfigured(host, kubernetes)) return [];
+  try {
+    const account = findAccount(host, kubernetes);
+    // An exec plugin may ask others, so it is not run.
+    if (!account.plugin) await readSecrets(account);
+    const { warning } = account;
+    return warning === undefined ? [] : [{ network: "-", verdict: "ok", detail: warning }];
+  } catch (error) {
+    return [problem(toCniError(error).message)];
+  }
 }
 
 function validate(host: Host, config: Config, stdin: StdinConfig): NetworkFinding[] {
