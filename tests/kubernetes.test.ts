@@ -501,7 +501,7 @@ describe("CNI-Genie's logical networks", () => {
     expect(inPod(await add(node, annotations))).toEqual(["eth0", "eth1"]);
     expect(given(node, "bridge", "eth0")["ipam"]).toEqual({
       type: "host-local",
-      ranges: [[{ subnet: "10.244.3.0/24" }]],
+      ranges: [[{ subnet: "10.244.0.0/16", rangeStart: "10.244.3.0", rangeEnd: "10.244.3.255" }]],
     });
     expect(asked().sort()).toEqual(
       [

@@ -8,7 +8,7 @@ import * as v from "valibot";
 import type { Host, PlanCall, Wanted } from "../call.ts";
 import { CniError, code, oneLine } from "../cni.ts";
 import type { Config } from "../config/schema.ts";
-import { contains, parseSubnet } from "../ip.ts";
+import { contains, formatIP, formatSubnet, parseSubnet, toNumber } from "../ip.ts";
 import { isObject, parseJson } from "../json.ts";
 import {
   type Network,
@@ -198,8 +198,8 @@ export async function reviewLogical(
 }
 
 /**
- * Resolves a Logicalnetwork of the pod's namespace to the network of its plugin: its sub-subnet
- * replaces the plugin's own, `refer_nic` becomes the parent device where the plugin takes one.
+ * Resolves a Logicalnetwork of the pod's namespace to the network of its plugin: addresses come
+ * from its sub-subnet, `refer_nic` becomes the parent device where the plugin takes one.
  * @returns with the node's network `behind` it, whose access rules apply
  * @throws CniError 101 for objects that do not exist, else as {@link reviewLogical}
  */
@@ -213,10 +213,15 @@ export async function resolveLogical(
   const object = await getObject(objects, path, what);
   const { plugin, subnet, referNic } = await reviewLogical(objects, { namespace, name, object });
   const network = resolveNetwork(config, plugin);
+  const list = withSubnet(network.list, subnet, what);
+  const isCalico = list.plugins.some(
+    ({ ipam }) => isObject(ipam) && ipam["type"] === "calico-ipam",
+  );
+  if (subnet !== "" && isCalico) await checkPool(objects, subnet, what);
   return {
     ...network,
     name: `${namespace}/${name}`,
-    list: withParent(withSubnet(network.list, subnet, what), referNic),
+    list: withParent(list, referNic),
     source: `${what} on ${network.source}`,
     behind: network,
   };
@@ -263,33 +268,124 @@ async function pluginOf(objects: Objects, namespace: string, spec: LogicalSpec) 
   }
 }
 
-/** Replaces the subnet from which the first plugin with an IPAM gives addresses. */
+/**
+ * Gives the network's addresses from a part: of the first plugin with an IPAM, else of weave-net,
+ * whose own IPAM takes `ipam.subnet` though its lists have none.
+ */
 function withSubnet(list: NetworkConfigList, subnet: string, what: string): NetworkConfigList {
   if (subnet === "") return list;
-  const index = list.plugins.findIndex(({ ipam }) => isObject(ipam) && ipam["type"]);
-  const plugin = list.plugins[index];
-  const ipam = plugin?.["ipam"];
-  if (!plugin || !isObject(ipam)) {
-    throw invalid(what, `network "${list.name}" has no IPAM whose subnet could be replaced`);
+  const { plugins, name } = list;
+  if (plugins.some(({ type }) => type === "flannel")) {
+    const issue = "takes all addresses from the node's subnet.env, and gives out no part of them";
+    const remedy = "name a network of bridge and host-local on the same subnet as plugin";
+    throw invalid(what, `plugin "flannel" of network "${name}" ${issue}: ${remedy}`);
   }
-  const plugins = list.plugins.with(index, { ...plugin, ipam: replaceSubnet(ipam, subnet) });
-  return { ...list, plugins };
+  const withIpam = plugins.findIndex(({ ipam }) => isObject(ipam) && ipam["type"]);
+  const index = withIpam < 0 ? plugins.findIndex(({ type }) => type === "weave-net") : withIpam;
+  const plugin = plugins[index];
+  if (!plugin) throw invalid(what, `network "${name}" has no IPAM whose subnet could be replaced`);
+  const ipam = isObject(plugin["ipam"]) ? plugin["ipam"] : {};
+  if (ipam["type"] === "dhcp" || ipam["type"] === "static") {
+    throw invalid(
+      what,
+      `IPAM "${ipam["type"]}" of network "${name}" gives out no part of a subnet`,
+    );
+  }
+  return {
+    ...list,
+    plugins: plugins.with(index, { ...plugin, ipam: replaceSubnet(ipam, subnet) }),
+  };
 }
 
-/** The same IPAM on another subnet, without the ranges and gateways of the old one. */
-function replaceSubnet(ipam: Record<string, unknown>, subnet: string): Record<string, unknown> {
-  const is6 = subnet.includes(":");
-  if (ipam["type"] === "calico-ipam") {
-    return { ...ipam, [is6 ? "ipv6_pools" : "ipv4_pools"]: [subnet] };
-  }
-  if (ipam["type"] === "whereabouts") return { ...ipam, range: subnet };
-  const { rangeStart: _s, rangeEnd: _e, gateway: _g, ranges, subnet: _old, ...rest } = ipam;
-  if (!Array.isArray(ranges)) return { ...rest, subnet };
-  // Range sets of the other family stay: a logical network narrows one of them.
+/** How an IPAM names the parts of a range, and its list of them. */
+const whereaboutsKeys = {
+  subnet: "range",
+  start: "range_start",
+  end: "range_end",
+  list: "ipRanges",
+};
+const hostLocalKeys = { subnet: "subnet", start: "rangeStart", end: "rangeEnd", list: "ranges" };
+
+/**
+ * The same IPAM for a part. Where the part lies inside a range, that range stays, with its gateway
+ * and mask, and only first and last address change: on one bridge all pods need one gateway. Else
+ * the part takes the place of the ranges of its family. Those of the other family stay.
+ */
+function replaceSubnet(ipam: Record<string, unknown>, part: string): Record<string, unknown> {
+  const { type } = ipam;
+  const is6 = part.includes(":");
+  if (type === "calico-ipam") return { ...ipam, [is6 ? "ipv6_pools" : "ipv4_pools"]: [part] };
+  const keys = type === "whereabouts" ? whereaboutsKeys : hostLocalKeys;
+  const canNarrow = type === "whereabouts" || type === "host-local";
   const isOther = (range: unknown) =>
-    isObject(range) && String(range["subnet"]).includes(":") !== is6;
-  const others = ranges.filter((set) => Array.isArray(set) && set.every(isOther));
-  return { ...rest, ranges: [[{ subnet }], ...others] };
+    isObject(range) && String(range[keys.subnet]).includes(":") !== is6;
+  const { [keys.list]: listed, ...own } = ipam;
+  const sets = Array.isArray(listed) ? listed : [];
+  const others = sets
+    .filter((set) => isObject(set) || Array.isArray(set))
+    .filter((set) => {
+      return [set].flat().every(isOther);
+    });
+  const narrowed = (range: unknown) => (canNarrow ? narrow(range, part, keys) : undefined);
+  const ownPart = narrowed(own);
+  if (ownPart) return { ...ownPart, ...(listed !== undefined && { [keys.list]: others }) };
+  const { [keys.subnet]: subnet, [keys.start]: _s, [keys.end]: _e, gateway: _g, ...rest } = own;
+  const kept = subnet !== undefined && isOther(own) ? own : rest;
+  if (sets.length === 0 && kept === rest) return { ...rest, [keys.subnet]: part };
+  const found = sets.flat().flatMap((range) => narrowed(range) ?? [])[0];
+  const range = found ?? { [keys.subnet]: part };
+  return { ...kept, [keys.list]: [keys === hostLocalKeys ? [range] : range, ...others] };
+}
+
+/** A range from which only a part of its subnet is given out; undefined for a part of none. */
+function narrow(range: unknown, part: string, keys: typeof hostLocalKeys) {
+  const inner = parseSubnet(part);
+  if (!isObject(range) || !inner) return undefined;
+  // whereabouts may write first and last address in front of the prefix.
+  const text = String(range[keys.subnet]);
+  const [, first, last, prefix] = /^([^-]+)-([^/]+)\/(\d+)$/.exec(text) ?? [];
+  const whole = parseSubnet(first ? `${first}/${prefix}` : text);
+  if (!whole || !contains(formatSubnet(whole), part)) return undefined;
+  const max = (a: bigint, b: bigint) => (a > b ? a : b);
+  const min = (a: bigint, b: bigint) => (a < b ? a : b);
+  // Neither the address of the subnet nor that of its broadcast.
+  const lowest = max(inner.base, whole.base + 1n);
+  const highest = min(inner.base + inner.size, whole.base + whole.size - 1n) - 1n;
+  if (lowest > highest) return undefined;
+  const from = max(lowest, toNumber(first ?? range[keys.start]) ?? lowest);
+  const to = min(highest, toNumber(last ?? range[keys.end]) ?? highest);
+  // A range that ends before the part keeps plain pods out of it.
+  const [start, end] = from > to ? [lowest, highest] : [from, to];
+  return {
+    ...range,
+    [keys.subnet]: first ? formatSubnet(whole) : text,
+    [keys.start]: formatIP(inner.family, start),
+    [keys.end]: formatIP(inner.family, end),
+  };
+}
+
+const PoolList = v.looseObject({
+  items: v.array(v.looseObject({ spec: v.looseObject({ cidr: text, disabled: isDedicated }) })),
+});
+
+/**
+ * calico-ipam gives addresses of a subnet only where an IPPool has exactly that one.
+ * @throws CniError 7 where there is none, 11 without the API; passes where pools cannot be listed
+ */
+async function checkPool(objects: Objects, subnet: string, what: string): Promise<void> {
+  let answer: unknown;
+  try {
+    answer = await objects.get(["apis", "crd.projectcalico.org", "v1", "ippools"]);
+  } catch (error) {
+    const { statusOf } = await import("./client.ts");
+    // Calico keeps its pools elsewhere, or we may not see them: its plugin will say.
+    if ([403, 404].includes(statusOf(error) ?? 0)) return;
+    throw error;
+  }
+  const { items } = parseObject(PoolList, answer, "list of IPPools");
+  const isSame = (cidr: string) => contains(cidr, subnet) && contains(subnet, cidr);
+  if (items.some(({ spec: { cidr, disabled } }) => !disabled && isSame(cidr))) return;
+  throw invalid(what, `Calico has no enabled IPPool with cidr ${subnet}: create one first`);
 }
 
 /** Plugins that take their parent device as `master`; host-device takes it as `device`. */
