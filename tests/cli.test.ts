@@ -311,7 +311,7 @@ conf = "20-green.conflist"
     expect(JSON.parse(stdout).findings[0]).toEqual({
       network: "-",
       verdict: expect.any(String),
-      detail: expect.stringContaining('set "certificate-authority" in it'),
+      detail: expect.stringContaining('set "certificate-authority"'),
     });
   });
 

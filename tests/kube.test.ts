@@ -300,7 +300,7 @@ describe("what CNI-Genie's installer wrote", () => {
     const host = { ...makeHost(), stderr: (text: string) => (said += text) };
     const kube = await connect(host, settingsOf(installed(), { ...keys(), nodeRoot }));
     expect((await kube.getPod("blue", "web")).metadata.uid).toBe("u-1");
-    expect(said).toContain('set "certificate-authority" in it');
+    expect(said).toContain('set "certificate-authority"');
     expect(said).not.toContain(server.token);
   });
 
@@ -333,7 +333,7 @@ describe("what CNI-Genie's installer wrote", () => {
     const attempt = connect(makeHost(), settingsOf(installed(), keys()));
     const { code: actual, msg } = await failure(attempt);
     expect(actual).toBe(7);
-    expect(msg).toContain('set "certificate-authority" in it');
+    expect(msg).toContain('set "certificate-authority"');
     expect(msg).toContain("kubectl get configmap kube-root-ca.crt");
   });
 

@@ -61,16 +61,14 @@ export function findAccount(host: Host, settings: KubeSettings): Account {
   const hasPlugin = user.exec || user["auth-provider"];
   const server = checkServer(apiRoot, cluster, credential);
   const ownCa = pem(certificateAuthority, cluster, "certificate-authority");
-  const isUnnamed = ownCa === undefined && Boolean(apiRoot);
-  const verified = cluster[insecureKey]
-    ? verifyAnyway(file, ownCa, settings)
-    : isUnnamed && trustNode(credential, settings);
+  const isOff = Boolean(cluster[insecureKey]);
+  const isOpen = isOff || (apiRoot !== undefined && !ownCa);
   return {
     server,
     credential,
     serverName: cluster["tls-server-name"],
     ca: ownCa,
-    ...verified,
+    ...(isOpen && verifyAnyway(credential, isOff, ownCa, settings.nodeRoot)),
     cert: pem(clientCertificate, user, "client-certificate"),
     key: pem(clientKey, user, "client-key"),
     ...((token || tokenPath) && { token: () => (useFile() ? readText(tokenPath) : (token ?? "")) }),
@@ -144,38 +142,28 @@ const nodeCaFiles = [
 ];
 
 /**
- * The CA for a kubeconfig that asks for TLS without verification, as CNI-Genie's installer writes
- * it: its own, else that of the node's cluster. Whoever sits between could read the token and
- * answer in place of the server, so there is no other way.
- * @throws CniError 7 where there is no CA
+ * What TLS is verified with where no CA is named, or where a kubeconfig asks for no verification,
+ * as that of CNI-Genie's installer does: the node's cluster is trusted besides what the system
+ * trusts. Whoever sits in between could read the token and answer in place of the server.
+ * @throws CniError 7 where verification is to be off, and there is no CA
  */
-function verifyAnyway(file: string, own: Read, { nodeRoot = "/" }: KubeSettings) {
-  const remedy = `set "certificate-authority" in it, and take "${insecureKey}" out`;
-  if (own) return { warning: `${file}: "${insecureKey}" is ignored, TLS is verified: ${remedy}` };
-  const found = findNodeCa(nodeRoot);
-  if (!found) {
-    const print = "kubectl get configmap kube-root-ca.crt -o jsonpath='{.data.ca\\.crt}'";
-    const why = "and the CA of the cluster is in none of its usual places on this node";
-    const what = `"${insecureKey}" is not supported, ${why}`;
-    throw invalid(file, `${what}: ${remedy}; ${print} prints that CA`);
+function verifyAnyway(credential: string, isOff: boolean, own: Read, root = "/") {
+  const remedy = `set "certificate-authority"${isOff ? `, and take "${insecureKey}" out` : ""}`;
+  const ignored = isOff ? `"${insecureKey}" is ignored, ` : "";
+  const warn = (place: string) =>
+    `${credential}: ${ignored}TLS is verified with ${place}: ${remedy}`;
+  if (own) return { ca: own, warning: warn("the CA named") };
+  const found = findNodeCa(root);
+  if (found) {
+    // Read anew each time: certificates rotate.
+    const ca = () => [...rootCertificates, findNodeCa(root)?.ca ?? ""].join("\n");
+    return { ca, warning: warn(`the CA of ${found.path}`) };
   }
-  const what = `"${insecureKey}" is ignored, TLS is verified with the CA of ${found.path}`;
-  // Read anew each time: certificates rotate.
-  return { ca: () => findNodeCa(nodeRoot)?.ca ?? "", warning: `${file}: ${what}: ${remedy}` };
-}
-
-/**
- * CNI-Genie's keys without any CA: the node's cluster is trusted besides what the system trusts.
- * Without the CA of the node nothing changes.
- */
-function trustNode(credential: string, { nodeRoot = "/" }: KubeSettings) {
-  const found = findNodeCa(nodeRoot);
-  if (!found) return {};
-  const what = `no CA is named, the one of ${found.path} is trusted`;
-  return {
-    ca: () => [...rootCertificates, findNodeCa(nodeRoot)?.ca ?? ""].join("\n"),
-    warning: `${credential}: ${what}: set "certificate-authority", or k8s_certificate_authority`,
-  };
+  if (!isOff) return {};
+  const print = "kubectl get configmap kube-root-ca.crt -o jsonpath='{.data.ca\\.crt}'";
+  const why = "and the CA of the cluster is in none of its usual places on this node";
+  const what = `"${insecureKey}" is not supported, ${why}`;
+  throw invalid(credential, `${what}: ${remedy}; ${print} prints that CA`);
 }
 
 /** The CA of the node's cluster, in the first place that has one. */

@@ -8,9 +8,10 @@ import * as v from "valibot";
 import type { Host, PlanCall, Wanted } from "../call.ts";
 import { CniError, code, oneLine } from "../cni.ts";
 import type { Config } from "../config/schema.ts";
-import { contains, formatIP, formatSubnet, parseSubnet, toNumber } from "../ip.ts";
+import { canonicalIP, contains, formatIP, formatSubnet, parseSubnet, toNumber } from "../ip.ts";
 import { isObject, parseJson } from "../json.ts";
 import {
+  declaresCapability,
   type Network,
   type NetworkConfigList,
   type PluginConfig,
@@ -20,6 +21,8 @@ import {
 import { findListOnDisk, networkAt } from "../node_networks.ts";
 import { objectsOf } from "../plan.ts";
 import { npwgKeys } from "../pod.ts";
+import type { Attachment, Result } from "../record.ts";
+import { podLabel } from "../request.ts";
 import { isConfigured } from "../settings.ts";
 import type { Objects } from "./objects_of_call.ts";
 
@@ -77,6 +80,70 @@ async function resolveMultus(call: PlanCall, wanted: Wanted): Promise<ResolvedOb
     `Unknown network "${name}" of the Multus config: it is no NetworkAttachmentDefinition in ` +
       `${wanted.namespace} and no CNI name in ${config.confDir}`,
   );
+}
+
+/**
+ * The attachment with what the pod asks of it beside the network (NPWG §4.1.2.1). `ips` and `mac`
+ * that no plugin declares go into CNI_ARGS, as in Multus and CNI-Genie, and {@link checkWishes}
+ * looks whether they were heard.
+ * @throws CniError 7 for another wish that no plugin declares
+ */
+export function withWishes(
+  attachment: Attachment,
+  { name, list, source }: Network,
+  { capabilityArgs: asked = {} }: Wanted,
+): Attachment {
+  const isDeaf = (one: string) => one in asked && !declaresCapability(list, one);
+  const missing = ["portMappings", "bandwidth", "infinibandGUID"].find(isDeaf);
+  if (missing) {
+    const what = `Cannot attach network "${name}": the pod asks for "${missing}"`;
+    const why = `no plugin of ${source} declares that capability`;
+    throw new CniError(code.invalidConfig, `${what}, and ${why}`);
+  }
+  const ips = isDeaf("ips") ? [asked["ips"]].flat().map(String) : [];
+  const mac = isDeaf("mac") ? [`MAC=${asked["mac"]}`] : [];
+  // host-local takes one address in CNI_ARGS, and several in `args.cni` (CNI CONVENTIONS).
+  const isHostLocal = list.plugins.some((one) => ipamType(one) === "host-local");
+  const several = isHostLocal && ips.length > 1 ? ips.map((one) => one.replace(/\/.*/, "")) : [];
+  const pairs = [...(ips.length > several.length ? [`IP=${ips.join(",")}`] : []), ...mac];
+  const { cniArgs: given, args } = attachment;
+  // What the runtime wants for its own first network is not for this one.
+  const others = given.split(";").filter((part) => !/^((IP|MAC|IgnoreUnknown)=.*)?$/s.test(part));
+  const cniArgs = pairs.length > 0 ? ["IgnoreUnknown=1", ...pairs, ...others].join(";") : given;
+  if (several.length === 0) return { ...attachment, cniArgs };
+  const cni = { ...(isObject(args["cni"]) && args["cni"]), ips: several };
+  return { ...attachment, cniArgs, args: { ...args, cni } };
+}
+
+const ipamType = ({ ipam }: PluginConfig) => (isObject(ipam) ? ipam["type"] : undefined);
+
+/** Looks whether an attachment has what was asked for in CNI_ARGS. @throws CniError 7 */
+export async function checkWishes(attachment: Attachment, result: Result): Promise<void> {
+  const { list, ifName, capabilityArgs, network, netns, pod } = attachment;
+  const inPod = result.interfaces.find(({ name, sandbox }) => name === ifName && sandbox);
+  // Not every result names it: those before CNI 0.3.0 cannot.
+  const macOf = async () =>
+    inPod?.mac ??
+    (await import("../check.ts")).readNetwork(netns)?.links.find(({ name }) => name === ifName)
+      ?.mac;
+  const normal = (text: unknown) => {
+    const [plain = ""] = String(text).toLowerCase().split("/");
+    return canonicalIP(plain) ?? plain;
+  };
+  for (const key of ["ips", "mac"]) {
+    if (!(key in capabilityArgs) || declaresCapability(list, key)) continue;
+    const asked = [capabilityArgs[key]].flat().map(normal);
+    const found = key === "ips" ? result.ips.map(({ address }) => address) : [await macOf()];
+    const missing = asked.find((one) => !found.map(normal).includes(one));
+    if (missing === undefined) continue;
+    const types = list.plugins.map(({ type }) => `"${type}"`).join(", ");
+    const made = oneLine(found.filter(Boolean).join(", ") || "none", 200);
+    const what = `Cannot attach network "${network}" (${ifName}) of pod ${podLabel(pod)}`;
+    const why = `${types} does not take from CNI_ARGS (it has ${made})`;
+    const remedy = `declare the capability "${key}" in the network's config, or leave ${key} out`;
+    const msg = `${what}: it asks for ${key} ${missing}, which ${why}: ${remedy}`;
+    throw new CniError(code.invalidConfig, msg);
+  }
 }
 
 const DefinitionObject = v.looseObject({
@@ -214,9 +281,7 @@ export async function resolveLogical(
   const { plugin, subnet, referNic } = await reviewLogical(objects, { namespace, name, object });
   const network = resolveNetwork(config, plugin);
   const list = withSubnet(network.list, subnet, what);
-  const isCalico = list.plugins.some(
-    ({ ipam }) => isObject(ipam) && ipam["type"] === "calico-ipam",
-  );
+  const isCalico = list.plugins.some((one) => ipamType(one) === "calico-ipam");
   if (subnet !== "" && isCalico) await checkPool(objects, subnet, what);
   return {
     ...network,
@@ -280,7 +345,7 @@ function withSubnet(list: NetworkConfigList, subnet: string, what: string): Netw
     const remedy = "name a network of bridge and host-local on the same subnet as plugin";
     throw invalid(what, `plugin "flannel" of network "${name}" ${issue}: ${remedy}`);
   }
-  const withIpam = plugins.findIndex(({ ipam }) => isObject(ipam) && ipam["type"]);
+  const withIpam = plugins.findIndex(ipamType);
   const index = withIpam < 0 ? plugins.findIndex(({ type }) => type === "weave-net") : withIpam;
   const plugin = plugins[index];
   if (!plugin) throw invalid(what, `network "${name}" has no IPAM whose subnet could be replaced`);
