@@ -61,15 +61,14 @@ export async function objectsOf(call: {
 export async function makePlan(call: PlanCall, pod: Pod): Promise<Plan> {
   if (call.journal) notePod(call.journal, pod);
   const wanted = await selectWanted(call.config, pod);
-  const { decision } = wanted;
   const choice =
-    decision === "choice"
+    wanted.decision === "choice"
       ? await (await import("./choice/choose.ts")).addChosen(call, pod, wanted)
       : undefined;
   const named = nameInterfaces(wanted.primarySet, wanted.further, call.request.ifName);
   const attachments = await planNamed(call, pod, named);
   const primarySet = new Set(named.flatMap((one) => (one.isFurther ? [] : [one.ifName])));
-  return { pod, decision, primarySet, attachments, ...(choice && { choice }) };
+  return { pod, decision: wanted.decision, primarySet, attachments, ...(choice && { choice }) };
 }
 
 /**

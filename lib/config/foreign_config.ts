@@ -25,6 +25,14 @@ export function logLevelOf(name: unknown): LogLevel | undefined {
   return typeof name === "string" ? stdinLevels.get(name.trim().toLowerCase()) : undefined;
 }
 
+const genieKeys = ["datastore_type", "hostname", "romana_root", "segment_label_name", "policy"];
+
+/** True for CNI-Genie's own CNI config, by keys that all its releases write. */
+export function isGenieConfig(config: Record<string, unknown>): boolean {
+  const isPlain = config["type"] === "genie" && config["plugins"] === undefined;
+  return isPlain && genieKeys.some((key) => config[key] !== undefined);
+}
+
 /**
  * The config with CNI-Genie's own keys of the CNI config put over it; its other keys are ignored.
  * As in CNI-Genie, a key that is "" counts as absent and `kubernetes` wins over `policy`.
