@@ -85,5 +85,5 @@ export function findPlugin(type: string, dirs: string[]): string | undefined {
 
 /** Where this call looks for plugin binaries. */
 export function pluginSearch(table: Config, call: Pick<Request, "path" | "config">): PluginSearch {
-  return { dirs: [...call.path, ...table.binDirs], ownType: call.config.type };
+  return { dirs: [...new Set([...call.path, ...table.binDirs])], ownType: call.config.type };
 }

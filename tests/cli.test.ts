@@ -223,6 +223,13 @@ describe("genie plan chooses", () => {
   });
 });
 
+test("genie plan tells of a key of Multus in a config that is not Multus'", async () => {
+  const keys = { namespaceIsolation: true, logLevel: "debug" };
+  const file = write("half-multus.conf", ownConf(join(dir.path, "plugins.toml"), keys));
+  const { stderr } = await cli("plan", ...web, "--cni-config", file, "--annotation", "cni=blue");
+  expect(stderr).toContain("warn: genie's CNI config has namespaceIsolation, and that is ignored");
+});
+
 describe("genie validate", () => {
   test("shows people every network, problems among them", async () => {
     const missing = "in none of DIR/bin";

@@ -400,6 +400,12 @@ describe("a pod that asks for nothing, where CNI-Genie's config names no default
   });
 });
 
+test("names each folder once where CNI_PATH and bin_dirs are the same", async () => {
+  const request = { ...requestOf({ cni: "red" }), path: [bin] };
+  const { msg } = await failure(() => plan(table(), request));
+  expect(msg).toContain('plugin "absent" is in none of DIR/bin, install it or extend bin_dirs');
+});
+
 test("candidateNetworks() takes the table before the disk, and never genie", () => {
   const names = (text: string) => {
     const config = table(text);

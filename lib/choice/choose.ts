@@ -258,20 +258,15 @@ const candidatesMax = 12;
  * Chooses the primary network of a pod that leaves that to genie, and adds it to what it wants.
  * @returns undefined where CNI-Genie's config decides for a pod that asks for nothing
  */
-export async function addChosen(
-  call: PlanCall,
-  pod: Pod,
-  wanted: WantedSet,
-): Promise<Choice | undefined> {
+export async function addChosen(call: PlanCall, pod: Pod, wanted: WantedSet) {
   const { config, request } = call;
+  const asks = pod.annotations.has(annotationKeys.cni);
   const search = pluginSearch(config, request);
-  const first = pod.annotations.has(annotationKeys.cni)
-    ? undefined
-    : await firstOfGenie(config, search, request.config);
+  const first = asks ? undefined : await firstOfGenie(config, search, request.config);
   const choice = first === undefined ? await chooseNetwork(call, pod) : undefined;
   const network = choice?.network ?? first ?? "";
   const reason = choice ? reasonOf(choice) : "default network (the first config list)";
-  if (!choice) wanted.decision = "default";
+  wanted.decision = choice ? "choice" : "default";
   wanted.primarySet.push(onNode({ network }, reason));
   // What every pod gets besides it has already where the choice fell on it.
   wanted.further = wanted.further.filter((one) => one.from !== "node" || one.network !== network);

@@ -136,6 +136,19 @@ export function isMultusConfig(stdin: StdinConfig): boolean {
   return Boolean(stdin["clusterNetwork"]) || (stdin["delegates"] ?? undefined) !== undefined;
 }
 
+/** What of Multus' config genie reads in any CNI config. */
+const alwaysRead = ["logFile", "logLevel"];
+
+/** What to tell of Multus' keys in a config that is not Multus'; undefined where there are none. */
+export function ignoredMultusKeys(stdin: Record<string, unknown>): string | undefined {
+  const isKey = (key: string) =>
+    Object.hasOwn(MultusConfig.entries, key) && !alwaysRead.includes(key);
+  const keys = Object.keys(stdin).filter(isKey);
+  if (keys.length === 0 || keys.includes("clusterNetwork") || keys.includes("delegates")) return;
+  const why = "a key of Multus counts only beside clusterNetwork or delegates";
+  return `genie's CNI config has ${keys.join(", ")}, and that is ignored: ${why}`;
+}
+
 /**
  * Puts the Multus keys of a CNI config over our configuration. `delegates` become table entries of
  * their own: the first is the default network, the others are attached to every pod.

@@ -127,7 +127,7 @@ type Answer = { value: Record<string, unknown> } | Failure;
  */
 export async function connect(host: Host, settings: KubeSettings): Promise<Kube> {
   const account = findAccount(host, settings);
-  warnOnce(host, account);
+  if (account.warning) log(host, "warn", account.warning);
   cacheSecrets(account, settings.pluginMs);
   const session: Session = { host, account, settings, requests: 0 };
   return {
@@ -150,15 +150,6 @@ export async function connect(host: Host, settings: KubeSettings): Promise<Kube>
       return parsePod(await send(session, { method: "GET", path }), path, account);
     },
   };
-}
-
-const warned = new Set<string>();
-
-/** Logs what is to be put right in the credentials; the agent connects often. */
-function warnOnce(host: Host, { warning }: Account): void {
-  if (warning === undefined || warned.has(warning)) return;
-  warned.add(warning);
-  log(host, "warn", warning);
 }
 
 /**

@@ -121,24 +121,17 @@ function checkServer(apiRoot = "", cluster: { server?: unknown }, credential: st
 const insecureKey = "insecure-skip-tls-verify";
 
 /** Where nodes have the CA of their cluster: in the kubelet's kubeconfig, or as a file. */
-const nodeKubeconfigs = [
-  "/etc/kubernetes/kubelet.conf", // kubeadm
-  "/var/lib/kubelet/kubeconfig", // kops, and the nodes of clouds
-  "/var/lib/rancher/k3s/agent/kubelet.kubeconfig",
-  "/var/lib/rancher/rke2/agent/kubelet.kubeconfig",
+const nodePlaces = [
+  "/etc/kubernetes/kubelet.conf",
+  "/var/lib/kubelet/kubeconfig",
+  ...["k3s", "rke2"].map((name) => `/var/lib/rancher/${name}/agent/kubelet.kubeconfig`),
   "/var/lib/k0s/kubelet.conf",
   "/var/snap/microk8s/current/credentials/kubelet.config",
-];
-const nodeCaFiles = [
-  "/etc/kubernetes/pki/ca.crt", // kubeadm
-  "/var/lib/rancher/k3s/agent/server-ca.crt",
-  "/var/lib/rancher/k3s/server/tls/server-ca.crt",
-  "/var/lib/rancher/rke2/agent/server-ca.crt",
-  "/var/lib/rancher/rke2/server/tls/server-ca.crt",
-  "/var/lib/k0s/pki/ca.crt",
-  "/var/snap/microk8s/current/certs/ca.crt",
-  "/etc/kubernetes/certs/ca.crt", // AKS
-  `${serviceAccountDirDefault}/ca.crt`, // in a pod, such as that of the agent
+  ...["/etc/kubernetes/pki/ca.crt", "/etc/kubernetes/certs/ca.crt"],
+  ...["k3s", "rke2"].map((name) => `/var/lib/rancher/${name}/agent/server-ca.crt`),
+  ...["k3s", "rke2"].map((name) => `/var/lib/rancher/${name}/server/tls/server-ca.crt`),
+  ...["/var/lib/k0s/pki/ca.crt", "/var/snap/microk8s/current/certs/ca.crt"],
+  `${serviceAccountDirDefault}/ca.crt`,
 ];
 
 /**
@@ -149,15 +142,13 @@ const nodeCaFiles = [
  */
 function verifyAnyway(credential: string, isOff: boolean, own: Read, root = "/") {
   const remedy = `set "certificate-authority"${isOff ? `, and take "${insecureKey}" out` : ""}`;
-  const ignored = isOff ? `"${insecureKey}" is ignored, ` : "";
-  const warn = (place: string) =>
-    `${credential}: ${ignored}TLS is verified with ${place}: ${remedy}`;
-  if (own) return { ca: own, warning: warn("the CA named") };
-  const found = findNodeCa(root);
-  if (found) {
+  const found = own ? undefined : findNodeCa(root);
+  if (own || found) {
+    const ignored = isOff ? `"${insecureKey}" is ignored, ` : "";
+    const verified = `TLS is verified with the CA ${found ? `of ${found.path}` : "named"}`;
     // Read anew each time: certificates rotate.
-    const ca = () => [...rootCertificates, findNodeCa(root)?.ca ?? ""].join("\n");
-    return { ca, warning: warn(`the CA of ${found.path}`) };
+    const ca = own ?? (() => [...rootCertificates, findNodeCa(root)?.ca ?? ""].join("\n"));
+    return { ca, warning: `${credential}: ${ignored}${verified}: ${remedy}` };
   }
   if (!isOff) return {};
   const print = "kubectl get configmap kube-root-ca.crt -o jsonpath='{.data.ca\\.crt}'";
@@ -166,15 +157,14 @@ function verifyAnyway(credential: string, isOff: boolean, own: Read, root = "/")
   throw invalid(credential, `${what}: ${remedy}; ${print} prints that CA`);
 }
 
-/** The CA of the node's cluster, in the first place that has one. */
+/** The CA of the node's cluster. A file that is absent or damaged is as good as none. */
 function findNodeCa(root: string): { path: string; ca: string } | undefined {
-  for (const path of [...nodeKubeconfigs, ...nodeCaFiles]) {
+  for (const path of nodePlaces) {
     try {
-      const isKubeconfig = nodeKubeconfigs.includes(path);
-      const ca = isKubeconfig ? caOfKubeconfig(root, path) : readText(join(root, path));
+      const isPem = path.endsWith(".crt");
+      const ca = isPem ? readText(join(root, path)) : caOfKubeconfig(root, path);
       if (ca.includes("-----BEGIN CERTIFICATE-----")) return { path, ca };
     } catch (error) {
-      // A file that is absent, damaged or for others to read is as good as none.
       if (!(error instanceof CniError)) throw error;
     }
   }

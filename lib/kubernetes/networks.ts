@@ -121,11 +121,12 @@ const ipamType = ({ ipam }: PluginConfig) => (isObject(ipam) ? ipam["type"] : un
 export async function checkWishes(attachment: Attachment, result: Result): Promise<void> {
   const { list, ifName, capabilityArgs, network, netns, pod } = attachment;
   const inPod = result.interfaces.find(({ name, sandbox }) => name === ifName && sandbox);
-  // Not every result names it: those before CNI 0.3.0 cannot.
-  const macOf = async () =>
-    inPod?.mac ??
-    (await import("../check.ts")).readNetwork(netns)?.links.find(({ name }) => name === ifName)
-      ?.mac;
+  const macOf = async () => {
+    if (inPod?.mac) return inPod.mac;
+    // Not every result names it: those before CNI 0.3.0 cannot.
+    const { links = [] } = (await import("../check.ts")).readNetwork(netns) ?? {};
+    return links.find(({ name }) => name === ifName)?.mac;
+  };
   const normal = (text: unknown) => {
     const [plain = ""] = String(text).toLowerCase().split("/");
     return canonicalIP(plain) ?? plain;
@@ -350,26 +351,18 @@ function withSubnet(list: NetworkConfigList, subnet: string, what: string): Netw
   const plugin = plugins[index];
   if (!plugin) throw invalid(what, `network "${name}" has no IPAM whose subnet could be replaced`);
   const ipam = isObject(plugin["ipam"]) ? plugin["ipam"] : {};
-  if (ipam["type"] === "dhcp" || ipam["type"] === "static") {
-    throw invalid(
-      what,
-      `IPAM "${ipam["type"]}" of network "${name}" gives out no part of a subnet`,
-    );
+  const { type } = ipam;
+  if (type === "dhcp" || type === "static") {
+    throw invalid(what, `IPAM "${type}" of network "${name}" gives out no part of a subnet`);
   }
-  return {
-    ...list,
-    plugins: plugins.with(index, { ...plugin, ipam: replaceSubnet(ipam, subnet) }),
-  };
+  const changed = { ...plugin, ipam: replaceSubnet(ipam, subnet) };
+  return { ...list, plugins: plugins.with(index, changed) };
 }
 
-/** How an IPAM names the parts of a range, and its list of them. */
-const whereaboutsKeys = {
-  subnet: "range",
-  start: "range_start",
-  end: "range_end",
-  list: "ipRanges",
-};
-const hostLocalKeys = { subnet: "subnet", start: "rangeStart", end: "rangeEnd", list: "ranges" };
+/** How an IPAM names subnet, first and last address of a range, and its list of ranges. */
+const hostLocalKeys = ["subnet", "rangeStart", "rangeEnd", "ranges"] as const;
+const whereaboutsKeys = ["range", "range_start", "range_end", "ipRanges"] as const;
+type RangeKeys = typeof hostLocalKeys | typeof whereaboutsKeys;
 
 /**
  * The same IPAM for a part. Where the part lies inside a range, that range stays, with its gateway
@@ -381,33 +374,29 @@ function replaceSubnet(ipam: Record<string, unknown>, part: string): Record<stri
   const is6 = part.includes(":");
   if (type === "calico-ipam") return { ...ipam, [is6 ? "ipv6_pools" : "ipv4_pools"]: [part] };
   const keys = type === "whereabouts" ? whereaboutsKeys : hostLocalKeys;
-  const canNarrow = type === "whereabouts" || type === "host-local";
+  const [subnetKey, startKey, endKey, listKey] = keys;
   const isOther = (range: unknown) =>
-    isObject(range) && String(range[keys.subnet]).includes(":") !== is6;
-  const { [keys.list]: listed, ...own } = ipam;
-  const sets = Array.isArray(listed) ? listed : [];
-  const others = sets
-    .filter((set) => isObject(set) || Array.isArray(set))
-    .filter((set) => {
-      return [set].flat().every(isOther);
-    });
-  const narrowed = (range: unknown) => (canNarrow ? narrow(range, part, keys) : undefined);
+    isObject(range) && String(range[subnetKey]).includes(":") !== is6;
+  const narrowed = (range: unknown) =>
+    type === "whereabouts" || type === "host-local" ? narrow(range, part, keys) : undefined;
+  const { [listKey]: listed, ...own } = ipam;
+  const sets = Array.isArray(listed) ? listed.filter((set) => typeof set === "object") : [];
+  const others = sets.filter((set) => [set].flat().every(isOther));
   const ownPart = narrowed(own);
-  if (ownPart) return { ...ownPart, ...(listed !== undefined && { [keys.list]: others }) };
-  const { [keys.subnet]: subnet, [keys.start]: _s, [keys.end]: _e, gateway: _g, ...rest } = own;
+  if (ownPart) return { ...ownPart, ...(listed !== undefined && { [listKey]: others }) };
+  const { [subnetKey]: subnet, [startKey]: _s, [endKey]: _e, gateway: _g, ...rest } = own;
   const kept = subnet !== undefined && isOther(own) ? own : rest;
-  if (sets.length === 0 && kept === rest) return { ...rest, [keys.subnet]: part };
-  const found = sets.flat().flatMap((range) => narrowed(range) ?? [])[0];
-  const range = found ?? { [keys.subnet]: part };
-  return { ...kept, [keys.list]: [keys === hostLocalKeys ? [range] : range, ...others] };
+  if (sets.length === 0 && kept === rest) return { ...rest, [subnetKey]: part };
+  const [found = { [subnetKey]: part }] = sets.flat().flatMap((range) => narrowed(range) ?? []);
+  return { ...kept, [listKey]: [keys === hostLocalKeys ? [found] : found, ...others] };
 }
 
 /** A range from which only a part of its subnet is given out; undefined for a part of none. */
-function narrow(range: unknown, part: string, keys: typeof hostLocalKeys) {
+function narrow(range: unknown, part: string, [subnetKey, startKey, endKey]: RangeKeys) {
   const inner = parseSubnet(part);
   if (!isObject(range) || !inner) return undefined;
   // whereabouts may write first and last address in front of the prefix.
-  const text = String(range[keys.subnet]);
+  const text = String(range[subnetKey]);
   const [, first, last, prefix] = /^([^-]+)-([^/]+)\/(\d+)$/.exec(text) ?? [];
   const whole = parseSubnet(first ? `${first}/${prefix}` : text);
   if (!whole || !contains(formatSubnet(whole), part)) return undefined;
@@ -417,15 +406,15 @@ function narrow(range: unknown, part: string, keys: typeof hostLocalKeys) {
   const lowest = max(inner.base, whole.base + 1n);
   const highest = min(inner.base + inner.size, whole.base + whole.size - 1n) - 1n;
   if (lowest > highest) return undefined;
-  const from = max(lowest, toNumber(first ?? range[keys.start]) ?? lowest);
-  const to = min(highest, toNumber(last ?? range[keys.end]) ?? highest);
+  const from = max(lowest, toNumber(first ?? range[startKey]) ?? lowest);
+  const to = min(highest, toNumber(last ?? range[endKey]) ?? highest);
   // A range that ends before the part keeps plain pods out of it.
   const [start, end] = from > to ? [lowest, highest] : [from, to];
   return {
     ...range,
-    [keys.subnet]: first ? formatSubnet(whole) : text,
-    [keys.start]: formatIP(inner.family, start),
-    [keys.end]: formatIP(inner.family, end),
+    ...(first && { [subnetKey]: formatSubnet(whole) }),
+    [startKey]: formatIP(inner.family, start),
+    [endKey]: formatIP(inner.family, end),
   };
 }
 

@@ -20,12 +20,18 @@ import { type CheckResult, type NodeView, ok, orOk, problem, warning } from "./n
 export function checkOverlaps(view: NodeView): CheckResult[] {
   const owned = view.networks.flatMap(({ name, list }) => {
     const devices = list.plugins.map(({ bridge, master }) => String(bridge ?? master ?? "cni0"));
-    return subnetsOf(list).map((subnet) => ({ network: name, subnet, devices }));
+    // weaver gives addresses of one range to all its networks, each of them once.
+    const isWeave = list.plugins.some(
+      ({ type, ipam }) => type === "weave-net" || (isObject(ipam) && ipam["type"] === "weave-ipam"),
+    );
+    if (isWeave) devices.push("weave");
+    return subnetsOf(list).map((subnet) => ({ network: name, subnet, devices, isWeave }));
   });
   const routes = nodeRoutes(view);
   const results: CheckResult[] = [];
-  owned.forEach(({ network, subnet, devices }, i) => {
+  owned.forEach(({ network, subnet, devices, isWeave }, i) => {
     for (const other of owned.slice(i + 1)) {
+      if (isWeave && other.isWeave) continue;
       if (network === other.network || !overlap(subnet, other.subnet)) continue;
       const what = `${subnet} of ${network} overlaps ${other.subnet} of ${other.network}`;
       results.push(warning(what, "give each network a subnet of its own"));

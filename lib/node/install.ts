@@ -220,9 +220,9 @@ function putConflist(site: Site, { confDir }: Options): FileOutcome[] {
   removeFile(hostFile(site.root, taken));
   const detail =
     `CNI-Genie's config is kept as ${kept}, and uninstall puts it back. Its keys ` +
-    `(${Object.keys(keys ?? {}).join(", ")}) are in ${conflistName}. What changes: runtimes hand ` +
-    "over the annotations, genie writes a record, and a pod that cannot get all its networks " +
-    "fails. Delete CNI-Genie's DaemonSet: it writes its binary and config anew when it starts";
+    `(${Object.keys(keys ?? {})}) are in ${conflistName}. What changes: runtimes hand over the ` +
+    "annotations, genie writes a record, a pod that cannot get all its networks fails. Delete " +
+    "CNI-Genie's DaemonSet: it writes its binary and config anew when it starts";
   return [outcome, { did: "replaced", path: taken, detail }];
 }
 

@@ -155,10 +155,10 @@ export function put(site: Site, file: NodeFile): FileOutcome {
   return { did: found === undefined ? "wrote" : "replaced", path, detail };
 }
 
-/** Keeps somebody else's config that ours replaces under another name. @returns where */
+/** Keeps somebody else's config, which one of ours with another name replaces. @returns where */
 export function keepTaken(site: Site, path: string): string {
   const entry = noted(site, "taken") ?? { path, kind: "taken" as const, written: [] };
-  if (!site.note.files.includes(entry)) site.note.files.push(entry);
+  site.note.files = [...site.note.files.filter((file) => file !== entry), entry];
   entry.replaced = keepForeign(site, entry, hostFile(site.root, path));
   writeNote(site);
   return entry.replaced;

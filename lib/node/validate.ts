@@ -56,8 +56,7 @@ async function checkCredentials(host: Host, { kubernetes }: Config): Promise<Net
     const account = findAccount(host, kubernetes);
     // An exec plugin may ask others, so it is not run.
     if (!account.plugin) await readSecrets(account);
-    const { warning } = account;
-    return warning === undefined ? [] : [{ network: "-", verdict: "ok", detail: warning }];
+    return account.warning ? [{ network: "-", verdict: "ok", detail: account.warning }] : [];
   } catch (error) {
     return [problem(toCniError(error).message)];
   }

@@ -259,19 +259,14 @@ export function parsePolicyPod(object: unknown): PolicyPod | undefined {
 }
 
 /** The logical network that carries the address of a pod whose networks are not published. */
-function askedFor(
-  namespace: string,
-  annotations: Record<string, string>,
-  ips: string[],
-): PodAttachment[] {
+function askedFor(namespace: string, annotations: Record<string, string>, ips: string[]) {
   try {
     const selection = parseSelection(new Map(Object.entries(annotations)));
     if (selection.kind !== "logical" || ips.length === 0) return [];
-    const { elements } = selection;
-    const named = (name?: string) => elements.find(({ ifName }) => ifName === name);
+    const named = (name?: string) => selection.elements.find(({ ifName }) => ifName === name);
     const first = named("eth0") ?? named();
-    const network = `${namespace}/${first?.network}`;
-    return first ? [{ network, ifName: "eth0", ips, isDefault: true }] : [];
+    const place = { network: `${namespace}/${first?.network}`, ifName: "eth0" };
+    return first ? [{ ...place, ips, isDefault: true as const }] : [];
   } catch (error) {
     // genie attaches no pod with such an annotation.
     if (error instanceof CniError) return [];
