@@ -73,7 +73,7 @@ function validate(host: Host, config: Config, stdin: StdinConfig): NetworkFindin
     if (types.includes("genie") && !entry) continue;
     try {
       findPlugins(network, search);
-      checkIpam(network, search.dirs);
+      checkIpam(network, [...new Set(search.dirs)]);
       const detail = `${types.join(", ")} (CNI ${list.cniVersion}) from ${source}`;
       findings.push({ network: name, verdict: "ok", detail });
     } catch (error) {
