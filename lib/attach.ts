@@ -174,16 +174,21 @@ async function runDelegates(call: Call, plan: Plan): Promise<void> {
  * (CNI SPEC 1.1 §4), in its own time: an ADD whose time is over must still be undone.
  *
  * @returns the result with the pod's interface always in it, or the original error, with the
- *   delegate's own code, or 102-104, or 11 when it was ended from outside
+ *   delegate's own code, or 102-104, or 11 when it was ended from outside, or 7 when the result has
+ *   not the address that the pod asks for
  */
 export async function addChain(chain: Chain, attachment: Attachment): Promise<Added> {
-  const { list, ifName } = attachment;
+  const { list, ifName, capabilityArgs } = attachment;
   const note = noter(chain, attachment, "ADD");
   let result: Result | undefined;
   for (const index of list.plugins.keys()) {
     try {
       const stdout = await callPlugin(chain, attachment, { command: "ADD", index, result });
       result = await readAnswer(stdout, attachment, index);
+      if ("ips" in capabilityArgs || "mac" in capabilityArgs) {
+        const { checkWishes } = await import("./kubernetes/networks.ts");
+        if (list.plugins[index + 1] === undefined) await checkWishes(attachment, result);
+      }
     } catch (error) {
       note(error);
       const { undoFailed } = await import("./recovery/failed_add.ts");

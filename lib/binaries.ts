@@ -38,7 +38,7 @@ export function findPlugins({ name, list, source }: Network, search: PluginSearc
       throw new CniError(code.invalidConfig, `Cannot attach network "${name}": ${issue}`);
     }
     if (path) return path;
-    const dirs = search.dirs.join(", ") || "no folder";
+    const dirs = [...new Set(search.dirs)].join(", ") || "no folder";
     const issue = `plugin "${type}" is in none of ${dirs}, install it or extend bin_dirs`;
     throw new CniError(code.delegateNotFound, `Cannot attach network "${name}": ${issue}`);
   });

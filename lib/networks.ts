@@ -86,19 +86,23 @@ export function usable({ list }: ListFile): NetworkConfigList {
 
 /**
  * Finds a list by its CNI name, else by its file name: `10-calico.conflist` is `calico` and
- * `10-calico`. Reads the conf dir unless `files` has its lists already.
+ * `10-calico`; and, where one file alone has it, what follows the first dash, as in CNI-Genie.
+ * Reads the conf dir unless `files` has its lists already.
  */
 export function findOnDisk(
   config: Config,
   name: string,
   files: ListFile[] = configFiles(config.confDir).map(readListFile),
 ): ListFile | undefined {
-  const isNamed = ({ path }: ListFile) => {
-    const stem = basename(path).replace(listSuffix, "");
-    return stem === name || stem.replace(/^\d+-/, "") === name;
-  };
-  const byName = files.find(({ list }) => !(list instanceof CniError) && list.name === name);
-  return byName ?? files.find(isNamed);
+  const stemOf = ({ path }: ListFile) => basename(path).replace(listSuffix, "");
+  const isNamed = (file: ListFile) => stemOf(file).replace(/^\d+-/, "") === name;
+  const found =
+    files.find(({ list }) => !(list instanceof CniError) && list.name === name) ??
+    files.find((file) => stemOf(file) === name || isNamed(file));
+  const others = found
+    ? [found]
+    : files.filter((one) => stemOf(one).replace(/^[^-]+-/, "") === name);
+  return others.length === 1 ? others[0] : undefined;
 }
 
 /** Path of the file that `conf` of a table entry names. */

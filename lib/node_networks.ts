@@ -77,6 +77,23 @@ export function listCandidates(
   });
 }
 
+/**
+ * The network of pods that ask for nothing on a node that CNI-Genie set up, whose genie.conf names
+ * no `default_plugin`: the first list of the conf dir, as CNI-Genie and the kubelet take it.
+ * Undefined where nothing of CNI-Genie is there, or the table says what may be chosen.
+ */
+export async function firstOfGenie(
+  config: Config,
+  search: PluginSearch,
+  stdin: Record<string, unknown> = {},
+): Promise<string | undefined> {
+  if (config.plugins.size > 0 || config.select.candidates) return undefined;
+  const { isGenieConfig } = await import("./config/foreign_config.ts");
+  const found = listNetworks(config).networks.flatMap(({ list }) => list.plugins);
+  if (![stdin, ...found].some(isGenieConfig)) return undefined;
+  return candidateNetworks(config, search)[0];
+}
+
 /** Names of the networks that may be chosen, see {@link listCandidates}. */
 export function candidateNetworks(config: Config, search: PluginSearch): string[] {
   return listCandidates(config, search).map(({ name }) => name);

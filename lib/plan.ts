@@ -13,7 +13,6 @@ import type {
   Resolved,
   Wanted,
 } from "./call.ts";
-import { CniError, code } from "./cni.ts";
 import type { Config } from "./config/schema.ts";
 import { isObject } from "./json.ts";
 import type { Objects } from "./kubernetes/objects_of_call.ts";
@@ -62,16 +61,15 @@ export async function objectsOf(call: {
 export async function makePlan(call: PlanCall, pod: Pod): Promise<Plan> {
   if (call.journal) notePod(call.journal, pod);
   const wanted = await selectWanted(call.config, pod);
-  const { decision } = wanted;
   const choice =
-    decision === "choice"
+    wanted.decision === "choice"
       ? await (await import("./choice/choose.ts")).addChosen(call, pod, wanted)
       : undefined;
   const named = nameInterfaces(wanted.primarySet, wanted.further, call.request.ifName);
   const attachments = await planNamed(call, pod, named);
   const primarySet = new Set<string>();
   for (const { isFurther, ifName } of named) if (!isFurther) primarySet.add(ifName);
-  return { pod, decision, primarySet, attachments, ...(choice && { choice }) };
+  return { pod, decision: wanted.decision, primarySet, attachments, ...(choice && { choice }) };
 }
 
 /**
@@ -100,9 +98,11 @@ export async function planNamed(
       network = await checkWanted(call, pod, wanted, outcome);
       if (!network) continue;
     }
-    checkCapabilities(network, wanted);
     resolved.push(network);
-    attachments.push(toAttachment({ config, request, search, pod }, wanted, network));
+    const attachment = toAttachment({ config, request, search, pod }, wanted, network);
+    // Only an element of the NPWG annotation asks for something; the room is loaded for it.
+    const room = wanted.capabilityArgs ? await import("./kubernetes/networks.ts") : undefined;
+    attachments.push(room?.withWishes(attachment, network, wanted) ?? attachment);
   }
   if (resolved.some(({ resourceName }) => resourceName)) {
     const { assignDevices } = await import("./kubernetes/devices.ts");
@@ -178,19 +178,4 @@ export function toAttachment(
     ...(defaultRoute && { defaultRoute }),
     ...(enforcesPlain && { enforcesPlain }),
   };
-}
-
-/** Capabilities a pod may ask for and a plugin must offer, or the attachment fails (§4.1.2.1). */
-const requiredCapabilities = ["ips", "mac", "portMappings", "bandwidth", "infinibandGUID"] as const;
-
-/** What a pod asks of a network, a plugin must offer (NPWG §4.1.2.1.3.2 ff). @throws CniError 7 */
-function checkCapabilities(network: Resolved, { capabilityArgs = {} }: Wanted): void {
-  for (const capability of requiredCapabilities) {
-    if (!(capability in capabilityArgs) || declaresCapability(network.list, capability)) continue;
-    throw new CniError(
-      code.invalidConfig,
-      `Cannot attach network "${network.name}": the pod asks for "${capability}", and no plugin ` +
-        `of ${network.source} declares that capability`,
-    );
-  }
 }

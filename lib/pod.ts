@@ -170,7 +170,8 @@ export function parseElements(text: string, what: string): SelectionElement[] {
 
 function parseElement(text: string, what: string): SelectionElement {
   if (text === "") throw malformed(what, "a name between commas is empty");
-  const at = text.indexOf("@");
+  // In the tagged releases of CNI-Genie the interface stands behind a colon, in `networks` alone.
+  const at = text.search(what === annotationKeys.networks ? /[@:]/ : /@/);
   const network = at < 0 ? text : text.slice(0, at).trim();
   if (!isNetworkName(network) || network.length > 253) {
     const rule = 'a network name of letters, digits, "_", "." and "-"';

@@ -99,7 +99,10 @@ export async function neededNetworks(
   const names = new Set(all.map((text) => text.replace(/@.*/, "")));
   const needed = () => [...names].map((name) => resolveNetwork(config, name));
   if (networks.length > 0) return { needed: needed() };
-  const candidates = (await import("./node_networks.ts")).candidateNetworks(config, search);
+  const { candidateNetworks, firstOfGenie } = await import("./node_networks.ts");
+  const first = await firstOfGenie(config, search);
+  if (first !== undefined) return { needed: [resolveNetwork(config, first), ...needed()] };
+  const candidates = candidateNetworks(config, search);
   if (candidates.length === 0) throw new CniError(code.unavailable, "No network is configured");
   return { needed: needed(), candidates };
 }

@@ -66,12 +66,41 @@ describe("parseSelection()", () => {
     expect(parseSelection(new Map(Object.entries(annotations)))).toEqual(expected);
   });
 
+  test.each<[string, string, [string, string | undefined][]]>([
+    [
+      "the sample of CNI-Genie's releases",
+      "net1:eth0,net2:eth4",
+      [
+        ["net1", "eth0"],
+        ["net2", "eth4"],
+      ],
+    ],
+    [
+      "both signs, and spaces",
+      "a : eth1, b@eth2,c",
+      [
+        ["a", "eth1"],
+        ["b", "eth2"],
+        ["c", undefined],
+      ],
+    ],
+  ])("reads a colon in networks: %s", (_name, networks, expected) => {
+    expect(parseSelection(new Map(Object.entries({ cni: "", networks })))).toEqual({
+      kind: "logical",
+      elements: expected.map(([network, ifName]) => ({ network, ...(ifName && { ifName }) })),
+    });
+  });
+
   test("a key that could change every object", () => {
     expect(parseSelection(new Map([["__proto__", "x"]]))).toEqual({ kind: "default" });
   });
 
   test.each<[string, Record<string, string>, string]>([
     ["a bad cni", { cni: "a,,b" }, 'annotation "cni": a name between commas is empty'],
+    ["a colon in cni", { cni: "a:eth1" }, 'annotation "cni": "a:eth1" is not a network name'],
+    ["two colons", { cni: "", networks: "a:eth1:2" }, 'it holds "/" or ":"'],
+    ["a colon and a sign", { cni: "", networks: "a@eth1:2" }, 'it holds "/" or ":"'],
+    ["nothing behind a colon", { cni: "", networks: "a:" }, "it is empty"],
     ["a bad networks", { cni: "", networks: "a b" }, 'annotation "networks": "a b" is not'],
   ])("refuses %s", (_name, annotations, part) => {
     expect(failure(() => parseSelection(new Map(Object.entries(annotations))))).toEqual({

@@ -223,6 +223,13 @@ describe("genie plan chooses", () => {
   });
 });
 
+test("genie plan tells of a key of Multus in a config that is not Multus'", async () => {
+  const keys = { namespaceIsolation: true, logLevel: "debug" };
+  const file = write("half-multus.conf", ownConf(join(dir.path, "plugins.toml"), keys));
+  const { stderr } = await cli("plan", ...web, "--cni-config", file, "--annotation", "cni=blue");
+  expect(stderr).toContain("warn: genie's CNI config has namespaceIsolation, and that is ignored");
+});
+
 describe("genie validate", () => {
   test("shows people every network, problems among them", async () => {
     const missing = "in none of DIR/bin";
@@ -293,6 +300,26 @@ conf = "20-green.conflist"
         detail: expect.stringContaining(`named by ${key}: Unknown network "pink"`),
       },
     ]);
+  });
+
+  test("reads the credentials: those of CNI-Genie's installer lack the CA", async () => {
+    const kubeconfig = write("genie-kubeconfig", {
+      "current-context": "genie-context",
+      contexts: [{ name: "genie-context", context: { cluster: "local", user: "genie" } }],
+      clusters: [{ name: "local", cluster: { "insecure-skip-tls-verify": true } }],
+      users: [{ name: "genie" }],
+    });
+    const text = `[kubernetes]\nkubeconfig = "${kubeconfig}"`;
+    const keys = { kubernetes: { k8s_api_root: "https://192.0.2.1" } };
+    const file = onlyGood(text).replace("good.conf", "good.toml");
+    const own = write("installed.conf", ownConf(file, keys));
+    const { stdout } = await cli("validate", "--json", "--cni-config", own);
+    // A node of a cluster has the CA: then it is used, and said all the same.
+    expect(JSON.parse(stdout).findings[0]).toEqual({
+      network: "-",
+      verdict: expect.any(String),
+      detail: expect.stringContaining('set "certificate-authority"'),
+    });
   });
 
   test("finds an entry of the table without a list, and genie in it", async () => {

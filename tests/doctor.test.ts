@@ -316,6 +316,15 @@ describe("genie doctor", () => {
       /^warning overlap: 10\.244\.0\.0\/24 of blue overlaps 10\.244\.0\.128\/25 of red/,
     ],
     [
+      "a key of Multus in a config that is not Multus'",
+      (root) =>
+        put(root, conf("00-genie.conflist"), {
+          ...ownList(),
+          plugins: [{ type: "genie", namespaceIsolation: true, logLevel: "debug" }],
+        }),
+      /^warning order: genie's CNI config has namespaceIsolation, and that is ignored/,
+    ],
+    [
       "a route of the node",
       (root) => put(root, "proc/net/route", routes.replace("0000A8C0", "0000F40A")),
       /^warning overlap: .* overlaps the node's route 10\.244\.0\.0\/16 by eth0/,
@@ -372,6 +381,31 @@ describe("genie doctor", () => {
   ])("sees %s", async (_what, change, expected) => {
     const found = issues(await examine(change));
     expect(found).toContainEqual(expect.stringMatching(expected));
+  });
+
+  test("weaver's range is one for all its networks, and for its own route", async () => {
+    const weave = (file: string, name: string, plugin: object) => (root: string) =>
+      put(root, conf(file), { cniVersion: "0.3.0", name, plugins: [plugin] });
+    const ipam = { type: "weave-ipam", subnet: "10.40.0.0/16" };
+    const found = await examine((root) => {
+      weave("20-weave.conflist", "weave", { type: "weave-net", ipam: { subnet: "10.32.0.0/12" } })(
+        root,
+      );
+      weave("30-part.conflist", "part", { type: "bridge", ipam })(root);
+      weave("40-own.conflist", "own", { type: "bridge", ipam: { ...ipam, type: "host-local" } })(
+        root,
+      );
+      // 10.32.0.0/12 by weave
+      put(
+        root,
+        "proc/net/route",
+        `${routes}weave\t0000200A\t00000000\t1\t0\t0\t0\t0000F0FF\t0\t0\t0\n`,
+      );
+    });
+    const overlaps = issues(found).filter((one) => one.includes(" overlap"));
+    // What host-local gives out of that range may be in use.
+    expect(overlaps.filter((one) => !one.includes(" own"))).toEqual([]);
+    expect(overlaps.length).toBeGreaterThan(1);
   });
 
   test("reads kernel options where there are no modules", async () => {

@@ -25,6 +25,7 @@ import { confsBefore, lastList, ownList } from "../lib/node/genie_config.ts";
 import { kubeAccess } from "../lib/node/install.ts";
 import { copyToken, openSite } from "../lib/node/installation.ts";
 import manifest from "../package.json";
+import { startApiServer } from "./apiserver.ts";
 import { calls, fakePlugin, makeHost, tempDir } from "./fakes.ts";
 import { lacks } from "./skip.ts";
 import { annotated, compiledGenie, left, makeNode, nothing, spawnGenie, wire } from "./wire.ts";
@@ -288,6 +289,117 @@ describe("genie install", () => {
     expect(root.read(`${binary}.replaced`)).toBe("#!/bin/sh\nexit 1\n");
     expect((await root.genie("uninstall")).status).toBe(0);
     expect(root.files()).toEqual(untouched);
+  });
+
+  test("takes over what CNI-Genie's installer left, from start to end", async () => {
+    using root = makeRoot();
+    const api = await startApiServer(join(root.path, "api"), { keepAlive: false });
+    await using _ = { [Symbol.asyncDispose]: () => api.stop() };
+    root.write("etc/cni/net.d/20-green.conflist", list("green"));
+    // As launch.sh of its releases writes them: a token, and neither server, user nor CA.
+    const own = "etc/cni/net.d/00-genie.conf";
+    const credentials = "etc/cni/net.d/genie-kubeconfig";
+    const cluster = (key: string) => `apiVersion: v1
+kind: Config
+clusters:
+- name: local
+  cluster:
+    ${key}
+users:
+- name: genie
+contexts:
+- name: genie-context
+  context:
+    cluster: local
+    user: genie
+current-context: genie-context
+`;
+    root.write(credentials, cluster("insecure-skip-tls-verify: true"));
+    root.write(own, {
+      name: "k8s-pod-network",
+      type: "genie",
+      cniVersion: "0.2.0",
+      log_level: "info",
+      datastore_type: "kubernetes",
+      hostname: "node-1",
+      policy: { type: "k8s", k8s_auth_token: api.token },
+      kubernetes: { k8s_api_root: api.url, kubeconfig: join(root.path, credentials) },
+      romana_root: "http://:",
+      segment_label_name: "romanaSegment",
+    });
+    root.write(binary, "#!/bin/sh\nexit 1\n");
+    const nodeFiles = () =>
+      Object.entries(root.files()).filter(
+        ([name]) => /^(etc|opt)/.test(name) && !/calls/.test(name),
+      );
+    const untouched = nodeFiles();
+
+    const run = await root.genie("install");
+    expect([run.status, run.stderr]).toEqual([0, ""]);
+    expect(run.stdout).toContain(`${own}: CNI-Genie's config is kept as /etc/cni/genie/replaced/`);
+    expect(run.stdout).toContain("Delete CNI-Genie's DaemonSet");
+    expect(run.stdout).not.toContain(api.token);
+    expect([root.has(own), root.has(conflist)]).toEqual([false, true]);
+    expect(statSync(join(root.path, conflist)).mode & 0o777).toBe(0o600);
+    const [entry] = JSON.parse(root.read(conflist)).plugins;
+    expect(entry).toMatchObject({
+      datastore_type: "kubernetes",
+      kubernetes: { k8s_api_root: api.url },
+    });
+    expect(did((await root.genie("install", "--json")).stdout)).toMatchObject({
+      "00-genie.conflist": "unchanged",
+      "plugins.toml": "unchanged",
+    });
+
+    // The runtime's calls by the new config; what a node has in /etc is in the folder here.
+    root.write("netns", "");
+    const at = (name: string) => join(root.path, name);
+    const folders = `conf_dir = "${at("etc/cni/net.d")}"\nbin_dirs = ["${at("opt/cni/bin")}"]\n`;
+    root.write("plugins.toml", `${folders}state_dir = "${at("state")}"\n`);
+    const call = async (command: string, pod: string) => {
+      const stdin = {
+        ...entry,
+        name: "genie",
+        cniVersion: "1.0.0",
+        plugins_file: at("plugins.toml"),
+      };
+      const env = {
+        CNI_COMMAND: command,
+        CNI_CONTAINERID: pod,
+        CNI_IFNAME: "eth0",
+        CNI_NETNS: at("netns"),
+        CNI_PATH: at("opt/cni/bin"),
+        CNI_ARGS: `IgnoreUnknown=1;K8S_POD_NAMESPACE=team;K8S_POD_NAME=${pod}`,
+      };
+      return spawnGenie([at(binary)], env, Buffer.from(JSON.stringify(stdin)));
+    };
+    const alpha = "/apis/alpha.network.k8s.io/v1/namespaces/team/logicalnetworks";
+    for (const [name, plugin] of Object.entries({ net1: "green", net2: "blue" })) {
+      api.put(`${alpha}/${name}`, { metadata: { name, namespace: "team" }, spec: { plugin } });
+    }
+    const put = (name: string, annotations: object) =>
+      api.put(`/api/v1/namespaces/team/pods/${name}`, { metadata: { uid: name, annotations } });
+    put("plain", {});
+    put("multi", { cni: "", networks: "net1:eth0,net2:eth4" });
+    // Without verification nothing is sent; with the CA that the message asks for all works.
+    const before = await call("ADD", "plain");
+    expect(before.stdout + before.stderr).toContain("certificate-authority");
+    if (before.status !== 0) expect(api.requests).toEqual([]);
+    root.write(credentials, cluster(`certificate-authority: ${join(api.dir, "ca.crt")}`));
+    await call("DEL", "plain");
+    const made = () =>
+      calls(at("opt/cni/bin"))
+        .filter(({ command }) => command === "ADD")
+        .map(({ stdin, env }) => `${JSON.parse(stdin).name} ${env["CNI_IFNAME"]}`);
+    for (const pod of ["plain", "multi"]) expect((await call("ADD", pod)).status).toBe(0);
+    // A pod that asks for nothing gets the first list, as from CNI-Genie and the kubelet.
+    expect(made().slice(-3)).toEqual(["blue eth0", "green eth0", "blue eth4"]);
+    for (const pod of ["plain", "multi"]) expect((await call("DEL", pod)).status).toBe(0);
+
+    root.write(credentials, cluster("insecure-skip-tls-verify: true"));
+    const end = await root.genie("uninstall");
+    expect([end.status, end.stderr]).toEqual([0, ""]);
+    expect(nodeFiles()).toEqual(untouched);
   });
 
   test("waits for the default network, and says for what", async () => {

@@ -5,7 +5,7 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import type { Host } from "../lib/call.ts";
 import { CniError, code } from "../lib/cni.ts";
 import { connect, isConflict, isNotFound, type Kube, statusOf } from "../lib/kubernetes/client.ts";
@@ -53,7 +53,8 @@ function makeHost(env: Host["env"] = {}, signal = new AbortController().signal):
   return { env, stdin: () => "", stdout: silent, stderr: silent, now: Date.now, signal, log };
 }
 function settingsOf(kubeconfig: string, more: Partial<KubeSettings> = {}): KubeSettings {
-  return { kubeconfig, kubeconfigIsExplicit: true, timeoutMs: 5000, ...more };
+  const nodeRoot = join(dir, "no-node");
+  return { kubeconfig, kubeconfigIsExplicit: true, timeoutMs: 5000, nodeRoot, ...more };
 }
 const open = (kind: Kind = "token", more: Partial<KubeSettings> = {}): Promise<Kube> =>
   connect(makeHost(), settingsOf(server.kubeconfig(kind), more));
@@ -182,7 +183,7 @@ describe("credentials refused", () => {
     ["an unknown cluster", () => writeConfig({}, {}, { clusters: 5 }), 7, 'no cluster "k"'],
     ["an unknown user", () => writeConfig({}, {}, { users: null }), 7, 'no user "u"'],
     ["a number for a token", () => writeConfig({}, { token: 42 }), 7, 'user "u": expected string'],
-    ["no server", () => writeConfig({ server: null }), 7, 'cluster "k": expected string at "serv'],
+    ["no server", () => writeConfig({ server: null }), 7, '"k8s_api_root" in the CNI config'],
     ["a server that is no URL", () => writeConfig({ server: "a b" }), 7, "server is not a URL"],
     ["plain http", () => writeConfig({ server: "http://10.0.0.1" }), 7, "must be an https URL"],
     ["TLS unverified", () => writeConfig({ "insecure-skip-tls-verify": true }), 7, "not supported"],
@@ -242,6 +243,118 @@ describe("credentials refused", () => {
     expect(actual).toBe(code.ioFailure);
     expect(msg).toEndWith(`${file.replace(dir, "DIR")}: permission denied`);
   });
+});
+
+describe("what CNI-Genie's installer wrote", () => {
+  // launch.sh of every release: no server, no user, no verification; the rest is in genie.conf.
+  const installed = (cluster: object = {}) =>
+    writeConfig({ server: undefined, "insecure-skip-tls-verify": true, ...cluster }, {}, unnamed);
+  const unnamed = { users: [{ name: "u" }] };
+  const keys = () => ({ apiRoot: server.url, authToken: server.token });
+  const node = (name: string, files: Record<string, string>) => {
+    const root = join(dir, `node-${name}`);
+    for (const [path, text] of Object.entries(files)) {
+      mkdirSync(dirname(join(root, path)), { recursive: true });
+      writeFileSync(join(root, path), text);
+    }
+    return root;
+  };
+  const kubelet = (cluster: object) =>
+    JSON.stringify({ ...kubeletRest, clusters: [{ name: "k", cluster }] });
+  const kubeletRest = {
+    "current-context": "c",
+    contexts: [{ name: "c", context: { cluster: "k", user: "u" } }],
+    users: [{ name: "u", user: { "client-certificate": "/var/lib/kubelet/pki/x.pem" } }],
+  };
+  const byFile = { server: "https://192.0.2.1", "certificate-authority": "/pki/own.crt" };
+  const other = () => readFileSync(join(server.dir, "ca2.crt"), "utf8");
+
+  test.each<[string, () => Record<string, string>]>([
+    ["kubeadm's kubelet, in place", () => ({ "etc/kubernetes/kubelet.conf": kubelet(trusted()) })],
+    [
+      "kubeadm's kubelet, by a path",
+      () => ({ "etc/kubernetes/kubelet.conf": kubelet(byFile), "pki/own.crt": pem("ca.crt") }),
+    ],
+    [
+      "a kubelet by a path beside it, as k0s",
+      () => ({
+        "var/lib/k0s/kubelet.conf": kubelet({ "certificate-authority": "pki/x.crt" }),
+        "var/lib/k0s/pki/x.crt": pem("ca.crt"),
+      }),
+    ],
+    ["kubeadm", () => ({ "etc/kubernetes/pki/ca.crt": pem("ca.crt") })],
+    ["k3s", () => ({ "var/lib/rancher/k3s/agent/server-ca.crt": pem("ca.crt") })],
+    ["microk8s", () => ({ "var/snap/microk8s/current/certs/ca.crt": pem("ca.crt") })],
+    [
+      "the first that is whole",
+      () => ({
+        "etc/kubernetes/kubelet.conf": "{",
+        "var/lib/kubelet/kubeconfig": kubelet({ "certificate-authority": "/gone" }),
+        "etc/kubernetes/pki/ca.crt": "no PEM",
+        "var/lib/k0s/pki/ca.crt": pem("ca.crt"),
+      }),
+    ],
+  ])("works with the CA of the node: %s", async (name, files) => {
+    const nodeRoot = node(name.replaceAll(/\W/g, "-"), files());
+    let said = "";
+    const host = { ...makeHost(), stderr: (text: string) => (said += text) };
+    const kube = await connect(host, settingsOf(installed(), { ...keys(), nodeRoot }));
+    expect((await kube.getPod("blue", "web")).metadata.uid).toBe("u-1");
+    expect(said).toContain('set "certificate-authority"');
+    expect(said).not.toContain(server.token);
+  });
+
+  test("works with a CA of its own, beside the key that asks for no verification", async () => {
+    const own = installed(trusted());
+    const kube = await connect(makeHost(), settingsOf(own, keys()));
+    expect((await kube.getPod("blue", "web")).metadata.uid).toBe("u-1");
+    expect(kube.warning).toContain("is ignored, TLS is verified");
+    const certificateAuthority = join(server.dir, "ca.crt");
+    const byKey = await connect(
+      makeHost(),
+      settingsOf(installed(), { ...keys(), certificateAuthority }),
+    );
+    expect((await byKey.getPod("blue", "web")).metadata.uid).toBe("u-1");
+  });
+
+  test("works without any CA, by that of the node", async () => {
+    const nodeRoot = node("kubeadm", { "etc/kubernetes/pki/ca.crt": pem("ca.crt") });
+    const plain = settingsOf(installed({ "insecure-skip-tls-verify": undefined }), keys());
+    const kube = await connect(makeHost(), { ...plain, nodeRoot });
+    expect((await kube.getPod("blue", "web")).metadata.uid).toBe("u-1");
+    const none = await connect(makeHost(), plain);
+    expect(await failure(none.get(podPath))).toEqual({
+      code: 11,
+      msg: expect.stringContaining('no CA is named: set "certificate-authority"'),
+    });
+  });
+
+  test("is refused where the node has no CA, with what is missing", async () => {
+    const attempt = connect(makeHost(), settingsOf(installed(), keys()));
+    const { code: actual, msg } = await failure(attempt);
+    expect(actual).toBe(7);
+    expect(msg).toContain('set "certificate-authority"');
+    expect(msg).toContain("kubectl get configmap kube-root-ca.crt");
+  });
+
+  test("is verified: the CA of another cluster is not enough", async () => {
+    const before = server.requests.length;
+    const nodeRoot = node("other", { "etc/kubernetes/pki/ca.crt": other() });
+    const kube = await connect(makeHost(), settingsOf(installed(), { ...keys(), nodeRoot }));
+    expect((await failure(kube.get(podPath))).code).toBe(11);
+    expect(server.requests.length).toBe(before);
+  });
+
+  test.each(["http://10.96.0.1:8080", "http://127.0.0.1:8080/api/v1/", "http://localhost:8080"])(
+    "k8s_api_root %s is refused with the remedy",
+    async (apiRoot) => {
+      const settings = settingsOf(writeConfig(trusted()), { ...keys(), apiRoot });
+      expect(await failure(connect(makeHost(), settings))).toEqual({
+        code: 7,
+        msg: expect.stringContaining('must be an https URL in k8s_api_root: set it to "https://'),
+      });
+    },
+  );
 });
 
 describe("the server is verified", () => {

@@ -317,7 +317,8 @@ describe("what a pod asks of a NetworkAttachmentDefinition", () => {
     );
   });
 
-  test.each(Object.keys(values))("fact 31: %s that no plugin declares fails", async (key) => {
+  const strict = Object.keys(values).filter((key) => key !== "ips" && key !== "mac");
+  test.each(strict)("fact 31: %s that no plugin declares fails", async (key) => {
     using node = makeCluster();
     const text = JSON.stringify([{ name: "a", [key]: values[key] }]);
     const { code, msg } = wireError(await refused(node, { [networksKey]: text }));
@@ -327,6 +328,58 @@ describe("what a pod asks of a NetworkAttachmentDefinition", () => {
       `Cannot attach network "team/a": the pod asks for "${capability}", and no plugin of ` +
         "NetworkAttachmentDefinition team/a declares that capability",
     ]);
+  });
+
+  const heard = { ips: ["10.9.0.50", "fd09::50/64"], mac: "02:11:22:33:44:55" };
+  const ips = ["10.9.0.50/24", "fd09:0::50/64"];
+  test.each<[string, object, object, string | undefined]>([
+    ["both", heard, { ips, mac: heard.mac.toUpperCase() }, undefined],
+    ["the address alone", { ips: ["10.9.0.50/16"] }, { ips }, undefined],
+    ["another address", heard, { ips: ["10.9.0.2/24"], mac: heard.mac }, "ips 10.9.0.50, which"],
+    ["another MAC", heard, { ips }, `mac ${heard.mac}, which "macvlan" does not take`],
+    ["no MAC", { mac: heard.mac }, { ips: [], mac: "" }, "(it has none)"],
+  ])("fact 31: ips and mac without a capability, the result has %s", async (...row) => {
+    const [, asked, macvlan, part] = row;
+    using node = makeCluster({ macvlan });
+    const annotations = { [networksKey]: JSON.stringify([{ name: "a", ...asked }]) };
+    if (part === undefined) {
+      await add(node, annotations);
+      return;
+    }
+    const run = await call(node, "ADD", annotations);
+    checkFailure(run);
+    const { code, msg } = wireError(run);
+    expect([code, msg]).toEqual([7, expect.stringContaining(part)]);
+    expect(msg).toContain("declare the capability");
+    expect(left(node)).toEqual(nothing);
+  });
+
+  test("fact 31: what the plugins of that network alone get in CNI_ARGS, in DEL too", async () => {
+    putNad("team", "a", { cniVersion: "1.0.0", type: "macvlan", ipam: { type: "host-local" } });
+    const able = { cniVersion: "1.0.0", type: "macvlan", capabilities: { ips: true } };
+    putNad("team", "b", { ...able, ipam: { type: "static" } });
+    using node = makeCluster({ macvlan: { ips, mac: heard.mac } });
+    const elements = [
+      { name: "a", ...heard },
+      { name: "b", ...heard },
+      { name: "a", ips: ["10.9.0.50"] },
+    ];
+    await add(node, { [networksKey]: JSON.stringify(elements) });
+    expect((await call(node, "DEL")).status).toBe(0);
+    const argsOf = (ifName: string, command = "ADD") =>
+      calls(node.bin).find(
+        ({ env }) => env["CNI_IFNAME"] === ifName && env["CNI_COMMAND"] === command,
+      )?.env["CNI_ARGS"] ?? "";
+    expect(argsOf("eth0")).not.toContain("MAC=");
+    // Several addresses of host-local go into args.cni; what is declared, not into CNI_ARGS.
+    expect(argsOf("net1")).toStartWith(`IgnoreUnknown=1;MAC=${heard.mac};`);
+    expect(given(node, "macvlan", "net1")["args"]).toEqual({
+      cni: { ips: ["10.9.0.50", "fd09::50"] },
+    });
+    expect(argsOf("net2")).toBe(argsOf("net1"));
+    expect(given(node, "macvlan", "net2")["runtimeConfig"]).toEqual({ ips: heard.ips });
+    expect(argsOf("net3")).toStartWith("IgnoreUnknown=1;IP=10.9.0.50;");
+    expect(argsOf("net3", "DEL")).toBe(argsOf("net3"));
   });
 
   test("an ipam-claim-reference is for plugins that know it, and fails nobody", async () => {
@@ -501,7 +554,7 @@ describe("CNI-Genie's logical networks", () => {
     expect(inPod(await add(node, annotations))).toEqual(["eth0", "eth1"]);
     expect(given(node, "bridge", "eth0")["ipam"]).toEqual({
       type: "host-local",
-      ranges: [[{ subnet: "10.244.3.0/24" }]],
+      ranges: [[{ subnet: "10.244.0.0/16", rangeStart: "10.244.3.0", rangeEnd: "10.244.3.255" }]],
     });
     expect(asked().sort()).toEqual(
       [

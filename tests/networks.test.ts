@@ -74,6 +74,9 @@ beforeAll(() => {
   });
   writeConf("inlined/10.conf", { type: "portmap" });
   writeConf("83-spoilt.conflist", listOf("spoilt", "bridge"));
+  writeConf("cni-flannel.conflist", listOf("cbr0", "flannel"));
+  writeConf("a-many.conflist", listOf("many-a", "bridge"));
+  writeConf("b-many.conflist", listOf("many-b", "bridge"));
   writeConf("spoilt/10.conf", { type: "../sh" });
 });
 
@@ -98,6 +101,12 @@ describe("resolveNetwork() finds", () => {
       "calico",
       "10-calico.conflist",
       resolved("k8s-pod-network", "calico", "portmap"),
+    ],
+    [
+      "a list by what follows the first dash of its file's name, as CNI-Genie does",
+      "flannel",
+      "cni-flannel.conflist",
+      resolved("cbr0", "flannel"),
     ],
     [
       "a list by its file's whole name",
@@ -244,6 +253,7 @@ describe("resolveNetwork() refuses", () => {
       101,
       'Unknown network "red": neither the plugin table nor NET',
     ],
+    ["what follows the first dash of two", "", "many", 101, 'Unknown network "many"'],
     ["a name that climbs", "", "../10-calico", 101, 'network "../10-calico": it is not a network'],
     ["a path", "", "/etc/passwd", 101, "it is not a network name"],
     ["a name of two lines", "", "a\nb", 101, 'network "a b": it is not a network name'],
@@ -338,6 +348,9 @@ describe("listNetworks()", () => {
         "split NET/80-split.conflist",
         "mixed NET/81-mixed.conflist",
         "inlined NET/82-inlined.conflist",
+        "many-a NET/a-many.conflist",
+        "many-b NET/b-many.conflist",
+        "cbr0 NET/cni-flannel.conflist",
       ],
     );
     expect(problems.map(({ code: number }) => number)).toEqual([101, 6, 7, 1, 6, 5, 6, 5, 5, 7]);

@@ -334,14 +334,13 @@ describe("formatStatus() (§5)", () => {
   test.each<[string, Partial<StatusSource>, object]>([
     ["a minimal map of an empty result (§5.1.1)", {}, bare],
     [
-      "the first interface in a sandbox, and its addresses alone",
+      "the interface in a sandbox, and its addresses alone",
       {
         result: result({
-          interfaces: [{ name: "br0", mac: "aa:aa:aa:aa:aa:aa" }, inPod("x1"), inPod("x2", "b")],
+          interfaces: [{ name: "br0", mac: "aa:aa:aa:aa:aa:aa" }, inPod("x1")],
           ips: [
             { address: "10.0.0.1/24", interface: 0 },
             { address: "10.0.0.2/24", interface: 1 },
-            { address: "10.0.0.3/24", interface: 2 },
             { address: "10.0.0.4/24" },
             { address: "fd00::2/64", interface: 1 },
           ],
@@ -409,6 +408,31 @@ describe("formatStatus() (§5)", () => {
     ],
   ])("tells %s", (_name, part, expected) => {
     expect(JSON.parse(formatStatus([source(part)]))).toEqual([expected]);
+  });
+
+  const two = [{ name: "veth1", mac: "" }, inPod("x1"), inPod("x2", "02:00:00:00:00:02")];
+  test.each<[string, boolean, object[], string | undefined]>([
+    ["of a further network none is the default", false, [{ gateway: "10.0.0.1" }, {}], undefined],
+    ["the first is the default", true, [{}, {}], "x1"],
+    ["the one with a gateway is the default", true, [{}, { gateway: "10.0.1.1" }], "x2"],
+  ])("has an entry for each interface that a plugin made: %s", (_name, isDefault, keys, main) => {
+    const ips = [
+      { address: "10.0.0.2/24", interface: 1, ...keys[0] },
+      { address: "10.0.1.2/24", interface: 2, ...keys[1] },
+    ];
+    const made = result({ interfaces: two, ips });
+    const text = formatStatus([source({ result: made, isDefault, defaultRoute: ["10.0.0.1"] })]);
+    expect(JSON.parse(text)).toEqual([
+      {
+        ...bare,
+        interface: "x1",
+        ips: ["10.0.0.2"],
+        mac: two[1]?.mac,
+        default: main === "x1",
+        "default-route": ["10.0.0.1"],
+      },
+      { ...bare, interface: "x2", ips: ["10.0.1.2"], mac: two[2]?.mac, default: main === "x2" },
+    ]);
   });
 
   test("has one entry per attachment, in order, one of them the default", () => {

@@ -263,7 +263,7 @@ describe("resolveLogical(), CNI-Genie's rules", () => {
       "a shared physical network takes plugin and sub-subnet of the logical one",
       { physicalNet: "p", plugin: "flannel", sub_subnet: "10.244.9.0/24" },
       shared,
-      { type: "host-local", subnet: "10.244.9.0/24" },
+      { ...ipam, rangeStart: "10.244.9.0", rangeEnd: "10.244.9.255" },
     ],
     [
       "a physical network without a status is shared",
@@ -456,7 +456,7 @@ describe("resolveLogical(), overlap with other logical networks", () => {
     ["malformed ones", [1, [], { metadata: { name: "x" }, spec }]],
   ])("lets pass %s", async (_name, others) => {
     const { ipam: found } = await resolveL(spec, {}, { others });
-    expect(found).toEqual({ type: "host-local", subnet: spec.sub_subnet });
+    expect(found).toEqual({ ...ipam, rangeStart: "10.244.8.0", rangeEnd: "10.244.11.255" });
   });
 
   test("no API means no answer, not no overlap", async () => {
@@ -478,19 +478,25 @@ describe("resolveLogical(), what it changes in the config", () => {
     [
       "a subnet, with what belonged to it",
       "10.9.0.0/24",
-      { ...rest, subnet: "10.0.0.0/8", rangeStart: "10.0.0.2", rangeEnd: "10.0.0.9", gateway: "g" },
+      {
+        ...rest,
+        subnet: "10.0.0.0/16",
+        rangeStart: "10.0.0.2",
+        rangeEnd: "10.0.0.9",
+        gateway: "g",
+      },
       { ...rest, subnet: "10.9.0.0/24" },
     ],
     [
       "host-local's ranges",
       "10.9.0.0/24",
-      { ...rest, ranges: [[{ subnet: "10.0.0.0/8", rangeStart: "10.0.0.2", gateway: "g" }]] },
+      { ...rest, ranges: [[{ subnet: "10.0.0.0/16", rangeStart: "10.0.0.2", gateway: "g" }]] },
       { ...rest, ranges: [[{ subnet: "10.9.0.0/24" }]] },
     ],
     [
       "the ranges of its family, the others stay",
       "10.9.0.0/24",
-      { ...rest, ranges: [[{ subnet: "fd00::/64" }], [{ subnet: "10.0.0.0/8" }]] },
+      { ...rest, ranges: [[{ subnet: "fd00::/64" }], [{ subnet: "10.0.0.0/16" }]] },
       { ...rest, ranges: [[{ subnet: "10.9.0.0/24" }], [{ subnet: "fd00::/64" }]] },
     ],
     [
@@ -502,7 +508,7 @@ describe("resolveLogical(), what it changes in the config", () => {
     [
       "a subnet beside ranges",
       "10.9.0.0/24",
-      { ...rest, subnet: "10.0.0.0/8", ranges: [[{ subnet: "10.1.0.0/16" }], "x", [1]] },
+      { ...rest, subnet: "10.0.0.0/16", ranges: [[{ subnet: "10.1.0.0/16" }], "x", [1]] },
       { ...rest, ranges: [[{ subnet: "10.9.0.0/24" }]] },
     ],
     [
@@ -514,11 +520,131 @@ describe("resolveLogical(), what it changes in the config", () => {
     [
       "Whereabouts' range",
       "fd01::/80",
-      { type: "whereabouts", range: "fd00::/64" },
+      { type: "whereabouts", range: "fd00::/64", range_start: "fd00::2" },
       { type: "whereabouts", range: "fd01::/80" },
     ],
-  ])("%s", async (_name, subnet, own, expected) => {
+    [
+      "the subnet of an IPAM that knows no parts",
+      "10.32.4.0/24",
+      { type: "weave-ipam", subnet: "10.32.0.0/12" },
+      { type: "weave-ipam", subnet: "10.32.4.0/24" },
+    ],
+  ])("replaces %s", async (_name, subnet, own, expected) => {
     expect((await sub(subnet, own)).ipam).toEqual(expected);
+  });
+
+  const four = { subnet: "10.61.0.0/24", gateway: "10.61.0.1" };
+  const six = { subnet: "fd61::/64" };
+  const part = { rangeStart: "10.61.0.16", rangeEnd: "10.61.0.31" };
+  const abouts = { type: "whereabouts", range: "10.61.0.0/24", exclude: ["10.61.0.20/32"] };
+  const aboutsPart = { range_start: "10.61.0.16", range_end: "10.61.0.31" };
+  test.each<[string, object, object]>([
+    ["the old form", { ...rest, ...four }, { ...rest, ...four, ...part }],
+    ["ranges", { ...rest, ranges: [[four]] }, { ...rest, ranges: [[{ ...four, ...part }]] }],
+    [
+      "dual-stack ranges",
+      { ...rest, ranges: [[six], [four]] },
+      { ...rest, ranges: [[{ ...four, ...part }], [six]] },
+    ],
+    [
+      "one of several ranges and sets",
+      { ...rest, ranges: [[{ subnet: "10.9.0.0/24" }, four], [{ subnet: "10.8.0.0/24" }]] },
+      { ...rest, ranges: [[{ ...four, ...part }]] },
+    ],
+    [
+      "the old form with ranges of the other family",
+      { ...rest, ...four, ranges: [[six]] },
+      { ...rest, ...four, ...part, ranges: [[six]] },
+    ],
+    [
+      "ranges beside the old form of the other family",
+      { ...rest, ...six, ranges: [[four]] },
+      { ...rest, ...six, ranges: [[{ ...four, ...part }]] },
+    ],
+    [
+      "what first and last address leave of it",
+      { ...rest, ...four, rangeStart: "10.61.0.20", rangeEnd: "10.61.0.90" },
+      { ...rest, ...four, rangeStart: "10.61.0.20", rangeEnd: "10.61.0.31" },
+    ],
+    [
+      "the part whole, where plain pods are kept out of it",
+      { ...rest, ...four, rangeStart: "10.61.0.2", rangeEnd: "10.61.0.15" },
+      { ...rest, ...four, ...part },
+    ],
+    ["whereabouts' range", abouts, { ...abouts, ...aboutsPart }],
+    [
+      "whereabouts' range with first and last",
+      { ...abouts, range: "10.61.0.10-10.61.0.20/24" },
+      { ...abouts, range_start: "10.61.0.16", range_end: "10.61.0.20" },
+    ],
+    [
+      "one of whereabouts' ranges",
+      { type: "whereabouts", ipRanges: [{ range: "fd61::/64" }, { range: "10.61.0.0/24" }] },
+      {
+        type: "whereabouts",
+        ipRanges: [{ range: "10.61.0.0/24", ...aboutsPart }, { range: "fd61::/64" }],
+      },
+    ],
+  ])("takes addresses of a part of %s", async (_name, own, expected) => {
+    expect((await sub("10.61.0.16/28", own)).ipam).toEqual(expected);
+  });
+
+  test.each<[string, object]>([
+    ["10.61.0.0/28", { rangeStart: "10.61.0.1", rangeEnd: "10.61.0.15" }],
+    ["10.61.0.240/28", { rangeStart: "10.61.0.240", rangeEnd: "10.61.0.254" }],
+    ["10.61.0.0/24", { rangeStart: "10.61.0.1", rangeEnd: "10.61.0.254" }],
+    ["10.61.0.7/32", { rangeStart: "10.61.0.7", rangeEnd: "10.61.0.7" }],
+  ])("never gives out the address of the subnet or its broadcast: %s", async (subnet, range) => {
+    expect((await sub(subnet, { ...rest, ...four })).ipam).toEqual({
+      ...rest,
+      ...four,
+      ...range,
+    });
+  });
+
+  test.each<[string, object, object]>([
+    ["without an IPAM, as Weave installs it", {}, { subnet: "10.35.0.0/24" }],
+    ["with a subnet", { ipam: { subnet: "10.40.0.0/16" } }, { subnet: "10.35.0.0/24" }],
+  ])("weave-net %s gets it", async (_name, more, expected) => {
+    const plugins = [{ type: "weave-net", hairpinMode: true, ...more }, { type: "portmap" }];
+    const config = configOf({ "10-weave.conflist": { name: "weave", plugins } });
+    const spec = { plugin: "weave", sub_subnet: "10.35.0.0/24" };
+    const { network } = await resolveL(spec, {}, { config });
+    expect(network.list.plugins).toEqual([
+      { type: "weave-net", hairpinMode: true, ipam: expected },
+      { type: "portmap" },
+    ] as never);
+  });
+
+  test.each<[string, object]>([
+    ["flannel", { type: "flannel", ipam: { type: "host-local" } }],
+    ["flannel", { type: "flannel", delegate: { isDefaultGateway: true } }],
+    ["dhcp", { type: "macvlan", ipam: { type: "dhcp" } }],
+    ["static", { type: "bridge", ipam: { type: "static" } }],
+  ])("%s gives out no part, and is refused before it runs", async (what, plugin) => {
+    const config = configOf({ "a.conflist": { name: "a", plugins: [plugin] } });
+    const spec = { plugin: "a", sub_subnet: "10.244.7.64/26" };
+    expect(await failure(resolveL(spec, {}, { config }))).toEqual(says(7, `"${what}"`));
+    // Without a part it is a network like any other.
+    const { network } = await resolveL({ plugin: "a" }, {}, { config });
+    expect(network.list.plugins).toEqual([plugin] as never);
+  });
+
+  const pools = (...specs: object[]) => ({
+    "apis/crd.projectcalico.org/v1/ippools": { items: specs.map((spec) => ({ spec })) },
+  });
+  test.each<[string, Record<string, unknown>, boolean]>([
+    ["has a pool of it", pools({ cidr: "10.0.0.0/8" }, { cidr: "10.9.0.0/24" }), true],
+    ["keeps its pools elsewhere", {}, true],
+    ["has only a larger pool", pools({ cidr: "10.0.0.0/8" }), false],
+    ["has it disabled", pools({ cidr: "10.9.0.0/24", disabled: true }), false],
+    ["has none", pools(), false],
+  ])("Calico %s", async (_name, objects, passes) => {
+    const plugins = [{ type: "calico", ipam: { type: "calico-ipam" } }];
+    const config = configOf({ "a.conflist": { name: "a", plugins } });
+    const asked = resolveL({ plugin: "a", sub_subnet: "10.9.0.0/24" }, objects, { config });
+    if (passes) expect((await asked).ipam).toMatchObject({ ipv4_pools: ["10.9.0.0/24"] });
+    else expect(await failure(asked)).toEqual(says(7, "no enabled IPPool with cidr 10.9.0.0/24"));
   });
 
   test("leaves the node's own list as it was", async () => {

@@ -15,6 +15,7 @@ import { annotationsCapability } from "../lib/pod.ts";
 import { podLabel } from "../lib/request.ts";
 import { nameInterfaces } from "../lib/selection.ts";
 import { loadConfig, loadNodeSettings } from "../lib/settings.ts";
+import { neededNetworks } from "../lib/status.ts";
 import { fakePlugin, makeHost, tempDir } from "./fakes.ts";
 import { failureOfAsync, fileDir, says } from "./stage.ts";
 
@@ -335,6 +336,74 @@ describe("makePlan()", () => {
     const [first, second] = [await plan(table(), request), await plan(table(), request)];
     expect(first.attachments).toEqual(second.attachments);
   });
+});
+
+describe("a pod that asks for nothing, where CNI-Genie's config names no default_plugin", () => {
+  const genies = { datastore_type: "kubernetes", hostname: "n1", log_level: "info" };
+  const first = "blue@eth0 default network (the first config list)";
+  const chosen = expect.stringContaining("best of 3 candidates by KPIs");
+  const planned = async (text: string, annotations: Record<string, string>, keys: object) => {
+    const made = await plan(table(text), requestOf(annotations, { config: keys }));
+    return [made.decision, ...short(made)];
+  };
+  test.each<[string, string, Record<string, string>, object, unknown[]]>([
+    ["gets the first list", "", {}, genies, ["default", first]],
+    ["by a key of any of its releases", "", {}, { policy: { type: "k8s" } }, ["default", first]],
+    [
+      "gets what every pod gets besides, once",
+      "default.always = ['blue', 'green']",
+      {},
+      genies,
+      ["default", first, "green@net1 attached to every pod"],
+    ],
+    ["leaves the choice to genie by an empty cni", "", { cni: "" }, genies, ["choice", chosen]],
+    ["of genie's own config is chosen for", "", {}, { log_level: "info" }, ["choice", chosen]],
+    [
+      "is chosen for where the table has networks",
+      "[plugins.green]",
+      {},
+      genies,
+      ["choice", "green@eth0 the only candidate"],
+    ],
+    [
+      "gets default.networks",
+      "default.networks = ['green']",
+      {},
+      genies,
+      ["default", "green@eth0 default network"],
+    ],
+  ])("%s", async (_name, text, annotations, keys, expected) => {
+    expect<unknown[]>(await planned(text, annotations, keys)).toEqual(expected);
+  });
+
+  test("also where its file is in the conf dir, and STATUS asks that list", async () => {
+    const folder = join(dir.path, "genies.d");
+    mkdirSync(folder);
+    const lists = { "00-genie.conf": { name: "k8s", type: "genie", ...genies } };
+    const bridged = { name: "b", type: "bridge" };
+    for (const [file, value] of Object.entries({
+      ...lists,
+      "20-b.conf": bridged,
+      "10-a.conf": { name: "a", type: "macvlan" },
+    })) {
+      writeFileSync(join(folder, file), JSON.stringify(value));
+    }
+    const config = table("", folder);
+    expect(short(await plan(config, requestOf({})))).toEqual([
+      "a@eth0 default network (the first config list)",
+    ]);
+    const { needed, candidates } = await neededNetworks(
+      config,
+      pluginSearch(config, requestOf({})),
+    );
+    expect([needed.map(({ name }) => name), candidates]).toEqual([["a"], undefined]);
+  });
+});
+
+test("names each folder once where CNI_PATH and bin_dirs are the same", async () => {
+  const request = { ...requestOf({ cni: "red" }), path: [bin] };
+  const { msg } = await failure(() => plan(table(), request));
+  expect(msg).toContain('plugin "absent" is in none of DIR/bin, install it or extend bin_dirs');
 });
 
 test("candidateNetworks() takes the table before the disk, and never genie", () => {

@@ -342,6 +342,24 @@ describe("genieNetworkpolicy", () => {
         .map((other) => `${one}-${other}`),
     );
   }
+  test("a pod of another network is no member, though its address lies in the part", () => {
+    const annotation = { genieNetworkpolicy: JSON.stringify([select("net2")]) };
+    const made = world({
+      policies: [plain("p", {}, annotation)],
+      pods: [
+        { name: "a/plain", nets: { "phy@eth0": ["10.1.0.7"] } },
+        { name: "a/silent", podIps: ["10.2.0.9"] },
+        { name: "a/member", nets: { "a/net2@eth0": ["10.2.0.5", "10.9.0.1"] } },
+      ],
+      networks: { "a/net1": "10.1.0.0/29", "a/net2": "10.2.0.8/29" },
+    });
+    const attachment = { network: "a/net1", ifName: "eth0", ips: [] };
+    const { ruleset } = compilePolicies(made, pod({ name: "a/x" }), [attachment]);
+    // Its own part without the plain pod, that of the peer without the silent one.
+    expect(ruleset).toContain("10.1.0.0-10.1.0.6, 10.2.0.8, 10.2.0.10-10.2.0.15");
+    expect(ruleset).toContain("10.2.0.5, 10.9.0.1");
+  });
+
   const within = ["net1-net1", "net2-net2", "net3-net3", "net4-net4"];
   const rest = ["net2-net3", "net2-net4", "net3-net4"];
   test.each<[string, Record<string, string>, object[], string[]]>([
@@ -423,6 +441,24 @@ describe("parsePolicyPod()", () => {
       { network: "cbr0", ifName: "eth0", ips: ["10.0.0.1"], isDefault: true },
       { network: "a/blue", ifName: "net1", ips: ["10.1.0.1", "10.1.0.2"] },
       { network: "a/red", ifName: "", ips: [] },
+    ]);
+  });
+
+  test.each<[string, Record<string, string>, string | undefined]>([
+    ["of one logical network", { cni: "", networks: "blue" }, "a/blue"],
+    ["of the one that names eth0", { cni: " ", networks: "red,blue@eth0" }, "a/blue"],
+    ["of the first without a name", { cni: "", networks: "red@eth1,blue" }, "a/blue"],
+    ["of none that can be the first", { cni: "", networks: "red@eth1" }, undefined],
+    ["of networks of the node", { cni: "blue", networks: "red" }, undefined],
+    ["that cannot be read", { cni: "", networks: "a b" }, undefined],
+  ])("while nothing is published, what it asks for: annotations %s", (_name, asked, network) => {
+    const ips = ["10.0.0.1", "fd00::1"];
+    expect(parsePolicyPod(object({}, asked))?.attachments).toEqual(
+      network === undefined ? [] : [{ network, ifName: "eth0", ips, isDefault: true }],
+    );
+    const published = status([{ name: "cbr0", interface: "eth0", ips }]);
+    expect(parsePolicyPod(object({}, { ...asked, ...published }))?.attachments).toEqual([
+      { network: "cbr0", ifName: "eth0", ips },
     ]);
   });
 

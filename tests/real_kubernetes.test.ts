@@ -89,6 +89,42 @@ const first = (subnet: string) => subnet.replace(/0?\/\d+$/, "1");
 const gateways = (...subnets: string[]) => subnets.map(first).sort();
 
 describe.skipIf(missing !== undefined)("NetworkAttachmentDefinitions, for real:", () => {
+  test("ips and mac where nothing declares them, also where no result has a MAC", async () => {
+    await withCluster([blue4], async ({ node, pod, put }) => {
+      const old = (name: string, config: object) => ({
+        [nadPath(name)]: { metadata: { name }, spec: { config: JSON.stringify(config) } },
+      });
+      put({
+        ...nad("red", bridge(node, "red", [red4, red6])),
+        // Without a version it is 0.1.0, whose results have neither interfaces nor MAC.
+        ...old("old", bridge(node, "old", [green4])),
+        ...nad("deaf", { type: "ptp", ipam: hostLocal(node, [green4]) }),
+      });
+      const [mac, other] = ["02:11:22:33:44:55", "02:11:22:33:44:56"];
+      const ask = (...elements: object[]) => ({
+        annotations: { [networksKey]: JSON.stringify(elements) },
+      });
+      const both = ["10.232.0.50", "fd42:232::50"];
+      await pod.add(
+        ask({ name: "red", ips: both, mac }, { name: "old", ips: ["10.233.0.9/24"], mac: other }),
+      );
+      const { addresses, macs } = kernelNetwork(pod);
+      expect(addresses["net1"]?.sort()).toEqual(["10.232.0.50/24", "fd42:232::50/64"]);
+      expect(addresses["net2"]).toEqual(["10.233.0.9/24"]);
+      expect([macs["net1"], macs["net2"]]).toEqual([mac, other]);
+      expect([mac, other]).not.toContain(macs["eth0"]);
+      await pod.del();
+      // ptp 1.1 takes no MAC: the ADD fails, and nothing stays.
+      const { status, json } = await pod.call("ADD", ask({ name: "deaf", mac }));
+      expect([status, json?.code, json?.msg]).toEqual([
+        1,
+        7,
+        expect.stringContaining(`mac ${mac}, which "ptp" does not take from CNI_ARGS`),
+      ]);
+      expect(node.traces()).toEqual(noTraces);
+    });
+  });
+
   test("two of them, one twice: result, kernel, status, CHECK, DEL", async () => {
     await withCluster([blue4, blue6], async ({ node, pod, put, asked, status }) => {
       put({
@@ -301,8 +337,8 @@ describe.skipIf(missing !== undefined)("NetworkAttachmentDefinitions, for real:"
       const result = await pod.add({ cni: "", annotations: { networks: "l2@eth0,l1" } });
       expectKernel(pod, result);
       expect(kernelNetwork(pod).addresses).toEqual({
-        eth0: ["10.231.0.130/25"],
-        eth1: ["10.244.3.2/24"],
+        eth0: ["10.231.0.128/24"],
+        eth1: ["10.244.3.0/8"],
       });
       expect(status().map((one) => one["name"])).toEqual(["default/l2", "default/l1"]);
       expect(await pod.call("CHECK")).toMatchObject({ stdout: "", stderr: "", status: 0 });

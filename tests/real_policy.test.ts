@@ -40,15 +40,15 @@ function wirePod(name: string): WirePod {
   return found;
 }
 
-/** The pods as the API server knows them. */
-const shorts = (): PodShort[] =>
-  names.map((name) => {
+/** The pods as the API server knows them, each on its network. */
+const shorts = (nets: string[] = []): PodShort[] =>
+  names.map((name, i) => {
     const { ips } = wirePod(name);
     const both = [ips[4], ips[6]];
     return {
       name: name === "stranger" ? "b/stranger" : `a/${name}`,
       labels: { app: name },
-      nets: { "a/blue@net1": both },
+      nets: { [`${nets[i] ?? "a/blue"}@net1`]: both },
       podIps: both,
       ports: { "http/TCP": name === "friend" ? 81 : 80 },
     };
@@ -64,7 +64,7 @@ interface Situation {
 
 async function putInForce(situation: Situation): Promise<void> {
   const { policies, networks = {}, network = "a/blue", enforcesPlain = false } = situation;
-  const pods = shorts();
+  const pods = shorts(Object.keys(networks));
   const namespaces = { a: { team: "a" }, b: { team: "b" } };
   const web = pods[0] ?? { name: "a/web" };
   const ips = Object.values(wirePod("web").ips);

@@ -11,8 +11,8 @@ import { CniError, code, compareVersions, log, oneLine, toCniError } from "../cn
 import { read, type State, write } from "../database.ts";
 import { configHash } from "../ledger.ts";
 import { type Network, resolveNetwork } from "../networks.ts";
-import { listCandidates } from "../node_networks.ts";
-import type { Pod } from "../pod.ts";
+import { firstOfGenie, listCandidates } from "../node_networks.ts";
+import { annotationKeys, type Pod } from "../pod.ts";
 import { checkMayUse, entriesOf } from "../policy/access.ts";
 import type { Journal } from "../record.ts";
 import { onNode } from "../selection.ts";
@@ -254,11 +254,20 @@ function reserve(
 const numbersLengthMax = 8000;
 const candidatesMax = 12;
 
-/** Chooses the primary network of a pod that leaves that to genie, and adds it to what it wants. */
-export async function addChosen(call: PlanCall, pod: Pod, wanted: WantedSet): Promise<Choice> {
-  const choice = await chooseNetwork(call, pod);
-  const { network } = choice;
-  wanted.primarySet.push(onNode({ network }, reasonOf(choice)));
+/**
+ * Chooses the primary network of a pod that leaves that to genie, and adds it to what it wants.
+ * @returns undefined where CNI-Genie's config decides for a pod that asks for nothing
+ */
+export async function addChosen(call: PlanCall, pod: Pod, wanted: WantedSet) {
+  const { config, request } = call;
+  const asks = pod.annotations.has(annotationKeys.cni);
+  const search = pluginSearch(config, request);
+  const first = asks ? undefined : await firstOfGenie(config, search, request.config);
+  const choice = first === undefined ? await chooseNetwork(call, pod) : undefined;
+  const network = choice?.network ?? first ?? "";
+  const reason = choice ? reasonOf(choice) : "default network (the first config list)";
+  wanted.decision = choice ? "choice" : "default";
+  wanted.primarySet.push(onNode({ network }, reason));
   // What every pod gets besides it has already where the choice fell on it.
   wanted.further = wanted.further.filter((one) => one.from !== "node" || one.network !== network);
   return choice;

@@ -6,7 +6,8 @@ import type { Host, Plan, PlanCall, Request, StdinConfig } from "../call.ts";
 import type { Choice } from "../choice/choose.ts";
 import type { Measured, NetworkKpis } from "../choice/kpi.ts";
 import type { Kpi, Ranked } from "../choice/rank.ts";
-import { CniError, interfaceNameIssue } from "../cni.ts";
+import { CniError, interfaceNameIssue, log } from "../cni.ts";
+import { ignoredMultusKeys } from "../config/foreign_config.ts";
 import type { Config } from "../config/schema.ts";
 import { type Flags, text, UsageError } from "../config/usage.ts";
 import { resolveNetwork } from "../networks.ts";
@@ -38,6 +39,8 @@ export interface PlanSite {
 export async function runPlan(host: Host, flags: Flags, site: PlanSite): Promise<number> {
   const asked = dryRequest(host, site.own, flags);
   const config = await loadConfig(site.own);
+  const ignored = ignoredMultusKeys(site.own);
+  if (ignored) log(host, "warn", ignored);
   const request = { ...asked, path: [...asked.path, ...site.askedPath(config)] };
   const verdicts: Verdict[] = [];
   const reader: PlanCall["reader"] = (inside) => readRecord(config.stateDir, inside);

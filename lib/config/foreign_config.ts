@@ -25,6 +25,14 @@ export function logLevelOf(name: unknown): LogLevel | undefined {
   return typeof name === "string" ? stdinLevels.get(name.trim().toLowerCase()) : undefined;
 }
 
+const genieKeys = ["datastore_type", "hostname", "romana_root", "segment_label_name", "policy"];
+
+/** True for CNI-Genie's own CNI config, by keys that all its releases write. */
+export function isGenieConfig(config: Record<string, unknown>): boolean {
+  const isPlain = config["type"] === "genie" && config["plugins"] === undefined;
+  return isPlain && genieKeys.some((key) => config[key] !== undefined);
+}
+
 /**
  * The config with CNI-Genie's own keys of the CNI config put over it; its other keys are ignored.
  * As in CNI-Genie, a key that is "" counts as absent and `kubernetes` wins over `policy`.
@@ -126,6 +134,19 @@ export const multusLevelOf = (name: unknown): LogLevel | undefined => multusLeve
 /** True for a CNI config that was written for Multus. */
 export function isMultusConfig(stdin: StdinConfig): boolean {
   return Boolean(stdin["clusterNetwork"]) || (stdin["delegates"] ?? undefined) !== undefined;
+}
+
+/** What of Multus' config genie reads in any CNI config. */
+const alwaysRead = ["logFile", "logLevel"];
+
+/** What to tell of Multus' keys in a config that is not Multus'; undefined where there are none. */
+export function ignoredMultusKeys(stdin: Record<string, unknown>): string | undefined {
+  const isKey = (key: string) =>
+    Object.hasOwn(MultusConfig.entries, key) && !alwaysRead.includes(key);
+  const keys = Object.keys(stdin).filter(isKey);
+  if (keys.length === 0 || keys.includes("clusterNetwork") || keys.includes("delegates")) return;
+  const why = "a key of Multus counts only beside clusterNetwork or delegates";
+  return `genie's CNI config has ${keys.join(", ")}, and that is ignored: ${why}`;
 }
 
 /**

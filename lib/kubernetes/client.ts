@@ -5,7 +5,7 @@
  */
 import * as v from "valibot";
 import type { Host } from "../call.ts";
-import { CniError, code, oneLine } from "../cni.ts";
+import { CniError, code, log, oneLine } from "../cni.ts";
 import { isObject } from "../json.ts";
 import { type Account, findAccount, issueText, readSecrets, type Secrets } from "./kubeconfig.ts";
 import type { KubeSettings } from "./objects_of_call.ts";
@@ -37,6 +37,8 @@ export interface Kube {
   readonly server: string;
   /** The files to name in errors; never a secret. */
   readonly credential: string;
+  /** What to put right in the credentials, though they work. */
+  readonly warning?: string | undefined;
   /** HTTP requests made, repetitions included. */
   readonly requests: number;
   /** The server's clock in its last answer, in ms; undefined when no answer carried it. */
@@ -125,11 +127,13 @@ type Answer = { value: Record<string, unknown> } | Failure;
  */
 export async function connect(host: Host, settings: KubeSettings): Promise<Kube> {
   const account = findAccount(host, settings);
+  if (account.warning) log(host, "warn", account.warning);
   cacheSecrets(account, settings.pluginMs);
   const session: Session = { host, account, settings, requests: 0 };
   return {
     server: account.server,
     credential: account.credential,
+    warning: account.warning,
     get requests() {
       return session.requests;
     },
@@ -378,14 +382,18 @@ export function readJson(body: string): unknown {
 }
 
 /** Why a request got no response. @throws CniError as it is: it says why already */
-function connectionFailure({ host, settings }: Session, call: ApiRequest, error: unknown): Failure {
+function connectionFailure(session: Session, call: ApiRequest, error: unknown): Failure {
+  const { host, settings, account } = session;
   if (error instanceof CniError) throw error;
   if (host.signal.aborted) return { reason: "we were asked to end" };
   const { name, code: reason = name } = error as { name: string; code?: unknown };
   const { timeoutMs = settings.timeoutMs } = call;
   if (name === "TimeoutError") return { reason: `no answer within ${timeoutMs} ms` };
   if (/CERT|VERIFY|ISSUER/.test(String(reason))) {
-    return { reason: `the server's certificate is not valid for our CA or its name (${reason})` };
+    const none = ', no CA is named: set "certificate-authority", or k8s_certificate_authority';
+    const hint = account.ca ? "" : none;
+    const what = "the server's certificate is not valid for our CA or its name";
+    return { reason: `${what} (${reason})${hint}` };
   }
   // Bun reports this when it cannot use what `tls` holds.
   const damaged = reason === "FailedToOpenSocket" ? ", is a certificate or key damaged?" : "";

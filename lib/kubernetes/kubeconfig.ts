@@ -7,6 +7,7 @@
  */
 import { readFileSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
+import { rootCertificates } from "node:tls";
 import * as v from "valibot";
 import type { Host } from "../call.ts";
 import { CniError, code, oneLine } from "../cni.ts";
@@ -26,6 +27,8 @@ export interface Account extends Partial<Record<"ca" | "cert" | "key" | "token",
   /** The files to name in errors. */
   credential: string;
   serverName?: string | null | undefined;
+  /** What an operator should put right, though the account works. */
+  warning?: string;
   /** Runs `exec`, whose environment then has our token, or `auth-provider`. */
   plugin?: (ownToken?: string) => Promise<Secrets>;
 }
@@ -35,7 +38,8 @@ type PemEntry = { [K in PemKey | `${PemKey}-data`]?: string | null | undefined }
 
 /**
  * Finds the account to use, see {@link isConfigured}. CNI-Genie's own keys win over the kubeconfig,
- * one by one, as in its client.go.
+ * one by one, as in its client.go: with them the kubeconfig needs neither server nor user, and that
+ * of its installer has neither. TLS is verified also where the kubeconfig says it should not be.
  * @throws CniError 7 when there is none or it is not valid, 5 for a file that cannot be read
  */
 export function findAccount(host: Host, settings: KubeSettings): Account {
@@ -55,11 +59,16 @@ export function findAccount(host: Host, settings: KubeSettings): Account {
   // A token file wins; the token beside it is used while there is no file (client-go).
   const useFile = () => tokenPath !== "" && !authToken && (!token || exists(tokenPath));
   const hasPlugin = user.exec || user["auth-provider"];
+  const server = checkServer(apiRoot, cluster, credential);
+  const ownCa = pem(certificateAuthority, cluster, "certificate-authority");
+  const isOff = Boolean(cluster[insecureKey]);
+  const isOpen = isOff || (apiRoot !== undefined && !ownCa);
   return {
-    server: checkServer(apiRoot ? (apiRoot.split("/api/")[0] ?? "") : cluster.server, credential),
+    server,
     credential,
     serverName: cluster["tls-server-name"],
-    ca: pem(certificateAuthority, cluster, "certificate-authority"),
+    ca: ownCa,
+    ...(isOpen && verifyAnyway(credential, isOff, ownCa, settings.nodeRoot)),
     cert: pem(clientCertificate, user, "client-certificate"),
     key: pem(clientKey, user, "client-key"),
     ...((token || tokenPath) && { token: () => (useFile() ? readText(tokenPath) : (token ?? "")) }),
@@ -74,7 +83,7 @@ function readSource(host: Host, settings: KubeSettings): Source {
   const { kubeconfig = "", serviceAccountDir: folder = serviceAccountDirDefault } = settings;
   const source = sourceOf(host, settings);
   if (source === "kubeconfig") return readKubeconfig(kubeconfig);
-  if (source === "root") return { file: "", cluster: { server: "" }, user: {} };
+  if (source === "root") return { file: "", cluster: {}, user: {} };
   const tokenFile = join(folder, "token");
   if (source === undefined) {
     const looked = kubeconfig === "" ? tokenFile : `${kubeconfig} and ${tokenFile}`;
@@ -87,21 +96,92 @@ function readSource(host: Host, settings: KubeSettings): Source {
   return { file: "", cluster, user: { tokenFile } };
 }
 
-/** Normalizes the URL of a server. Plain http is for this machine only: it shows the token. */
-function checkServer(server: string, credential: string): string {
+/**
+ * The URL of the server, normalized: the API root of the CNI config, else the kubeconfig's. Plain
+ * http shows the token, so it is for a proxy on this machine that a kubeconfig names.
+ */
+function checkServer(apiRoot = "", cluster: { server?: unknown }, credential: string): string {
+  const root = apiRoot.split("/api/")[0] ?? "";
+  const server = root || cluster.server;
+  if (typeof server !== "string" || server === "") {
+    const remedy = 'set "server" there, or "k8s_api_root" in the CNI config';
+    throw invalid(credential, `its cluster has no server: ${remedy}`);
+  }
   const url = URL.parse(server);
   if (url === null) throw invalid(credential, "the server is not a URL");
-  const isLocal = /^(localhost|127(\.\d+){3}|\[::1\])$/.test(url.hostname);
+  const isLocal = !root && /^(localhost|127(\.\d+){3}|\[::1\])$/.test(url.hostname);
   if (url.protocol === "https:" || (url.protocol === "http:" && isLocal)) {
     return url.origin + url.pathname.replace(/\/+$/, "");
   }
-  throw invalid(credential, `the server "${url.protocol}//${url.host}" must be an https URL`);
+  const what = `the server "${url.protocol}//${url.host}" must be an https URL`;
+  const place = root ? "k8s_api_root" : "the kubeconfig";
+  throw invalid(credential, `${what} in ${place}: set it to "https://HOST:PORT"`);
+}
+
+const insecureKey = "insecure-skip-tls-verify";
+
+/** Where nodes have the CA of their cluster: in the kubelet's kubeconfig, or as a file. */
+const nodePlaces = [
+  "/etc/kubernetes/kubelet.conf",
+  "/var/lib/kubelet/kubeconfig",
+  ...["k3s", "rke2"].map((name) => `/var/lib/rancher/${name}/agent/kubelet.kubeconfig`),
+  "/var/lib/k0s/kubelet.conf",
+  "/var/snap/microk8s/current/credentials/kubelet.config",
+  ...["/etc/kubernetes/pki/ca.crt", "/etc/kubernetes/certs/ca.crt"],
+  ...["k3s", "rke2"].map((name) => `/var/lib/rancher/${name}/agent/server-ca.crt`),
+  ...["k3s", "rke2"].map((name) => `/var/lib/rancher/${name}/server/tls/server-ca.crt`),
+  ...["/var/lib/k0s/pki/ca.crt", "/var/snap/microk8s/current/certs/ca.crt"],
+  `${serviceAccountDirDefault}/ca.crt`,
+];
+
+/**
+ * What TLS is verified with where no CA is named, or where a kubeconfig asks for no verification,
+ * as that of CNI-Genie's installer does: the node's cluster is trusted besides what the system
+ * trusts. Whoever sits in between could read the token and answer in place of the server.
+ * @throws CniError 7 where verification is to be off, and there is no CA
+ */
+function verifyAnyway(credential: string, isOff: boolean, own: Read, root = "/") {
+  const remedy = `set "certificate-authority"${isOff ? `, and take "${insecureKey}" out` : ""}`;
+  const found = own ? undefined : findNodeCa(root);
+  if (own || found) {
+    const ignored = isOff ? `"${insecureKey}" is ignored, ` : "";
+    const verified = `TLS is verified with the CA ${found ? `of ${found.path}` : "named"}`;
+    // Read anew each time: certificates rotate.
+    const ca = own ?? (() => [...rootCertificates, findNodeCa(root)?.ca ?? ""].join("\n"));
+    return { ca, warning: `${credential}: ${ignored}${verified}: ${remedy}` };
+  }
+  if (!isOff) return {};
+  const print = "kubectl get configmap kube-root-ca.crt -o jsonpath='{.data.ca\\.crt}'";
+  const why = "and the CA of the cluster is in none of its usual places on this node";
+  const what = `"${insecureKey}" is not supported, ${why}`;
+  throw invalid(credential, `${what}: ${remedy}; ${print} prints that CA`);
+}
+
+/** The CA of the node's cluster. A file that is absent or damaged is as good as none. */
+function findNodeCa(root: string): { path: string; ca: string } | undefined {
+  for (const path of nodePlaces) {
+    try {
+      const isPem = path.endsWith(".crt");
+      const ca = isPem ? readText(join(root, path)) : caOfKubeconfig(root, path);
+      if (ca.includes("-----BEGIN CERTIFICATE-----")) return { path, ca };
+    } catch (error) {
+      if (!(error instanceof CniError)) throw error;
+    }
+  }
+  return undefined;
+}
+
+function caOfKubeconfig(root: string, path: string): string {
+  const { cluster } = readKubeconfig(join(root, path));
+  const { "certificate-authority-data": data, "certificate-authority": file } = cluster;
+  if (data) return Buffer.from(data, "base64").toString("utf8");
+  return file ? readText(join(root, resolve(dirname(path), file))) : "";
 }
 
 const text = v.nullish(v.string());
 const Context = v.looseObject({ cluster: v.string(), user: text });
 const Cluster = v.looseObject({
-  server: v.string(),
+  server: text,
   "certificate-authority": text,
   "certificate-authority-data": text,
   "tls-server-name": text,
@@ -123,7 +203,7 @@ const User = v.looseObject({
 });
 type User = v.InferOutput<typeof User>;
 /** Keys that change what a request means or who sends it, so they must not be ignored. */
-const refusedKeys = ["insecure-skip-tls-verify", "proxy-url", "as", "as-uid", "username"];
+const refusedKeys = ["proxy-url", "as", "as-uid", "username"];
 
 function readKubeconfig(file: string): Source {
   const root = parseKubeconfig(file);
@@ -196,7 +276,7 @@ async function askPlugin({ file, cluster, user }: Source, ownToken: string): Pro
   const mark = { name: tokenVariable, value: ownToken };
   const env = [variable, ...(exec?.env ?? []), ...(ownToken ? [mark] : [])];
   config.loadFromClusterAndUser(
-    { name: "cluster", server: cluster.server, skipTLSVerify: false },
+    { name: "cluster", server: cluster.server ?? "", skipTLSVerify: false },
     { name: "user", authProvider, exec: exec && { ...exec, command, env } },
   );
   const options: { headers?: Record<string, unknown>; cert?: unknown; key?: unknown } = {};

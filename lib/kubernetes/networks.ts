@@ -8,9 +8,10 @@ import * as v from "valibot";
 import type { Host, PlanCall, Wanted } from "../call.ts";
 import { CniError, code, oneLine } from "../cni.ts";
 import type { Config } from "../config/schema.ts";
-import { contains, parseSubnet } from "../ip.ts";
+import { canonicalIP, contains, formatIP, formatSubnet, parseSubnet, toNumber } from "../ip.ts";
 import { isObject, parseJson } from "../json.ts";
 import {
+  declaresCapability,
   type Network,
   type NetworkConfigList,
   type PluginConfig,
@@ -20,6 +21,8 @@ import {
 import { findListOnDisk, networkAt } from "../node_networks.ts";
 import { objectsOf } from "../plan.ts";
 import { npwgKeys } from "../pod.ts";
+import type { Attachment, Result } from "../record.ts";
+import { podLabel } from "../request.ts";
 import { isConfigured } from "../settings.ts";
 import type { Objects } from "./objects_of_call.ts";
 
@@ -77,6 +80,71 @@ async function resolveMultus(call: PlanCall, wanted: Wanted): Promise<ResolvedOb
     `Unknown network "${name}" of the Multus config: it is no NetworkAttachmentDefinition in ` +
       `${wanted.namespace} and no CNI name in ${config.confDir}`,
   );
+}
+
+/**
+ * The attachment with what the pod asks of it beside the network (NPWG §4.1.2.1). `ips` and `mac`
+ * that no plugin declares go into CNI_ARGS, as in Multus and CNI-Genie, and {@link checkWishes}
+ * looks whether they were heard.
+ * @throws CniError 7 for another wish that no plugin declares
+ */
+export function withWishes(
+  attachment: Attachment,
+  { name, list, source }: Network,
+  { capabilityArgs: asked = {} }: Wanted,
+): Attachment {
+  const isDeaf = (one: string) => one in asked && !declaresCapability(list, one);
+  const missing = ["portMappings", "bandwidth", "infinibandGUID"].find(isDeaf);
+  if (missing) {
+    const what = `Cannot attach network "${name}": the pod asks for "${missing}"`;
+    const why = `no plugin of ${source} declares that capability`;
+    throw new CniError(code.invalidConfig, `${what}, and ${why}`);
+  }
+  const ips = isDeaf("ips") ? [asked["ips"]].flat().map(String) : [];
+  const mac = isDeaf("mac") ? [`MAC=${asked["mac"]}`] : [];
+  // host-local takes one address in CNI_ARGS, and several in `args.cni` (CNI CONVENTIONS).
+  const isHostLocal = list.plugins.some((one) => ipamType(one) === "host-local");
+  const several = isHostLocal && ips.length > 1 ? ips.map((one) => one.replace(/\/.*/, "")) : [];
+  const pairs = [...(ips.length > several.length ? [`IP=${ips.join(",")}`] : []), ...mac];
+  const { cniArgs: given, args } = attachment;
+  // What the runtime wants for its own first network is not for this one.
+  const others = given.split(";").filter((part) => !/^((IP|MAC|IgnoreUnknown)=.*)?$/s.test(part));
+  const cniArgs = pairs.length > 0 ? ["IgnoreUnknown=1", ...pairs, ...others].join(";") : given;
+  if (several.length === 0) return { ...attachment, cniArgs };
+  const cni = { ...(isObject(args["cni"]) && args["cni"]), ips: several };
+  return { ...attachment, cniArgs, args: { ...args, cni } };
+}
+
+const ipamType = ({ ipam }: PluginConfig) => (isObject(ipam) ? ipam["type"] : undefined);
+
+/** Looks whether an attachment has what was asked for in CNI_ARGS. @throws CniError 7 */
+export async function checkWishes(attachment: Attachment, result: Result): Promise<void> {
+  const { list, ifName, capabilityArgs, network, netns, pod } = attachment;
+  const inPod = result.interfaces.find(({ name, sandbox }) => name === ifName && sandbox);
+  const macOf = async () => {
+    if (inPod?.mac) return inPod.mac;
+    // Not every result names it: those before CNI 0.3.0 cannot.
+    const { links = [] } = (await import("../check.ts")).readNetwork(netns) ?? {};
+    return links.find(({ name }) => name === ifName)?.mac;
+  };
+  const normal = (text: unknown) => {
+    const [plain = ""] = String(text).toLowerCase().split("/");
+    return canonicalIP(plain) ?? plain;
+  };
+  for (const key of ["ips", "mac"]) {
+    if (!(key in capabilityArgs) || declaresCapability(list, key)) continue;
+    const asked = [capabilityArgs[key]].flat().map(normal);
+    const found = key === "ips" ? result.ips.map(({ address }) => address) : [await macOf()];
+    const missing = asked.find((one) => !found.map(normal).includes(one));
+    if (missing === undefined) continue;
+    const types = list.plugins.map(({ type }) => `"${type}"`).join(", ");
+    const made = oneLine(found.filter(Boolean).join(", ") || "none", 200);
+    const what = `Cannot attach network "${network}" (${ifName}) of pod ${podLabel(pod)}`;
+    const why = `${types} does not take from CNI_ARGS (it has ${made})`;
+    const remedy = `declare the capability "${key}" in the network's config, or leave ${key} out`;
+    const msg = `${what}: it asks for ${key} ${missing}, which ${why}: ${remedy}`;
+    throw new CniError(code.invalidConfig, msg);
+  }
 }
 
 const DefinitionObject = v.looseObject({
@@ -198,8 +266,8 @@ export async function reviewLogical(
 }
 
 /**
- * Resolves a Logicalnetwork of the pod's namespace to the network of its plugin: its sub-subnet
- * replaces the plugin's own, `refer_nic` becomes the parent device where the plugin takes one.
+ * Resolves a Logicalnetwork of the pod's namespace to the network of its plugin: addresses come
+ * from its sub-subnet, `refer_nic` becomes the parent device where the plugin takes one.
  * @returns with the node's network `behind` it, whose access rules apply
  * @throws CniError 101 for objects that do not exist, else as {@link reviewLogical}
  */
@@ -213,10 +281,13 @@ export async function resolveLogical(
   const object = await getObject(objects, path, what);
   const { plugin, subnet, referNic } = await reviewLogical(objects, { namespace, name, object });
   const network = resolveNetwork(config, plugin);
+  const list = withSubnet(network.list, subnet, what);
+  const isCalico = list.plugins.some((one) => ipamType(one) === "calico-ipam");
+  if (subnet !== "" && isCalico) await checkPool(objects, subnet, what);
   return {
     ...network,
     name: `${namespace}/${name}`,
-    list: withParent(withSubnet(network.list, subnet, what), referNic),
+    list: withParent(list, referNic),
     source: `${what} on ${network.source}`,
     behind: network,
   };
@@ -263,33 +334,112 @@ async function pluginOf(objects: Objects, namespace: string, spec: LogicalSpec) 
   }
 }
 
-/** Replaces the subnet from which the first plugin with an IPAM gives addresses. */
+/**
+ * Gives the network's addresses from a part: of the first plugin with an IPAM, else of weave-net,
+ * whose own IPAM takes `ipam.subnet` though its lists have none.
+ */
 function withSubnet(list: NetworkConfigList, subnet: string, what: string): NetworkConfigList {
   if (subnet === "") return list;
-  const index = list.plugins.findIndex(({ ipam }) => isObject(ipam) && ipam["type"]);
-  const plugin = list.plugins[index];
-  const ipam = plugin?.["ipam"];
-  if (!plugin || !isObject(ipam)) {
-    throw invalid(what, `network "${list.name}" has no IPAM whose subnet could be replaced`);
+  const { plugins, name } = list;
+  if (plugins.some(({ type }) => type === "flannel")) {
+    const issue = "takes all addresses from the node's subnet.env, and gives out no part of them";
+    const remedy = "name a network of bridge and host-local on the same subnet as plugin";
+    throw invalid(what, `plugin "flannel" of network "${name}" ${issue}: ${remedy}`);
   }
-  const plugins = list.plugins.with(index, { ...plugin, ipam: replaceSubnet(ipam, subnet) });
-  return { ...list, plugins };
+  const withIpam = plugins.findIndex(ipamType);
+  const index = withIpam < 0 ? plugins.findIndex(({ type }) => type === "weave-net") : withIpam;
+  const plugin = plugins[index];
+  if (!plugin) throw invalid(what, `network "${name}" has no IPAM whose subnet could be replaced`);
+  const ipam = isObject(plugin["ipam"]) ? plugin["ipam"] : {};
+  const { type } = ipam;
+  if (type === "dhcp" || type === "static") {
+    throw invalid(what, `IPAM "${type}" of network "${name}" gives out no part of a subnet`);
+  }
+  const changed = { ...plugin, ipam: replaceSubnet(ipam, subnet) };
+  return { ...list, plugins: plugins.with(index, changed) };
 }
 
-/** The same IPAM on another subnet, without the ranges and gateways of the old one. */
-function replaceSubnet(ipam: Record<string, unknown>, subnet: string): Record<string, unknown> {
-  const is6 = subnet.includes(":");
-  if (ipam["type"] === "calico-ipam") {
-    return { ...ipam, [is6 ? "ipv6_pools" : "ipv4_pools"]: [subnet] };
-  }
-  if (ipam["type"] === "whereabouts") return { ...ipam, range: subnet };
-  const { rangeStart: _s, rangeEnd: _e, gateway: _g, ranges, subnet: _old, ...rest } = ipam;
-  if (!Array.isArray(ranges)) return { ...rest, subnet };
-  // Range sets of the other family stay: a logical network narrows one of them.
+/** How an IPAM names subnet, first and last address of a range, and its list of ranges. */
+const hostLocalKeys = ["subnet", "rangeStart", "rangeEnd", "ranges"] as const;
+const whereaboutsKeys = ["range", "range_start", "range_end", "ipRanges"] as const;
+type RangeKeys = typeof hostLocalKeys | typeof whereaboutsKeys;
+
+/**
+ * The same IPAM for a part. Where the part lies inside a range, that range stays, with its gateway
+ * and mask, and only first and last address change: on one bridge all pods need one gateway. Else
+ * the part takes the place of the ranges of its family. Those of the other family stay.
+ */
+function replaceSubnet(ipam: Record<string, unknown>, part: string): Record<string, unknown> {
+  const { type } = ipam;
+  const is6 = part.includes(":");
+  if (type === "calico-ipam") return { ...ipam, [is6 ? "ipv6_pools" : "ipv4_pools"]: [part] };
+  const keys = type === "whereabouts" ? whereaboutsKeys : hostLocalKeys;
+  const [subnetKey, startKey, endKey, listKey] = keys;
   const isOther = (range: unknown) =>
-    isObject(range) && String(range["subnet"]).includes(":") !== is6;
-  const others = ranges.filter((set) => Array.isArray(set) && set.every(isOther));
-  return { ...rest, ranges: [[{ subnet }], ...others] };
+    isObject(range) && String(range[subnetKey]).includes(":") !== is6;
+  const narrowed = (range: unknown) =>
+    type === "whereabouts" || type === "host-local" ? narrow(range, part, keys) : undefined;
+  const { [listKey]: listed, ...own } = ipam;
+  const sets = Array.isArray(listed) ? listed.filter((set) => typeof set === "object") : [];
+  const others = sets.filter((set) => [set].flat().every(isOther));
+  const ownPart = narrowed(own);
+  if (ownPart) return { ...ownPart, ...(listed !== undefined && { [listKey]: others }) };
+  const { [subnetKey]: subnet, [startKey]: _s, [endKey]: _e, gateway: _g, ...rest } = own;
+  const kept = subnet !== undefined && isOther(own) ? own : rest;
+  if (sets.length === 0 && kept === rest) return { ...rest, [subnetKey]: part };
+  const [found = { [subnetKey]: part }] = sets.flat().flatMap((range) => narrowed(range) ?? []);
+  return { ...kept, [listKey]: [keys === hostLocalKeys ? [found] : found, ...others] };
+}
+
+/** A range from which only a part of its subnet is given out; undefined for a part of none. */
+function narrow(range: unknown, part: string, [subnetKey, startKey, endKey]: RangeKeys) {
+  const inner = parseSubnet(part);
+  if (!isObject(range) || !inner) return undefined;
+  // whereabouts may write first and last address in front of the prefix.
+  const text = String(range[subnetKey]);
+  const [, first, last, prefix] = /^([^-]+)-([^/]+)\/(\d+)$/.exec(text) ?? [];
+  const whole = parseSubnet(first ? `${first}/${prefix}` : text);
+  if (!whole || !contains(formatSubnet(whole), part)) return undefined;
+  const max = (a: bigint, b: bigint) => (a > b ? a : b);
+  const min = (a: bigint, b: bigint) => (a < b ? a : b);
+  // Neither the address of the subnet nor that of its broadcast.
+  const lowest = max(inner.base, whole.base + 1n);
+  const highest = min(inner.base + inner.size, whole.base + whole.size - 1n) - 1n;
+  if (lowest > highest) return undefined;
+  const from = max(lowest, toNumber(first ?? range[startKey]) ?? lowest);
+  const to = min(highest, toNumber(last ?? range[endKey]) ?? highest);
+  // A range that ends before the part keeps plain pods out of it.
+  const [start, end] = from > to ? [lowest, highest] : [from, to];
+  return {
+    ...range,
+    ...(first && { [subnetKey]: formatSubnet(whole) }),
+    [startKey]: formatIP(inner.family, start),
+    [endKey]: formatIP(inner.family, end),
+  };
+}
+
+const PoolList = v.looseObject({
+  items: v.array(v.looseObject({ spec: v.looseObject({ cidr: text, disabled: isDedicated }) })),
+});
+
+/**
+ * calico-ipam gives addresses of a subnet only where an IPPool has exactly that one.
+ * @throws CniError 7 where there is none, 11 without the API; passes where pools cannot be listed
+ */
+async function checkPool(objects: Objects, subnet: string, what: string): Promise<void> {
+  let answer: unknown;
+  try {
+    answer = await objects.get(["apis", "crd.projectcalico.org", "v1", "ippools"]);
+  } catch (error) {
+    const { statusOf } = await import("./client.ts");
+    // Calico keeps its pools elsewhere, or we may not see them: its plugin will say.
+    if ([403, 404].includes(statusOf(error) ?? 0)) return;
+    throw error;
+  }
+  const { items } = parseObject(PoolList, answer, "list of IPPools");
+  const isSame = (cidr: string) => contains(cidr, subnet) && contains(subnet, cidr);
+  if (items.some(({ spec: { cidr, disabled } }) => !disabled && isSame(cidr))) return;
+  throw invalid(what, `Calico has no enabled IPPool with cidr ${subnet}: create one first`);
 }
 
 /** Plugins that take their parent device as `master`; host-device takes it as `device`. */

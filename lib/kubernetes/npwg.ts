@@ -224,27 +224,42 @@ export interface StatusSource {
 
 /** Formats `k8s.v1.cni.cncf.io/network-status` (§5). */
 export function formatStatus(sources: StatusSource[]): string {
-  return JSON.stringify(
-    sources.map(({ name, ifName, result, isDefault, defaultRoute, deviceInfo }) => {
-      // §5.1.1: the first interface that is in a sandbox.
-      const index = result.interfaces.findIndex(({ sandbox }) => Boolean(sandbox));
-      const inPod = result.interfaces[index];
-      const own = result.ips.filter((ip) =>
-        inPod ? ip.interface === index : ip.interface === undefined || ip.interface < 0,
-      );
-      const ips = (inPod ? own : own.slice(0, 1)).map(withoutPrefix);
-      return {
-        name,
-        interface: inPod?.name ?? ifName,
-        ...(ips.length > 0 && { ips }),
-        ...(inPod?.mac && { mac: inPod.mac }),
-        default: isDefault,
-        dns: result.dns,
-        ...(defaultRoute && defaultRoute.length > 0 && { "default-route": defaultRoute }),
-        ...(deviceInfo && { "device-info": deviceInfo }),
-      };
-    }),
-  );
+  return JSON.stringify(sources.flatMap(statusEntries));
+}
+
+/**
+ * One entry for each interface that a plugin made in the pod (§5.1.1 names the first alone), as
+ * CreateNetworkStatuses() of network-attachment-definition-client: of the default network that one
+ * is the default which has a gateway, else the first.
+ */
+function statusEntries({
+  name,
+  ifName,
+  result,
+  isDefault,
+  defaultRoute,
+  deviceInfo,
+}: StatusSource) {
+  const { interfaces, ips, dns } = result;
+  const found = [...interfaces.keys()].filter((i) => Boolean(interfaces[i]?.sandbox));
+  const inPod = found.length > 0 ? found : [-1];
+  const routed = ips.find(({ gateway, interface: i = -1 }) => gateway && inPod.includes(i));
+  const main = routed?.interface ?? inPod[0];
+  return inPod.map((index, position) => {
+    const own = ips.filter(({ interface: i = -1 }) => i === index || (index < 0 && i < 0));
+    const texts = (index < 0 ? own.slice(0, 1) : own).map(withoutPrefix);
+    const { name: given, mac } = interfaces[index] ?? {};
+    return {
+      name,
+      interface: given ?? ifName,
+      ...(texts.length > 0 && { ips: texts }),
+      ...(mac && { mac }),
+      default: isDefault && index === main,
+      dns,
+      ...(position === 0 && defaultRoute?.[0] !== undefined && { "default-route": defaultRoute }),
+      ...(deviceInfo && { "device-info": deviceInfo }),
+    };
+  });
 }
 
 /** Formats CNI-Genie's `multi-ip-preferences`: the first address of each network, numbered. */

@@ -22,6 +22,8 @@ export interface KubeSettings extends Partial<KubernetesConfig> {
   pluginMs?: number;
   /** Folder of `token` and `ca.crt`; absent: where Kubernetes mounts them. */
   serviceAccountDir?: string;
+  /** Where the node's files are, "/" where absent: among them the CA of its cluster. */
+  nodeRoot?: string;
 }
 
 /** The API for one call: connected when first needed, each object read once. */

@@ -10,6 +10,7 @@ import { dirname, join } from "node:path";
 import manifest from "../../package.json";
 import type { Host } from "../call.ts";
 import { toCniError } from "../cni.ts";
+import { ignoredMultusKeys } from "../config/foreign_config.ts";
 import type { Flags } from "../config/usage.ts";
 import { isObject } from "../json.ts";
 import type { Network } from "../networks.ts";
@@ -151,6 +152,8 @@ function checkOrder({ confs, confDir, at, own }: NodeView): CheckResult[] {
   if (calling.length > 1) {
     results.push(warning(`${calling.join(" and ")} call genie`, "keep the first of them"));
   }
+  const ignored = own && ignoredMultusKeys(own);
+  if (ignored) results.push(warning(ignored, "say it in the plugin table"));
   const { capabilities, delOnly } = own ?? {};
   const key = "io.kubernetes.cri.pod-annotations";
   if (delOnly === true) {

@@ -20,12 +20,18 @@ import { type CheckResult, type NodeView, ok, orOk, problem, warning } from "./n
 export function checkOverlaps(view: NodeView): CheckResult[] {
   const owned = view.networks.flatMap(({ name, list }) => {
     const devices = list.plugins.map(({ bridge, master }) => String(bridge ?? master ?? "cni0"));
-    return subnetsOf(list).map((subnet) => ({ network: name, subnet, devices }));
+    // weaver gives addresses of one range to all its networks, each of them once.
+    const isWeave = list.plugins.some(
+      ({ type, ipam }) => type === "weave-net" || (isObject(ipam) && ipam["type"] === "weave-ipam"),
+    );
+    if (isWeave) devices.push("weave");
+    return subnetsOf(list).map((subnet) => ({ network: name, subnet, devices, isWeave }));
   });
   const routes = nodeRoutes(view);
   const results: CheckResult[] = [];
-  owned.forEach(({ network, subnet, devices }, i) => {
+  owned.forEach(({ network, subnet, devices, isWeave }, i) => {
     for (const other of owned.slice(i + 1)) {
+      if (isWeave && other.isWeave) continue;
       if (network === other.network || !overlap(subnet, other.subnet)) continue;
       const what = `${subnet} of ${network} overlaps ${other.subnet} of ${other.network}`;
       results.push(warning(what, "give each network a subnet of its own"));
@@ -216,9 +222,9 @@ export function checkClock({ host, read }: NodeView): CheckResult[] {
 const skewMs = 30_000;
 
 /** The credentials for the API are private, accepted and sufficient, and its clock is ours. */
-export async function checkApi({ host, at, config }: NodeView): Promise<CheckResult[]> {
+export async function checkApi({ host, root, at, config }: NodeView): Promise<CheckResult[]> {
   const kubeconfig = at(config.kubernetes.kubeconfig);
-  const settings = { ...config.kubernetes, kubeconfig };
+  const settings = { ...config.kubernetes, kubeconfig, nodeRoot: root };
   if (!isConfigured(host, settings)) {
     return [ok(`${config.kubernetes.kubeconfig} is not there: networks are those of the node`)];
   }
@@ -229,6 +235,8 @@ export async function checkApi({ host, at, config }: NodeView): Promise<CheckRes
   const needed = rights.filter(({ feature }) => !feature || (feature === "policy" && isPolicy));
   try {
     const kube = await connect(host, settings);
+    const { warning: advice } = kube;
+    if (advice !== undefined) results.push(warning(advice, "see docs/migration.md"));
     const started = performance.now();
     const missing = await missingRights(kube, needed);
     const tookMs = Math.round(performance.now() - started);

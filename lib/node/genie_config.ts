@@ -35,20 +35,21 @@ const runtimeCapabilities = [
 /**
  * The config list by which a runtime calls genie. containerd 1.7 takes no version above 1.0.0 and
  * does not know `cniVersions`; containerd 2 takes the highest of them.
+ * @param keys of CNI-Genie's config, where ours takes its place
  */
-export function ownList(): object {
+export function ownList(keys: object = {}): object {
   const capabilities = Object.fromEntries(runtimeCapabilities.map((name) => [name, true]));
   return {
     cniVersion: "1.0.0",
     cniVersions: ["0.4.0", "1.0.0", "1.1.0"],
     name: "genie",
-    plugins: [{ type: "genie", capabilities }],
+    plugins: [{ ...keys, type: "genie", capabilities }],
   };
 }
 
 /** The text of {@link ownList}, as `genie install` writes it. */
-export function ownListText(): string {
-  return `${JSON.stringify(ownList(), null, 2)}\n`;
+export function ownListText(keys?: object): string {
+  return `${JSON.stringify(ownList(keys), null, 2)}\n`;
 }
 
 /**

@@ -15,11 +15,12 @@ import manifest from "../../package.json";
 import defaultTable from "../../plugins.toml" with { type: "text" };
 import type { Host } from "../call.ts";
 import { toYaml } from "../cluster/yaml.ts";
-import { CniError, code } from "../cni.ts";
+import { CniError, code, log } from "../cni.ts";
+import { isGenieConfig } from "../config/foreign_config.ts";
 import { parseConfig, parseNodeSettings } from "../config/parse.ts";
 import type { Config } from "../config/schema.ts";
 import { type Flags, parseDuration, text, UsageError } from "../config/usage.ts";
-import { isObject } from "../json.ts";
+import { isObject, parseJson } from "../json.ts";
 import { findAccount, readSecrets } from "../kubernetes/kubeconfig.ts";
 import { type Network, resolveNetwork } from "../networks.ts";
 import { liveAttachments, readRecord } from "../report/record_reader.ts";
@@ -51,6 +52,7 @@ import {
   type FileOutcome,
   folderOption,
   type InstalledFile,
+  keepTaken,
   type NodeFile,
   noted,
   openSite,
@@ -87,7 +89,7 @@ export async function runInstall(host: Host, flags: Flags, program: string): Pro
   (await kubeAccess(host, site, text(flags, "kubeconfig"))).forEach(print);
   makeFolder(hostPath(site.root, options.confDir), 0o755);
   if (options.waitMs > 0) await waitUntilReady(host, site, options);
-  print(putConflist(site, options));
+  putConflist(site, options).forEach(print);
   const { version } = manifest;
   if (site.note.genie !== version) {
     site.note.genie = version;
@@ -191,15 +193,52 @@ function putTable(site: Site, { table }: Options, content: string): FileOutcome 
   return put(site, { kind: "table", path, content: { text: content }, keepsOthers });
 }
 
-/** The CNI config; skipped where the operator's own config calls genie. */
-function putConflist(site: Site, { confDir }: Options): FileOutcome {
+/**
+ * The CNI config; skipped where the operator's own config calls genie. That of CNI-Genie is taken
+ * over: its keys go into ours, and it is kept until uninstall.
+ */
+function putConflist(site: Site, { confDir }: Options): FileOutcome[] {
   const path = join(confDir, conflistName);
   const confs = readConfs(site.root, confDir);
   const [first] = confsBefore(confs, conflistName);
-  if (first) return { did: "skipped", path, detail: `${first.name} calls genie already` };
+  const isGenies = isObject(first?.value) && isGenieConfig(first.value);
+  if (first && !isGenies) {
+    return [{ did: "skipped", path, detail: `${first.name} calls genie already` }];
+  }
+  const taken = join(confDir, first?.name ?? "");
+  if (first) keepTaken(site, taken);
+  const kept = noted(site, "taken")?.replaced;
+  const keys = kept === undefined ? undefined : keysOfGenie(site, kept);
   const there = confs.find(({ name }) => name === conflistName);
   const keepsOthers = there !== undefined && callsGenie(there);
-  return put(site, { kind: "conflist", path, content: { text: ownListText() }, keepsOthers });
+  // It may have a token.
+  const mode = keys ? 0o600 : 0o644;
+  const content = { text: ownListText(keys) };
+  const outcome = put(site, { kind: "conflist", path, content, keepsOthers, mode });
+  if (!first) return [outcome];
+  // Only now: runtimes find a config at any moment.
+  removeFile(hostFile(site.root, taken));
+  const detail =
+    `CNI-Genie's config is kept as ${kept}, and uninstall puts it back. Its keys ` +
+    `(${Object.keys(keys ?? {})}) are in ${conflistName}. What changes: runtimes hand over the ` +
+    "annotations, genie writes a record, a pod that cannot get all its networks fails. Delete " +
+    "CNI-Genie's DaemonSet: it writes its binary and config anew when it starts";
+  return [outcome, { did: "replaced", path: taken, detail }];
+}
+
+/** CNI-Genie's keys, without its credentials where genie has its own. */
+function keysOfGenie({ root }: Site, kept: string): object {
+  const value = parseJson(readText(hostFile(root, kept)), kept);
+  const {
+    name: _,
+    cniVersion: _v,
+    type: _t,
+    policy,
+    kubernetes,
+    ...keys
+  } = isObject(value) ? value : {};
+  const hasOwn = statIfThere(hostFile(root, paths.kubeconfig)) !== undefined;
+  return hasOwn ? keys : { ...keys, policy, kubernetes };
 }
 
 async function waitUntilReady(host: Host, site: Site, options: Options): Promise<void> {
@@ -284,7 +323,9 @@ export async function kubeAccess(
     if (text === undefined) throw unusable(kubeconfig, "it does not exist");
     checkPaths(kubeconfig, text);
     // Nothing is sent: that alone is checked whether the file has an account.
-    findAccount(host, { kubeconfig, kubeconfigIsExplicit: true, timeoutMs: 0 });
+    const asked = { kubeconfig, kubeconfigIsExplicit: true, timeoutMs: 0, nodeRoot: site.root };
+    const { warning } = findAccount(host, asked);
+    if (warning !== undefined) log(host, "warn", warning);
     return [putSecret(site, "kubeconfig", text)];
   }
   const inPod = { kubeconfigIsExplicit: false, timeoutMs: 0, serviceAccountDir: folder };
@@ -377,7 +418,7 @@ export async function runUninstall(host: Host, flags: Flags): Promise<number> {
   const done = pods.length === 0;
   if (conflist && !done) print(retire(site, conflist));
   const kinds: InstalledFile["kind"][] = ["kubeconfig", "token"];
-  if (done) kinds.push("previous", "binary", "table");
+  if (done) kinds.push("previous", "binary", "taken", "table");
   for (const kind of kinds) {
     const files = site.note.files.filter((file) => file.kind === kind);
     for (const file of files) print(takeOff(site, file));

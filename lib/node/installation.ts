@@ -40,7 +40,7 @@ export const conflistName = "00-genie.conflist";
 
 const InstalledFile = v.strictObject({
   path: v.string(),
-  kind: v.picklist(["binary", "previous", "table", "kubeconfig", "token", "conflist"]),
+  kind: v.picklist(["binary", "previous", "table", "kubeconfig", "token", "conflist", "taken"]),
   /** SHA-256 of what we wrote there; two while the file is being replaced. */
   written: v.array(v.string()),
   /** Where the file that stood there before is kept, on the node. */
@@ -153,6 +153,15 @@ export function put(site: Site, file: NodeFile): FileOutcome {
   writeNote(site);
   const detail = isForeign ? `what was there is kept as ${entry.replaced}` : "";
   return { did: found === undefined ? "wrote" : "replaced", path, detail };
+}
+
+/** Keeps somebody else's config, which one of ours with another name replaces. @returns where */
+export function keepTaken(site: Site, path: string): string {
+  const entry = noted(site, "taken") ?? { path, kind: "taken" as const, written: [] };
+  site.note.files = [...site.note.files.filter((file) => file !== entry), entry];
+  entry.replaced = keepForeign(site, entry, hostFile(site.root, path));
+  writeNote(site);
+  return entry.replaced;
 }
 
 /** Keeps somebody else's file, but not in a conf dir: runtimes read every name there. */

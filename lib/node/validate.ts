@@ -8,13 +8,14 @@ import { CniError, code, toCniError } from "../cni.ts";
 import type { Config, PluginEntry, Rule } from "../config/schema.ts";
 import { type Flags, text } from "../config/usage.ts";
 import { isObject } from "../json.ts";
+import { findAccount, readSecrets } from "../kubernetes/kubeconfig.ts";
 import { type Network, resolveNetwork } from "../networks.ts";
 import { listNetworks } from "../node_networks.ts";
 import { knownPlugins, matchGlob } from "../policy/access_rules.ts";
 import { oneInterfacePlugins, oneInterfaceTypes, rivalOf } from "../recovery/plugin_keys.ts";
 import { formatTable } from "../report/table.ts";
 import { readPath } from "../request.ts";
-import { loadConfig } from "../settings.ts";
+import { isConfigured, loadConfig } from "../settings.ts";
 import { askedPath, ifValid, readOwnConfig } from "./genie_config.ts";
 import { askCniVersions } from "./node_view.ts";
 
@@ -37,7 +38,10 @@ const problem = (detail: string, network = "-"): NetworkFinding => {
 export async function runValidate(host: Host, flags: Flags, width: number): Promise<number> {
   const stdin = readOwnConfig(text(flags, "cni-config"));
   const config = await loadConfig(stdin);
-  const findings = await validate(host, config, stdin);
+  const findings = [
+    ...(await checkCredentials(host, config)),
+    ...(await validate(host, config, stdin)),
+  ];
   const isWell = !findings.some(({ verdict }) => verdict === "problem");
   const table = config.file || "none, every config list in the conf dir is a network";
   const columns = [{ title: "NETWORK" }, { title: "VERDICT" }, { title: "DETAIL", wraps: true }];
@@ -48,6 +52,19 @@ export async function runValidate(host: Host, flags: Flags, width: number): Prom
       : `Plugin table: ${table}\n\n${formatTable(columns, rows, width)}`,
   );
   return isWell ? 0 : 1;
+}
+
+/** Could the credentials for the API be used, as far as the node alone tells? */
+async function checkCredentials(host: Host, { kubernetes }: Config): Promise<NetworkFinding[]> {
+  if (!isConfigured(host, kubernetes)) return [];
+  try {
+    const account = findAccount(host, kubernetes);
+    // An exec plugin may ask others, so it is not run.
+    if (!account.plugin) await readSecrets(account);
+    return account.warning ? [{ network: "-", verdict: "ok", detail: account.warning }] : [];
+  } catch (error) {
+    return [problem(toCniError(error).message)];
+  }
 }
 
 async function validate(host: Host, config: Config, stdin: StdinConfig): Promise<NetworkFinding[]> {
@@ -63,7 +80,7 @@ async function validate(host: Host, config: Config, stdin: StdinConfig): Promise
     if (types.includes("genie") && !entry) continue;
     try {
       findPlugins(network, search);
-      checkIpam(network, search.dirs);
+      checkIpam(network, [...new Set(search.dirs)]);
       await checkVersions(network, search.dirs, versions);
       const once = oneInterfacePlugins(list, own).map(
         (plugin) => `; plugin "${plugin}" gives a container one interface`,

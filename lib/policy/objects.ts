@@ -5,9 +5,10 @@
  * Sources: MultiNetworkPolicy k8s.cni.cncf.io/v1beta1 and v1beta2, NetworkPolicy
  * networking.k8s.io/v1, CNI-Genie's annotation `genieNetworkpolicy` between logical networks.
  */
-import { oneLine } from "../cni.ts";
+import { CniError, oneLine } from "../cni.ts";
 import { canonicalIP, parseSubnet } from "../ip.ts";
 import { isObject } from "../json.ts";
+import { parseSelection } from "../pod.ts";
 import {
   compareText,
   genieKeys,
@@ -241,6 +242,8 @@ export function parsePolicyPod(object: unknown): PolicyPod | undefined {
   const { namespace, name, uid, labels, annotations, fields } = found;
   const spec = isObject(fields["spec"]) ? fields["spec"] : {};
   const status = isObject(fields["status"]) ? fields["status"] : {};
+  const podIps = addressesOf(status["podIPs"], status["podIP"]);
+  const listed = attachmentsOf(annotations[statusKey]);
   return {
     namespace,
     name,
@@ -249,10 +252,26 @@ export function parsePolicyPod(object: unknown): PolicyPod | undefined {
     phase: typeof status["phase"] === "string" ? oneLine(status["phase"], 20) : "",
     hostNetwork: spec["hostNetwork"] === true,
     ports: namedPorts(spec).slice(0, portsMax),
-    podIps: addressesOf(status["podIPs"], status["podIP"]),
+    podIps,
     hostIps: addressesOf(status["hostIPs"], status["hostIP"]),
-    attachments: attachmentsOf(annotations[statusKey]),
+    attachments: listed.length > 0 ? listed : askedFor(namespace, annotations, podIps),
   };
+}
+
+/** The logical network that carries the address of a pod whose networks are not published. */
+function askedFor(namespace: string, annotations: Record<string, string>, ips: string[]) {
+  try {
+    const selection = parseSelection(new Map(Object.entries(annotations)));
+    if (selection.kind !== "logical" || ips.length === 0) return [];
+    const named = (name?: string) => selection.elements.find(({ ifName }) => ifName === name);
+    const first = named("eth0") ?? named();
+    const place = { network: `${namespace}/${first?.network}`, ifName: "eth0" };
+    return first ? [{ ...place, ips, isDefault: true as const }] : [];
+  } catch (error) {
+    // genie attaches no pod with such an annotation.
+    if (error instanceof CniError) return [];
+    throw error;
+  }
 }
 
 function addressesOf(list: unknown, single: unknown): string[] {

@@ -2,7 +2,7 @@
  * Everything policies are decided on, ready to be asked: which pods a peer means, and at which
  * addresses. Pure. Built once for all pods of a node, which mostly ask the same: answers are kept.
  */
-import { formatIP, isIP, parseSubnet, type Subnet, toNumber } from "../ip.ts";
+import { formatIP, parseSubnet, type Subnet, toNumber } from "../ip.ts";
 import type { Policy, PolicyNamespace, PolicyNetwork, PolicyPod } from "./objects.ts";
 import {
   type BlockPeer,
@@ -65,6 +65,8 @@ export function policyWorld(inputs: PolicyInputs) {
       pods: new Map<string, PolicyPod[]>(),
       rules: new Map<PolicyPeer[], Map<string, AddressSet[]>>(),
       addresses: new Map<string, AddressSet[]>(),
+      /** Addresses as numbers. */
+      numbers: new Map<string, bigint>(),
       /** By family, kind and elements. */
       sets: new Map<string, AddressSet>(),
     },
@@ -174,24 +176,36 @@ export function namedPeers(world: PolicyWorld, port: RulePort, scope: Scope, pee
   return sorted.map(([number, ips]) => [number, hostSets(world, ips)] as const);
 }
 
-/** The addresses of the logical networks of a scope: subnets, and what their pods have besides. */
+/**
+ * The addresses of the logical networks of a scope: subnets, and what their pods have besides. A
+ * subnet may be a part of one that plain pods share: what pods of other networks have is left out.
+ */
 export function networkAddresses(world: PolicyWorld, scope: Scope): AddressSet[] {
   const { networks } = scope;
   return world.kept.addresses.getOrInsertComputed(JSON.stringify(networks), () => {
-    const blocks = networks.map((name) => ({ block: world.networks.get(name)?.subnet ?? "" }));
-    const subnets = blocks.flatMap(({ block }) => parseSubnet(block) ?? []);
-    const isInside = (ip: string) => {
-      const number = toNumber(ip) ?? 0n;
-      return subnets.some(
-        ({ family, base, size }) => family === isIP(ip) && number >= base && number < base + size,
+    const parts = networks.flatMap((name) => {
+      const block = world.networks.get(name)?.subnet ?? "";
+      const subnet = parseSubnet(block);
+      return subnet ? [{ ...subnet, block, except: [] as string[] }] : [];
+    });
+    const partOf = (ip: string) => {
+      const number = world.kept.numbers.getOrInsertComputed(ip, () => toNumber(ip) ?? -1n);
+      return parts.find(
+        ({ family, base, size }) =>
+          (family === 6) === ip.includes(":") && number >= base && number < base + size,
       );
     };
     const ips = new Set<string>();
     for (const pod of networks.flatMap((name) => world.members.get(name) ?? [])) {
       addIps(ips, pod, scope);
     }
-    const hosts = ips.values().filter((ip) => !isInside(ip));
-    return [...hostSets(world, hosts), ...blockSets(world, blocks)];
+    for (const pod of parts.length === 0 ? [] : [...world.pods.values()].flat()) {
+      for (const ip of [...pod.podIps, ...pod.attachments.flatMap((one) => one.ips)]) {
+        if (!ips.has(ip)) partOf(ip)?.except.push(`${ip}/${ip.includes(":") ? 128 : 32}`);
+      }
+    }
+    const hosts = ips.values().filter((ip) => partOf(ip) === undefined);
+    return [...hostSets(world, hosts), ...blockSets(world, parts)];
   });
 }
 
