@@ -357,7 +357,7 @@ test.skipIf(lacks("the binary", ...benchNeeds))(
     expect(all.find(ofAdd("genie 1 network")).childFaults[0]).toBeGreaterThan(100);
     expect(all.find(ofAdd("floor")).childFaults).toEqual([0]);
   },
-  240_000,
+  600_000,
 );
 
 test.skipIf(lacks("the binary", ...benchNeeds))(

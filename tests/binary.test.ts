@@ -15,6 +15,7 @@ import {
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
+import { startApiServer } from "./apiserver.ts";
 import { calls, fakePlugin, type GenieRun, tempDir } from "./fakes.ts";
 import {
   annotated,
@@ -228,20 +229,17 @@ describe("an upgrade in the middle of an ADD", () => {
     using node = blueNode();
     const own = join(node.dir, "genie");
     for (const file of [own, `${own}.new`]) copyFileSync(program, file);
-    const metadata = { name: "pod", namespace: "ns", uid: "u1", annotations: { cni: "blue" } };
-    let requests = 0;
-    // The pod is asked for first, before its networks are looked up.
-    const server = Bun.serve({
-      port: 0,
-      hostname: "127.0.0.1",
-      fetch: () => {
-        if (requests++ === 0) change(own);
-        return Response.json({ kind: "Pod", apiVersion: "v1", metadata });
-      },
+    const api = await startApiServer(join(node.dir, "api"));
+    api.put("/api/v1/namespaces/ns/pods/pod", {
+      metadata: { uid: "u1", annotations: { cni: "blue" } },
     });
+    // The pod is asked for first, before its networks are looked up.
+    api.gate = async () => {
+      if (api.requests.length === 1) change(own);
+    };
     try {
       const env = { CNI_ARGS: "K8S_POD_NAMESPACE=ns;K8S_POD_NAME=pod;K8S_POD_UID=u1" };
-      const stdin = { kubernetes: { k8s_api_root: server.url.origin } };
+      const stdin = { kubernetes: { kubeconfig: api.kubeconfig("token") } };
       const run = await spawnGenie(
         [own],
         wireEnv(node, { command: "ADD", env }),
@@ -249,7 +247,7 @@ describe("an upgrade in the middle of an ADD", () => {
       );
       expect(run).toEqual({ stdout: added(), stderr: "", status: 0 });
     } finally {
-      await server.stop(true);
+      await api.stop();
     }
   });
 });

@@ -3,6 +3,8 @@
  * behind, no address, no row, no lock, no process.
  */
 import { afterEach, describe, expect, test } from "bun:test";
+import { join } from "node:path";
+import { startApiServer } from "./apiserver.ts";
 import { callOrder, calls } from "./fakes.ts";
 import {
   addCall,
@@ -220,19 +222,17 @@ describe("DEL while an orphaned ADD still runs (containerd was killed)", () => {
     using node = makeNetworks();
     const asked = Promise.withResolvers<void>();
     const answer = Promise.withResolvers<void>();
-    const metadata = { name: "pod", namespace: "ns", uid: "u1", annotations: { cni: "blue" } };
-    const server = Bun.serve({
-      port: 0,
-      hostname: "127.0.0.1",
-      fetch: async () => {
-        asked.resolve();
-        await answer.promise;
-        return Response.json({ kind: "Pod", apiVersion: "v1", metadata });
-      },
+    const api = await startApiServer(join(node.dir, "api"));
+    api.put("/api/v1/namespaces/ns/pods/pod", {
+      metadata: { uid: "u1", annotations: { cni: "blue" } },
     });
+    api.gate = async () => {
+      asked.resolve();
+      await answer.promise;
+    };
     try {
       const env = { CNI_ARGS: "K8S_POD_NAMESPACE=ns;K8S_POD_NAME=pod;K8S_POD_UID=u1" };
-      const kubernetes = { k8s_api_root: server.url.origin };
+      const kubernetes = { kubeconfig: api.kubeconfig("token") };
       const orphan = begin(node, { command: "ADD", stdin: { kubernetes }, env });
       await asked.promise;
       expect(await wire(node, { ...delCall, env })).toMatchObject({ status: 0 });
@@ -246,7 +246,7 @@ describe("DEL while an orphaned ADD still runs (containerd was killed)", () => {
       await cleanDel(node, { ...delCall, env });
     } finally {
       answer.resolve();
-      await server.stop(true);
+      await api.stop();
     }
   });
 });

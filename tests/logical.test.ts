@@ -119,71 +119,76 @@ describe.skipIf(skipReason !== undefined)("logical networks, for real", () => {
     });
   });
 
-  test.each(kinds)("the five scenarios of the manual, on %s", async (_kind, plugin) => {
-    await withPhysical(plugin, ["10.218.0.0/24"], async (node, cluster) => {
-      const state = join(node.dir, "state");
-      const table = join(node.dir, "plugins.toml");
-      appendFileSync(table, "policy.enforce = true\n");
-      const agent = startAgent(node.dir, table, node.bin, node.enter);
-      const policy = (...entries: [network: string, peers: string][]) => {
-        const list = entries.map(([networkSelector, peerNetworks]) => {
-          return { networkSelector, peerNetworks };
-        });
-        const annotations = { genieNetworkpolicy: JSON.stringify(list) };
-        const object = { metadata: { uid: "policy", annotations }, spec: { podSelector: {} } };
-        cluster.put({ [policyPath("access-nginx")]: entries.length === 0 ? null : object });
-      };
-      const pods: Record<string, Pod> = {};
-      const expectTalking = async (...expected: string[]) => {
-        const wanted = [...expected].sort();
-        await until(async () => Bun.deepEquals(await talking(pods), wanted));
-      };
-      try {
-        // The plain pod happens to have the first address, which lies in the part of net1.
-        cluster.put({
-          ...logical("net1", "10.218.0.0/28"),
-          ...logical("net2", "10.218.0.16/28"),
-          ...logical("net3", "10.218.0.32/28"),
-        });
-        await inputsKnown(state);
-        pods["plain"] = await attach(node, cluster);
-        expect(addressOf(pods["plain"], "eth0")).toBe("10.218.0.2");
-        for (const name of ["net1", "net2", "net3"]) pods[name] = await attach(node, cluster, name);
-        const second = await attach(node, cluster, "net1");
-        // Scenario 4: a peer that is not there, and then is.
-        policy(["net1", "net4"]);
-        const others = ["plain-net2", "plain-net3", "net2-net3"];
-        await expectTalking(...others);
-        cluster.put(logical("net4", "10.218.0.48/28"));
-        pods["net4"] = await attach(node, cluster, "net4");
-        others.push("plain-net4", "net2-net4", "net3-net4");
-        await expectTalking(...others, "net1-net4");
-        // Scenario 1: no policy.
-        policy();
-        const net1 = ["net1-net2", "net1-net3", "net1-net4"];
-        await expectTalking(...others, ...net1, "plain-net1");
-        // Scenario 2: one peer. A network always talks within itself.
-        policy(["net1", "net2"]);
-        await expectTalking(...others, "net1-net2");
-        expect(await talking({ a: pods["net1"] as Pod, b: second })).toEqual(["a-b"]);
-        // Scenario 3: two entries.
-        policy(["net1", "net2"], ["net1", "net3"]);
-        await expectTalking(...others, "net1-net2", "net1-net3");
-        // Scenario 5: two peers, and one of them taken out.
-        policy(["net1", "net2,net3"]);
-        await expectTalking(...others, "net1-net2", "net1-net3");
-        policy(["net1", "net2"]);
-        await expectTalking(...others, "net1-net2");
-        // A plain pod with an address of net1 is no member of it as a peer either.
-        policy(["net2", "net1"]);
-        await expectTalking("plain-net1", "plain-net3", "plain-net4", "net3-net4", ...net1);
-        for (const pod of [...Object.values(pods), second]) {
-          await pod.del();
-          pod.kill();
+  test.each(kinds)(
+    "the five scenarios of the manual, on %s",
+    async (_kind, plugin) => {
+      await withPhysical(plugin, ["10.218.0.0/24"], async (node, cluster) => {
+        const state = join(node.dir, "state");
+        const table = join(node.dir, "plugins.toml");
+        appendFileSync(table, "policy.enforce = true\n");
+        const agent = startAgent(node.dir, table, node.bin, node.enter);
+        const policy = (...entries: [network: string, peers: string][]) => {
+          const list = entries.map(([networkSelector, peerNetworks]) => {
+            return { networkSelector, peerNetworks };
+          });
+          const annotations = { genieNetworkpolicy: JSON.stringify(list) };
+          const object = { metadata: { uid: "policy", annotations }, spec: { podSelector: {} } };
+          cluster.put({ [policyPath("access-nginx")]: entries.length === 0 ? null : object });
+        };
+        const pods: Record<string, Pod> = {};
+        const expectTalking = async (...expected: string[]) => {
+          const wanted = [...expected].sort();
+          await until(async () => Bun.deepEquals(await talking(pods), wanted));
+        };
+        try {
+          // The plain pod happens to have the first address, which lies in the part of net1.
+          cluster.put({
+            ...logical("net1", "10.218.0.0/28"),
+            ...logical("net2", "10.218.0.16/28"),
+            ...logical("net3", "10.218.0.32/28"),
+          });
+          await inputsKnown(state);
+          pods["plain"] = await attach(node, cluster);
+          expect(addressOf(pods["plain"], "eth0")).toBe("10.218.0.2");
+          for (const name of ["net1", "net2", "net3"])
+            pods[name] = await attach(node, cluster, name);
+          const second = await attach(node, cluster, "net1");
+          // Scenario 4: a peer that is not there, and then is.
+          policy(["net1", "net4"]);
+          const others = ["plain-net2", "plain-net3", "net2-net3"];
+          await expectTalking(...others);
+          cluster.put(logical("net4", "10.218.0.48/28"));
+          pods["net4"] = await attach(node, cluster, "net4");
+          others.push("plain-net4", "net2-net4", "net3-net4");
+          await expectTalking(...others, "net1-net4");
+          // Scenario 1: no policy.
+          policy();
+          const net1 = ["net1-net2", "net1-net3", "net1-net4"];
+          await expectTalking(...others, ...net1, "plain-net1");
+          // Scenario 2: one peer. A network always talks within itself.
+          policy(["net1", "net2"]);
+          await expectTalking(...others, "net1-net2");
+          expect(await talking({ a: pods["net1"] as Pod, b: second })).toEqual(["a-b"]);
+          // Scenario 3: two entries.
+          policy(["net1", "net2"], ["net1", "net3"]);
+          await expectTalking(...others, "net1-net2", "net1-net3");
+          // Scenario 5: two peers, and one of them taken out.
+          policy(["net1", "net2,net3"]);
+          await expectTalking(...others, "net1-net2", "net1-net3");
+          policy(["net1", "net2"]);
+          await expectTalking(...others, "net1-net2");
+          // A plain pod with an address of net1 is no member of it as a peer either.
+          policy(["net2", "net1"]);
+          await expectTalking("plain-net1", "plain-net3", "plain-net4", "net3-net4", ...net1);
+          for (const pod of [...Object.values(pods), second]) {
+            await pod.del();
+            pod.kill();
+          }
+        } finally {
+          await agent.end("SIGKILL");
         }
-      } finally {
-        await agent.end("SIGKILL");
-      }
-    });
-  });
+      });
+    },
+    300_000,
+  );
 });
