@@ -9,7 +9,13 @@ import { parseArgs } from "node:util";
 import type { Host } from "../call.ts";
 import { toCniError } from "../cni.ts";
 import { type Flags, UsageError } from "../config/usage.ts";
-import { type CommandLine, type CommandOption, commandLines, optionsOf } from "./commands.ts";
+import {
+  type CommandLine,
+  type CommandOption,
+  commandLines,
+  formatOverview,
+  optionsOf,
+} from "./commands.ts";
 // @ts-expect-error a text, whatever its name
 import bash from "./completion.bash" with { type: "text" };
 // @ts-expect-error a text, whatever its name
@@ -46,17 +52,16 @@ function commandOf(name: string): CommandLine {
 }
 
 function readFlags(command: CommandLine, args: string[]): Flags {
-  const { repeatable = [], takesWords = false } = command;
-  const options = optionsOf(command).map(({ name, value }) => {
+  const options = optionsOf(command).map(({ name, value, text }) => {
     const type = value === "" ? ("boolean" as const) : ("string" as const);
-    return [name, { type, multiple: repeatable.includes(name) }] as const;
+    return [name, { type, multiple: text.includes("any number of times") }] as const;
   });
   try {
     const { values, positionals } = parseArgs({
       args,
       options: Object.fromEntries(options),
       strict: true,
-      allowPositionals: takesWords,
+      allowPositionals: /^ {2}[^ -]/m.test(command.help),
     });
     return { ...(values as Flags), words: positionals };
   } catch (error) {
@@ -65,31 +70,8 @@ function readFlags(command: CommandLine, args: string[]): Flags {
 }
 
 function help(host: Host, name?: string): number {
-  if (name === undefined) {
-    host.stdout(formatOverview());
-  } else {
-    const { usage, summary, help: options } = commandOf(name);
-    host.stdout(`genie ${name} ${usage}\n\n${summary}\n\n${options}\n`);
-  }
+  host.stdout(name === undefined ? formatOverview() : commandOf(name).help);
   return 0;
-}
-
-/** What `genie help` prints. */
-function formatOverview(): string {
-  const width = Math.max(...Object.keys(commandLines).map((name) => name.length));
-  const lines = Object.entries(commandLines).map(
-    ([name, { summary }]) => `  ${name.padEnd(width)}  ${summary}`,
-  );
-  return `genie: a CNI plugin that attaches a pod to the networks it asks for
-
-With CNI_COMMAND in the environment genie is a CNI plugin: a container runtime calls it.
-Without it, genie is the node operator's tool:
-
-${lines.join("\n")}
-  ${"help".padEnd(width)}  show this, or the options of one command: genie help plan
-
-Exit status: 0 done, 1 found a problem, 2 used wrongly.
-`;
 }
 
 /** What a shell needs to know of a command; `words` are those it takes besides its options. */
