@@ -84,9 +84,10 @@ const runs: Record<string, CommandLine["run"]> = {
   },
 };
 
-const [overview = "", ...pages] = pagesOfHelp
-  .replace("@version@", manifest.version)
-  .split("----\n");
+const pages = pagesOfHelp.replace("{{version}}", manifest.version).split("----\n");
+
+/** The template of what `genie help` prints; it shows the commands. */
+export const [overview = ""] = pages;
 
 /** Every command, by its name. */
 export const commandLines: Record<string, CommandLine> = Object.fromEntries(
@@ -96,14 +97,6 @@ export const commandLines: Record<string, CommandLine> = Object.fromEntries(
     return [name, { summary, help, run }];
   }),
 );
-
-/** What `genie help` prints. */
-export function formatOverview(): string {
-  const lines = Object.entries(commandLines).map(
-    ([name, { summary }]) => `  ${name.padEnd(10)}  ${summary}`,
-  );
-  return overview.replace("@commands@", lines.join("\n"));
-}
 
 /** Path of this program's own file. @throws UsageError when it runs from source */
 function ownProgram(): string {

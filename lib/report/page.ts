@@ -23,7 +23,10 @@ import script from "./page.js" with { type: "text" };
 import { formatCount, formatDuration, formatShare, formatSpan, formatTime } from "./quantity.ts";
 import {
   asciiJson,
+  busiest,
   candidatesOf,
+  coloursMax,
+  factsOf,
   fullerFamily,
   networkColumns,
   nodeColumns,
@@ -36,10 +39,10 @@ import {
   shownError,
   shownNetwork,
   shownPod,
-  shownScope,
   stuckColumns,
   visibleText,
 } from "./table.ts";
+import { fill, type Values } from "./template.ts";
 
 /** HTML that may be put into other HTML as it is. */
 export interface Markup {
@@ -86,27 +89,6 @@ export function scriptJson(value: unknown): Markup {
 /** Heights of the charts with horizontal bars, so that nothing moves when they are drawn. */
 const barHeights = Array.from({ length: 12 }, (_, i) => `.bars-${i + 1}{height:${(i + 1) * 32}px}`);
 
-/** What a template shows, by the names that stand in it. */
-interface Values {
-  [name: string]: Value | Values | readonly Values[] | null | undefined;
-}
-
-/**
- * Fills a template in the manner of mustache: `{{name}}` becomes what has that name, escaped;
- * `{{#name}}` to `{{/name}}` stands once for each item of a list, or once for any other thing that
- * is there, with the names in it before those around it; `{{^name}}` to `{{/name}}` where nothing
- * is there. What is null, "" or an empty list is not there. What is put in is never read again.
- */
-function fill(template: string, values: Values): string {
-  const places = /\{\{([#^])(\w+)\}\}(.*?)\{\{\/\2\}\}|\{\{(\w+)\}\}/gs;
-  return template.replace(places, (_, sign, part, inside, name) => {
-    if (name !== undefined) return toMarkup((values[name] ?? "") as Value);
-    const items = [values[part] ?? ""].flat().filter((one) => one !== "");
-    if (sign === "^") return items.length === 0 ? fill(inside, values) : "";
-    return items.map((one) => fill(inside, { ...values, ...(one as Values) })).join("");
-  });
-}
-
 /** Formats the page. Its size does not depend on how many requests there were. */
 export function formatPage(report: Report | ClusterReport): string {
   const charts = chartsOf(report);
@@ -114,18 +96,19 @@ export function formatPage(report: Report | ClusterReport): string {
   const policy =
     `default-src 'none'; script-src ${hash(library)} ${hash(script)}; ` +
     `style-src ${hash(style)}; base-uri 'none'; form-action 'none'`;
-  // The template is a text, although Bun's types declare a bundle.
-  return fill(String(page), {
+  const values = {
     policy,
     style: trusted(style),
     ...charts,
-    ...factsOf(report),
+    ...factsOf(report, "No requests on record"),
     ...tablesOf(report),
     licence,
     data: scriptJson(charts),
     library: trusted(library),
     script: trusted(script),
-  });
+  };
+  // The template is a text, although Bun's types declare a bundle.
+  return fill(String(page), values, (value) => toMarkup(value as Value));
 }
 
 /** A source expression of the policy that allows exactly this text. */
@@ -173,44 +156,6 @@ function cellOf<T>({ title, kind = "list", isHead, cell }: ReportColumn<T>, row:
   const isPlain = kind === "number" || kind === "time" || kind === "state";
   const mark = isPlain ? kind : kind === "fault" && text !== "ok" ? "words bad" : "words";
   return html`<td class="${mark}" ${inside}</td>`;
-}
-
-/** What is told in a word or a number. */
-function factsOf(report: Report | ClusterReport): Values {
-  const { totals, stuck, requests: newest, policy, timeline } = report;
-  const { requests, failures, denied, add, attachments, leaked, failing } = totals;
-  const nodes = "nodes" in report ? report.nodes : [];
-  const shown = busiest(report).length;
-  const all = report.networks.filter(({ add }) => add.count > 0).length;
-  const isKnown = report.networks.some((one) => fullerFamily(one).total !== null);
-  const unknown = "No network's total is known; capacity in the plugin table tells it.";
-  return {
-    subtitle: shownScope(report, "No requests on record"),
-    notices: report.notices.map((text) => ({ notice: visibleText(text) })),
-    made: formatTime(report.generatedAt),
-    record: visibleText(report.record),
-    requests: formatCount(requests),
-    listedRequests: formatCount(newest.length),
-    succeeded: formatCount(requests - failures),
-    failedShare: formatShare(failures, requests),
-    failures: formatCount(failures),
-    denied: formatCount(denied),
-    noCauses: requests === 0 ? "No requests in this time." : "Nothing failed.",
-    p50: formatDuration(add.p50Us),
-    p99: formatDuration(add.p99Us),
-    span: formatSpan(timeline.bucketMs),
-    attachments: formatCount(attachments),
-    where: "nodes" in report ? "these nodes" : "this node",
-    leaked: formatCount(leaked),
-    failing: formatCount(failing),
-    listedStuck: leaked + failing > stuck.length ? ` Listed: ${stuck.length}.` : "",
-    answered: formatCount(nodes.filter(({ error }) => error === "").length),
-    asked: formatCount(nodes.length),
-    whichNetworks: all > shown ? `, the ${shown} busiest of ${formatCount(all)}` : "",
-    whichTotals: isKnown ? "Of the networks whose total is known." : unknown,
-    enforced: formatCount(policy?.enforced ?? 0),
-    known: policy && (policy.knownAt ? `as of ${formatTime(policy.knownAt)} UTC` : "never"),
-  };
 }
 
 /** Every table; "" for one without rows. */
@@ -310,8 +255,6 @@ type BarChart = {
   max?: number;
 };
 
-/** Most networks in one chart, each in its own colour. */
-const coloursMax = 8;
 /** Most bars in one chart. */
 const barsMax = 12;
 const nameLengthMax = 60;
@@ -371,14 +314,6 @@ function usedSpans({ totals }: Report): number[] {
   const from = Math.max(0, first - around);
   const to = Math.min(histogram.length - 1, last + around);
   return Array.from({ length: to - from + 1 }, (_, i) => from + i);
-}
-
-/** The networks with the most requests, as many as there are colours. */
-function busiest({ networks }: Report): NetworkReport[] {
-  return networks
-    .filter(({ add }) => add.count > 0)
-    .sort((a, b) => b.add.count - a.add.count)
-    .slice(0, coloursMax);
 }
 
 /** How many of each network's ADDs took how long, in percent. */
