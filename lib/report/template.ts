@@ -1,4 +1,4 @@
-/** Fills templates in the manner of mustache(5): the words stand there, the code has values. Pure. */
+/** Fills templates in the manner of mustache(5): they have the words, the code the values. Pure. */
 import { isObject } from "../json.ts";
 
 /** What a template shows, by the names that stand in it. */
