@@ -7,13 +7,12 @@
  */
 import { readFileSync, renameSync, writeFileSync } from "node:fs";
 import manifest from "../../package.json";
-import { CniError } from "../cni.ts";
 import type { State } from "../database.ts";
 import { isObject } from "../json.ts";
 import { listNetworks } from "../node_networks.ts";
 import { aliveSince, neededResources } from "../policy/store.ts";
 import type { LedgerRow } from "../record.ts";
-import { countWith } from "../report/record_reader.ts";
+import { countWith, orUndefined } from "../report/record_reader.ts";
 import { enforcesPolicy } from "../settings.ts";
 import described from "./metrics.json";
 import { type Agent, inodeOf, type Trouble } from "./task.ts";
@@ -144,15 +143,12 @@ function familiesOf(measured: Measured): Family[] {
  * Answers with all metrics; without those of a record that cannot be read, which is counted too.
  */
 export function metricsResponse(agent: Agent, counts: LedgerCounts): Response {
-  let found: Measured = {};
-  try {
-    found = agent.record.use((state) => {
+  const found = orUndefined(() =>
+    agent.record.use((state) => {
       counts.read(state);
       return measureRecord(agent, state);
-    });
-  } catch (error) {
-    if (!(error instanceof CniError)) throw error;
-  }
+    }),
+  );
   const trouble = (what: Trouble): Sample[] => [{ value: agent.health.counted(what) }];
   const families = familiesOf({
     genie_agent: [{ labels: { version: manifest.version }, value: 1 }],

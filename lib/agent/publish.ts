@@ -9,10 +9,11 @@
 import type { Host } from "../call.ts";
 import { type LogFields, log, toCniError } from "../cni.ts";
 import { type State, write } from "../database.ts";
-import { isObject } from "../json.ts";
+import { isObject, parseJson } from "../json.ts";
 import { connect, isNotFound, type Kube, statusOf } from "../kubernetes/client.ts";
 import { forgetStatus, patchStatus } from "../kubernetes/network_status.ts";
 import type { CallId, PodIdentity, WaitingStatus } from "../record.ts";
+import { orUndefined } from "../report/record_reader.ts";
 import { podLabel } from "../request.ts";
 import { type Agent, forAll, pauseAfter, watchRecord } from "./task.ts";
 
@@ -193,12 +194,7 @@ function waitingRows(round: Round, state: State): WaitingRow[] {
 }
 
 function parseTexts(text: string): Record<string, string> | undefined {
-  try {
-    const value: unknown = JSON.parse(text);
-    const isTexts = isObject(value) && Object.values(value).every((one) => typeof one === "string");
-    return isTexts ? (value as Record<string, string>) : undefined;
-  } catch (error) {
-    if (error instanceof SyntaxError) return undefined;
-    throw error;
-  }
+  const value = orUndefined(() => parseJson(text, "stored annotations"));
+  const isTexts = isObject(value) && Object.values(value).every((one) => typeof one === "string");
+  return isTexts ? (value as Record<string, string>) : undefined;
 }
