@@ -5,14 +5,15 @@
  * what happened while none ran is counted by the next one. Label values may hold anything. Source:
  * OpenMetrics 1.0 (prometheus/OpenMetrics specification/OpenMetrics.md).
  */
-import { readFileSync, renameSync, writeFileSync } from "node:fs";
+import { renameSync, writeFileSync } from "node:fs";
 import manifest from "../../package.json";
 import type { State } from "../database.ts";
-import { isObject } from "../json.ts";
+import { isObject, parseJson } from "../json.ts";
+import { readIfThere } from "../node/files.ts";
 import { listNetworks } from "../node_networks.ts";
 import { aliveSince, neededResources } from "../policy/store.ts";
 import type { LedgerRow } from "../record.ts";
-import { countWith, orUndefined } from "../report/record_reader.ts";
+import { countWith, orUndefined, sql } from "../report/record_reader.ts";
 import { enforcesPolicy } from "../settings.ts";
 import described from "./metrics.json";
 import { type Agent, inodeOf, type Trouble } from "./task.ts";
@@ -79,12 +80,7 @@ export function openLedgerCounts(position?: LedgerPosition): LedgerCounts {
       at ??= { inode, id: last };
       if (at.inode !== inode || last < at.id) at = { inode, id: 0 };
       if (last === at.id) return false;
-      const rows = database
-        .query(
-          `SELECT id, kind, command, outcome, code, network, duration_us AS durationUs FROM ledger
-           WHERE id > ? ORDER BY id LIMIT ${rowsMax}`,
-        )
-        .all(at.id) as CountedRow[];
+      const rows = database.query(sql("rows since")).all(at.id, rowsMax) as CountedRow[];
       for (const row of rows) if (row.kind !== "plugin") count(row);
       at.id = rows.at(-1)?.id ?? at.id;
       return rows.length === rowsMax;
@@ -108,15 +104,10 @@ function bounded(known: Set<string>, value: string, max: number): string {
 
 /** Reads where an earlier agent stood; undefined where none did, or where it cannot be read. */
 export function readPosition(file: string): LedgerPosition | undefined {
-  try {
-    const value: unknown = JSON.parse(readFileSync(file, "utf8"));
-    const { inode, id } = isObject(value) ? value : {};
-    const isPosition = Number.isSafeInteger(inode) && Number.isSafeInteger(id);
-    return isPosition ? { inode: Number(inode), id: Number(id) } : undefined;
-  } catch (error) {
-    if (error instanceof SyntaxError || (error as NodeJS.ErrnoException).code) return undefined;
-    throw error;
-  }
+  const value = orUndefined(() => parseJson(readIfThere(file) ?? "", "position"));
+  const { inode, id } = isObject(value) ? value : {};
+  const isPosition = Number.isSafeInteger(inode) && Number.isSafeInteger(id);
+  return isPosition ? { inode: Number(inode), id: Number(id) } : undefined;
 }
 
 /** @throws NodeJS.ErrnoException where it cannot be written */
@@ -195,12 +186,11 @@ function measureRecord({ host, config, health }: Agent, state: State): Measured 
 }
 
 function attachmentSamples({ database }: State): Sample[] {
-  const rows = database
-    .query(
-      `SELECT network, state, count(*) AS value FROM attachments GROUP BY network, state
-       ORDER BY count(*) DESC`,
-    )
-    .all() as { network: string; state: string; value: number }[];
+  const rows = database.query(sql("states")).all() as {
+    network: string;
+    state: string;
+    value: number;
+  }[];
   const networks = new Set<string>();
   const sums: ByLabels<number> = new Map();
   for (const { network, state, value } of rows) {

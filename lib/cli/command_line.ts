@@ -17,11 +17,8 @@ import {
   optionsOf,
   overview,
 } from "./commands.ts";
-// @ts-expect-error a text, whatever its name
 import bash from "./completion.bash" with { type: "text" };
-// @ts-expect-error a text, whatever its name
 import fish from "./completion.fish" with { type: "text" };
-// @ts-expect-error a text, whatever its name
 import zsh from "./completion.zsh" with { type: "text" };
 
 /**

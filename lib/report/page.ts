@@ -8,17 +8,13 @@
  * and styles are texts in the binary; genie itself runs none of them.
  */
 import { createHash } from "node:crypto";
-// @ts-expect-error imported as text
 import library from "uplot/dist/uPlot.iife.min.js" with { type: "text" };
-// @ts-expect-error imported as text
 import libraryStyle from "uplot/dist/uPlot.min.css" with { type: "text" };
-// @ts-expect-error imported as text
 import licence from "uplot/LICENSE" with { type: "text" };
 import type { ClusterReport, NetworkReport, Report } from "./document.ts";
-// @ts-expect-error imported as text
 import pageStyle from "./page.css" with { type: "text" };
 import page from "./page.html" with { type: "text" };
-// @ts-expect-error imported as text
+// @ts-expect-error a text, not page.ts
 import script from "./page.js" with { type: "text" };
 import { formatCount, formatDuration, formatShare, formatSpan, formatTime } from "./quantity.ts";
 import {

@@ -1,4 +1,5 @@
--- What reports ask the record. Each query stands below its name, with an empty line behind it.
+-- What reports and the agent ask the record. Each query stands below its name, with an empty line
+-- behind it.
 
 -- span
 -- One query each: only then does SQLite take the ends of the index.
@@ -43,3 +44,21 @@ ORDER BY at_ms DESC, namespace, name, path LIMIT ?
 -- Whole rows: an older record lacks the last column.
 SELECT * FROM rulesets WHERE ?1 IS NULL OR (pod_namespace = ?1 AND pod_name = ?2)
 ORDER BY at_ms DESC LIMIT ?3
+
+-- states
+SELECT network, state, count(*) AS value FROM attachments GROUP BY network, state
+ORDER BY count(*) DESC
+
+-- rows since
+SELECT id, kind, command, outcome, code, network, duration_us AS durationUs FROM ledger
+WHERE id > ? ORDER BY id LIMIT ?
+
+-- statuses
+SELECT container_id AS containerId, request_ifname AS requestIfName, annotations AS stored,
+  pod_namespace AS namespace, pod_name AS name, pod_uid AS uid, at_ms AS atMs
+FROM statuses ORDER BY at_ms LIMIT ?
+
+-- newer sandbox
+SELECT 1 FROM attachments WHERE container_id <> ?1 AND state = 'attached'
+  AND created_at_ms > (SELECT max(created_at_ms) FROM attachments WHERE container_id = ?1)
+  AND json_valid(plan) AND json_extract(plan, '$.pod.uid') = ?2

@@ -20,21 +20,21 @@ import { openCopy } from "../recovery/database.ts";
 import { parseResult } from "../result.ts";
 import type { AttachmentReport, PolicyReport, RulesetReport } from "./document.ts";
 import { isoTime } from "./quantity.ts";
-// @ts-expect-error imported as text
 import recordSql from "./record.sql" with { type: "text" };
 import type { TallyRow } from "./tally.ts";
 
 /** The queries of record.sql, by their names. */
-const queries = new Map<string, string>(
-  recordSql.split("\n\n").map((part: string): [string, string] => {
+const queries = new Map(
+  recordSql.split("\n\n").map((part): [string, string] => {
     const [name = "", ...query] = part.split("\n");
     return [name.replace("-- ", ""), query.join("\n")];
   }),
 );
 
-/** A query of record.sql, with `where` in its place. */
-const sql = (name: string, where = ""): string =>
-  queries.get(name)?.replace("{{where}}", () => where) ?? "";
+/** A query of record.sql by its name, with `where` in its place. */
+export function sql(name: string, where = ""): string {
+  return queries.get(name)?.replace("{{where}}", () => where) ?? "";
+}
 
 /** How long a reader waits for a writer that recovers the log, in ms. */
 const busyTimeoutMs = 5000;
