@@ -82,13 +82,10 @@ export function scriptJson(value: unknown): Markup {
   return trusted(asciiJson(JSON.stringify(value)).replaceAll("<", "\\u003c"));
 }
 
-/** Heights of the charts with horizontal bars, so that nothing moves when they are drawn. */
-const barHeights = Array.from({ length: 12 }, (_, i) => `.bars-${i + 1}{height:${(i + 1) * 32}px}`);
-
 /** Formats the page. Its size does not depend on how many requests there were. */
 export function formatPage(report: Report | ClusterReport): string {
   const charts = chartsOf(report);
-  const style = `${libraryStyle}\n${pageStyle}\n${barHeights.join("")}`;
+  const style = `${libraryStyle}\n${pageStyle}`;
   const policy =
     `default-src 'none'; script-src ${hash(library)} ${hash(script)}; ` +
     `style-src ${hash(style)}; base-uri 'none'; form-action 'none'`;
@@ -251,7 +248,7 @@ type BarChart = {
   max?: number;
 };
 
-/** Most bars in one chart. */
+/** Most bars in one chart; page.css has a height for each number of them. */
 const barsMax = 12;
 const nameLengthMax = 60;
 

@@ -70,10 +70,8 @@ function fillSections(template: string, values: Values): string {
 }
 
 /** How a terminal lays out cells of each kind. */
-const layouts: Record<NonNullable<ReportColumn<never>["kind"]>, Omit<Column, "title">> = {
+const layouts: { [kind in ReportColumn<never>["kind"] & string]?: Omit<Column, "title"> } = {
   number: { align: "right" },
-  time: {},
-  state: {},
   name: { shrinks: true, cut: "middle" },
   node: { shrinks: true },
   list: { shrinks: true },
