@@ -7,6 +7,8 @@ import { beforeAll, describe, expect, test } from "bun:test";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { runCommand } from "../lib/cli/command_line.ts";
+import { commandLines } from "../lib/cli/commands.ts";
+import helpText from "../lib/cli/help.txt" with { type: "text" };
 import { supportedVersions } from "../lib/cni.ts";
 import manifest from "../package.json";
 import { calls, fakePlugin, genieProgram, makeHost, runGenie, tempDir } from "./fakes.ts";
@@ -376,6 +378,12 @@ describe("genie help", () => {
     for (const flag of expected) expect(stdout).toMatch(new RegExp(`^  ${flag}\\b`, "m"));
     expect(await cli(name, "--help")).toEqual(await cli("help", name));
     expect(await cli(name, "-h")).toEqual(await cli("help", name));
+  });
+
+  test("has a page for every command, and none besides", () => {
+    const pages = [...helpText.matchAll(/^----\ngenie (\S+) .*\n\n(\S.*)\n\n/gm)];
+    const listed = Object.entries(commandLines).map(([name, { summary }]) => [name, summary]);
+    expect(pages.map(([, name, summary]) => [name, summary]).sort()).toEqual(listed.sort());
   });
 
   test("fits a terminal of 100 columns", async () => {

@@ -37,6 +37,7 @@ import {
 import { readRecord, setAsideRecords } from "../lib/report/record_reader.ts";
 import { asciiJson, candidatesOf } from "../lib/report/table.ts";
 import { type TallyRow, tally } from "../lib/report/tally.ts";
+import { fill } from "../lib/report/template.ts";
 import { formatPodReport, formatReport } from "../lib/report/text.ts";
 import manifest from "../package.json";
 import { makeHost } from "./fakes.ts";
@@ -745,6 +746,21 @@ describe("words", () => {
       ...["2026-09-01 00:00:00", "–", "–"],
     ]);
     expect(isoTime(Number.NaN)).toBe(null);
+  });
+
+  const filled: [name: string, template: string, text: string][] = [
+    ["what has a name", "<{{a}}>, {{absent}}.", "<1>, ."],
+    ["each item of a list, with names around it", "{{#list}}{{b}}{{a}} {{/list}}", "21 31 "],
+    ["what is there", "{{#a}}{{a}} is{{/a}}{{^a}}no{{/a}}", "1 is"],
+    ["what is not there", "{{#none}}yes{{/none}}{{^none}}no{{/none}}", "no"],
+    ["nothing for false and an empty text", "{{#off}}a{{/off}}{{#empty}}b{{/empty}}", ""],
+    ["no line for a tag alone", "{{#a}}\nx\n{{/a}}\ny\n", "x\ny\n"],
+    ["nothing of what it was given", "{{hostile}}{{#hostile}}!{{/hostile}}", "{{a}}!"],
+  ];
+  test.each(filled)("a template shows %s", (_name, template, text) => {
+    const values = { a: 1, list: [{ b: 2 }, { b: 3 }], none: [], off: false, empty: "" };
+    expect(fill(template, { ...values, hostile: "{{a}}" })).toBe(text);
+    expect(fill("{{a}}", { a: "x" }, (value) => `<${value}>`)).toBe("<x>");
   });
 
   test("html`` escapes what is put into it, once", () => {

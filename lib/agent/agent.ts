@@ -27,7 +27,7 @@ const tasks: readonly Task[] = [
   },
   { name: "token", isWanted: (_config, host) => keepsToken(host), run: runToken },
   // Always: genie may be installed while the agent runs.
-  { name: "conflist", isWanted: () => true, run: runConflist },
+  { name: "conflist", run: runConflist },
   {
     name: "status",
     isWanted: ({ kubernetes }) => kubernetes.status !== "off",
@@ -45,7 +45,6 @@ const tasks: readonly Task[] = [
   },
   {
     name: "upkeep",
-    isWanted: () => true,
     run: async (agent) => (await import("./upkeep.ts")).runUpkeep(agent),
   },
 ];
@@ -79,7 +78,7 @@ export async function runAgent(given: Host, flags: Flags): Promise<number> {
   if (!lock) return 0;
   const health = openHealth();
   const record = openRecord(host, config.stateDir, () => health.count("database"));
-  const wanted = tasks.filter(({ isWanted }) => isWanted(config, host));
+  const wanted = tasks.filter(({ isWanted }) => isWanted?.(config, host) ?? true);
   log(host, "info", "genie agent runs", {
     version: manifest.version,
     tasks: wanted.map(({ name }) => name).join(","),

@@ -18,6 +18,7 @@ import {
 } from "../node/files.ts";
 import { callsGenie, ownListText } from "../node/genie_config.ts";
 import { copyToken, noted, openSite, ownDir, paths } from "../node/installation.ts";
+import { orUndefined } from "../report/record_reader.ts";
 import { isConfigured, serviceAccountDirDefault } from "../settings.ts";
 import type { Agent } from "./task.ts";
 
@@ -70,17 +71,9 @@ function conflistFault(root: string): string {
   if (path === undefined) return "";
   const text = readIfThere(hostFile(root, path));
   if (text === undefined) return "gone";
-  if (text === ownListText() || callsGenie({ name: path, value: parsed(text) })) return "";
+  const value = orUndefined(() => parseJson(text, ""));
+  if (text === ownListText() || callsGenie({ name: path, value })) return "";
   return `changed ${digest({ text })}`;
-}
-
-function parsed(text: string): unknown {
-  try {
-    return parseJson(text, "");
-  } catch (error) {
-    if (error instanceof CniError) return undefined;
-    throw error;
-  }
 }
 
 /** Puts it back; what stood in its place is kept. @throws CniError 5, 7 */

@@ -109,8 +109,13 @@ const reportBytesMax = 8 * 1024 * 1024;
 /** The program that runs; after an upgrade it is not the file of its name any more. */
 const ownProgram = "/proc/self/exe";
 
-/** A report, or why there is none. */
-type NodeReport = { status: 200; body: string } | { status: number; message: string };
+/** A report in JSON, or why there is none, in the form of the API server's errors. */
+type NodeReport = { status: number; body: string };
+
+const failure = (status: number, message: string): NodeReport => ({
+  status,
+  body: JSON.stringify({ message }),
+});
 
 /**
  * Answers requests for the report.
@@ -124,7 +129,7 @@ export function openReports(
   const make = async (words: string[]): Promise<NodeReport> => {
     const key = JSON.stringify(words);
     if (running?.key === key) return running.report;
-    if (running) return { status: 503, message: "another report is being made" };
+    if (running) return failure(503, "another report is being made");
     const own = cniConfig === undefined ? [] : [`--cni-config=${cniConfig}`];
     const report = makeReport(host, program, ["report", "--json", ...words, ...own]);
     running = { key, report };
@@ -135,18 +140,14 @@ export function openReports(
     }
   };
   return async (url) => {
-    if (!config.agent.report) {
-      return respond({ status: 404, message: "agent.report of the plugin table is off" });
-    }
+    if (!config.agent.report)
+      return respond(failure(404, "agent.report of the plugin table is off"));
     const words = readWords(url.searchParams);
-    return respond(typeof words === "string" ? { status: 400, message: words } : await make(words));
+    return respond(typeof words === "string" ? failure(400, words) : await make(words));
   };
 }
 
-/** An error has the form of the API server's, which passes it on. */
-function respond(report: NodeReport): Response {
-  const { status } = report;
-  const body = "body" in report ? report.body : JSON.stringify({ message: report.message });
+function respond({ status, body }: NodeReport): Response {
   return new Response(body, {
     status,
     headers: {
@@ -177,5 +178,5 @@ async function makeReport(host: Host, program: string, args: string[]): Promise<
   if (ran.kind === "exit" && ran.status === 0) return { status: 200, body: ran.stdout };
   const message = /^genie: error: (.*)/m.exec(ran.stderr)?.[1] ?? `no report, ${ran.kind}`;
   const isUsage = ran.kind === "exit" && ran.status === 2;
-  return { status: isUsage ? 400 : 500, message: oneLine(message, 500) };
+  return failure(isUsage ? 400 : 500, oneLine(message, 500));
 }

@@ -5,16 +5,17 @@
  * what happened while none ran is counted by the next one. Label values may hold anything. Source:
  * OpenMetrics 1.0 (prometheus/OpenMetrics specification/OpenMetrics.md).
  */
-import { readFileSync, renameSync, writeFileSync } from "node:fs";
+import { renameSync, writeFileSync } from "node:fs";
 import manifest from "../../package.json";
-import { CniError } from "../cni.ts";
 import type { State } from "../database.ts";
-import { isObject } from "../json.ts";
+import { isObject, parseJson } from "../json.ts";
+import { readIfThere } from "../node/files.ts";
 import { listNetworks } from "../node_networks.ts";
 import { aliveSince, neededResources } from "../policy/store.ts";
 import type { LedgerRow } from "../record.ts";
-import { countWith } from "../report/record_reader.ts";
+import { countWith, orUndefined, sql } from "../report/record_reader.ts";
 import { enforcesPolicy } from "../settings.ts";
+import described from "./metrics.json";
 import { type Agent, inodeOf, type Trouble } from "./task.ts";
 
 /** The media type of OpenMetrics text. */
@@ -79,12 +80,7 @@ export function openLedgerCounts(position?: LedgerPosition): LedgerCounts {
       at ??= { inode, id: last };
       if (at.inode !== inode || last < at.id) at = { inode, id: 0 };
       if (last === at.id) return false;
-      const rows = database
-        .query(
-          `SELECT id, kind, command, outcome, code, network, duration_us AS durationUs FROM ledger
-           WHERE id > ? ORDER BY id LIMIT ${rowsMax}`,
-        )
-        .all(at.id) as CountedRow[];
+      const rows = database.query(sql("rows since")).all(at.id, rowsMax) as CountedRow[];
       for (const row of rows) if (row.kind !== "plugin") count(row);
       at.id = rows.at(-1)?.id ?? at.id;
       return rows.length === rowsMax;
@@ -108,15 +104,10 @@ function bounded(known: Set<string>, value: string, max: number): string {
 
 /** Reads where an earlier agent stood; undefined where none did, or where it cannot be read. */
 export function readPosition(file: string): LedgerPosition | undefined {
-  try {
-    const value: unknown = JSON.parse(readFileSync(file, "utf8"));
-    const { inode, id } = isObject(value) ? value : {};
-    const isPosition = Number.isSafeInteger(inode) && Number.isSafeInteger(id);
-    return isPosition ? { inode: Number(inode), id: Number(id) } : undefined;
-  } catch (error) {
-    if (error instanceof SyntaxError || (error as NodeJS.ErrnoException).code) return undefined;
-    throw error;
-  }
+  const value = orUndefined(() => parseJson(readIfThere(file) ?? "", "position"));
+  const { inode, id } = isObject(value) ? value : {};
+  const isPosition = Number.isSafeInteger(inode) && Number.isSafeInteger(id);
+  return isPosition ? { inode: Number(inode), id: Number(id) } : undefined;
 }
 
 /** @throws NodeJS.ErrnoException where it cannot be written */
@@ -125,65 +116,49 @@ export function writePosition(file: string, position: LedgerPosition): void {
   renameSync(`${file}.new`, file);
 }
 
-/** What is measured, and what its name means. */
-const help = {
-  genie_agent: "The agent that answers.",
-  genie_requests: "Calls of genie by the runtime, since an agent first ran here.",
-  genie_request_duration_seconds:
-    "How long each network of a call took, through all of its plugins.",
-  genie_attachments: "Attachments on record.",
-  genie_leaked_attachments: "Attachments whose DEL was given up.",
-  genie_addresses: "Addresses of a network, on this node.",
-  genie_status_pending: "Network statuses that wait to be published.",
-  genie_policy_lag_seconds:
-    "From the newest change of what policies depend on until its rules were in force.",
-  genie_policy_inputs_age_seconds:
-    "Since when what policies depend on may have changed unseen; +Inf: it was never known.",
-  genie_api_errors: "Requests to the Kubernetes API that failed.",
-  genie_api_garbage: "Objects and events of the Kubernetes API that make no sense.",
-  genie_database_errors: "Times that the record could not be read or written.",
-  genie_part_failures: "Tasks of the agent that failed and were started again.",
-};
+/** Samples of what is in metrics.json, which says what each name means. */
+type Measured = Partial<Record<keyof typeof described, readonly Sample[]>>;
 
-function family(type: Family["type"], name: keyof typeof help, samples: readonly Sample[]): Family {
-  const isTime = name.endsWith("_seconds");
-  return { name, type, help: help[name], samples, ...(isTime && { unit: "seconds" }) };
+/** The families of these samples, in the order in which they are described. */
+function familiesOf(measured: Measured): Family[] {
+  const names = Object.keys(described) as (keyof typeof described)[];
+  return names.map((name) => ({
+    name,
+    ...(described[name] as Pick<Family, "type" | "help">),
+    ...(name.endsWith("_seconds") && { unit: "seconds" }),
+    samples: measured[name] ?? [],
+  }));
 }
 
 /**
  * Answers with all metrics; without those of a record that cannot be read, which is counted too.
  */
 export function metricsResponse(agent: Agent, counts: LedgerCounts): Response {
-  let found: Family[] = [];
-  try {
-    found = agent.record.use((state) => {
+  const found = orUndefined(() =>
+    agent.record.use((state) => {
       counts.read(state);
-      return recordFamilies(agent, state);
-    });
-  } catch (error) {
-    if (!(error instanceof CniError)) throw error;
-  }
-  const durations = [...counts.durations.values()].flatMap(({ labels, value }) =>
-    histogramSamples(value, labels),
+      return measureRecord(agent, state);
+    }),
   );
   const trouble = (what: Trouble): Sample[] => [{ value: agent.health.counted(what) }];
-  const body = formatMetrics([
-    family("info", "genie_agent", [{ labels: { version: manifest.version }, value: 1 }]),
-    family("counter", "genie_requests", [...counts.requests.values()]),
-    family("histogram", "genie_request_duration_seconds", durations),
+  const families = familiesOf({
+    genie_agent: [{ labels: { version: manifest.version }, value: 1 }],
+    genie_requests: [...counts.requests.values()],
+    genie_request_duration_seconds: [...counts.durations.values()].flatMap(({ labels, value }) =>
+      histogramSamples(value, labels),
+    ),
     ...found,
-    family("counter", "genie_api_errors", trouble("api")),
-    family("counter", "genie_api_garbage", trouble("garbage")),
-    family("counter", "genie_database_errors", trouble("database")),
-    family("counter", "genie_part_failures", trouble("task")),
-  ]);
-  return new Response(body, { headers: { "Content-Type": contentType } });
+    genie_api_errors: trouble("api"),
+    genie_api_garbage: trouble("garbage"),
+    genie_database_errors: trouble("database"),
+    genie_part_failures: trouble("task"),
+  });
+  return new Response(formatMetrics(families), { headers: { "Content-Type": contentType } });
 }
 
-function recordFamilies({ host, config, health }: Agent, state: State): Family[] {
+function measureRecord({ host, config, health }: Agent, state: State): Measured {
   const attachments = attachmentSamples(state);
   const leaked = attachments.filter(({ labels }) => labels?.["state"] === "leaked");
-  const leakedSum = leaked.reduce((sum, { value }) => sum + value, 0);
   const waiting = state.database.query("SELECT count(*) AS value FROM statuses").get() as Sample;
   const networks = listNetworks(config).networks.slice(0, labelsMax.networks);
   const addresses = countWith(state, networks, host.now()).flatMap(
@@ -193,29 +168,29 @@ function recordFamilies({ host, config, health }: Agent, state: State): Family[]
       return [sample("used", used), sample("total", total)];
     },
   );
-  const families = [
-    family("gauge", "genie_attachments", attachments),
-    family("gauge", "genie_leaked_attachments", [{ value: leakedSum }]),
-    family("gauge", "genie_addresses", addresses),
-    family("gauge", "genie_status_pending", [waiting]),
-  ];
-  if (!enforcesPolicy(config)) return families;
+  const measured: Measured = {
+    genie_attachments: attachments,
+    genie_leaked_attachments: [{ value: leaked.reduce((sum, { value }) => sum + value, 0) }],
+    genie_addresses: addresses,
+    genie_status_pending: [waiting],
+  };
+  if (!enforcesPolicy(config)) return measured;
   const aliveMs = aliveSince(state, neededResources(config.policy.enforce));
   const age = aliveMs === 0 ? Infinity : Math.max(0, host.now() - aliveMs) / 1000;
   const { policyLagMs: lagMs } = health;
-  const lag = lagMs === undefined ? [] : [{ value: lagMs / 1000 }];
-  families.push(family("gauge", "genie_policy_lag_seconds", lag));
-  families.push(family("gauge", "genie_policy_inputs_age_seconds", [{ value: age }]));
-  return families;
+  return {
+    ...measured,
+    genie_policy_lag_seconds: lagMs === undefined ? [] : [{ value: lagMs / 1000 }],
+    genie_policy_inputs_age_seconds: [{ value: age }],
+  };
 }
 
 function attachmentSamples({ database }: State): Sample[] {
-  const rows = database
-    .query(
-      `SELECT network, state, count(*) AS value FROM attachments GROUP BY network, state
-       ORDER BY count(*) DESC`,
-    )
-    .all() as { network: string; state: string; value: number }[];
+  const rows = database.query(sql("states")).all() as {
+    network: string;
+    state: string;
+    value: number;
+  }[];
   const networks = new Set<string>();
   const sums: ByLabels<number> = new Map();
   for (const { network, state, value } of rows) {

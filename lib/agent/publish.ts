@@ -9,10 +9,11 @@
 import type { Host } from "../call.ts";
 import { type LogFields, log, toCniError } from "../cni.ts";
 import { type State, write } from "../database.ts";
-import { isObject } from "../json.ts";
+import { isObject, parseJson } from "../json.ts";
 import { connect, isNotFound, type Kube, statusOf } from "../kubernetes/client.ts";
 import { forgetStatus, patchStatus } from "../kubernetes/network_status.ts";
 import type { CallId, PodIdentity, WaitingStatus } from "../record.ts";
+import { orUndefined, sql } from "../report/record_reader.ts";
 import { podLabel } from "../request.ts";
 import { type Agent, forAll, pauseAfter, watchRecord } from "./task.ts";
 
@@ -153,23 +154,13 @@ async function publish(kube: Kube, row: WaitingRow): Promise<boolean> {
 
 /** Has the same pod got a newer sandbox, whose ADD publishes itself? */
 function isSuperseded({ database }: State, { containerId, pod }: WaitingRow): boolean {
-  const newer = database.query(
-    `SELECT 1 FROM attachments WHERE container_id <> ?1 AND state = 'attached'
-       AND created_at_ms > (SELECT max(created_at_ms) FROM attachments WHERE container_id = ?1)
-       AND json_valid(plan) AND json_extract(plan, '$.pod.uid') = ?2`,
-  );
-  return pod.uid !== "" && newer.get(containerId, pod.uid) !== null;
+  return pod.uid !== "" && database.query(sql("newer sandbox")).get(containerId, pod.uid) !== null;
 }
 
 /** What waits, oldest first; of a pod the newest alone. The others are forgotten. */
 function waitingRows(round: Round, state: State): WaitingRow[] {
-  const rows = state.database
-    .query(
-      `SELECT container_id AS containerId, request_ifname AS requestIfName, annotations AS stored,
-         pod_namespace AS namespace, pod_name AS name, pod_uid AS uid, at_ms AS atMs
-       FROM statuses ORDER BY at_ms LIMIT ${rowsMax}`,
-    )
-    .all() as (CallId & PodIdentity & { stored: string; atMs: number })[];
+  const rows = state.database.query(sql("statuses")).all(rowsMax) as (CallId &
+    PodIdentity & { stored: string; atMs: number })[];
   const newest = new Map<string, WaitingRow>();
   for (const { containerId, requestIfName, namespace, name, uid, atMs, stored } of rows) {
     const call = { containerId, requestIfName };
@@ -193,12 +184,7 @@ function waitingRows(round: Round, state: State): WaitingRow[] {
 }
 
 function parseTexts(text: string): Record<string, string> | undefined {
-  try {
-    const value: unknown = JSON.parse(text);
-    const isTexts = isObject(value) && Object.values(value).every((one) => typeof one === "string");
-    return isTexts ? (value as Record<string, string>) : undefined;
-  } catch (error) {
-    if (error instanceof SyntaxError) return undefined;
-    throw error;
-  }
+  const value = orUndefined(() => parseJson(text, "stored annotations"));
+  const isTexts = isObject(value) && Object.values(value).every((one) => typeof one === "string");
+  return isTexts ? (value as Record<string, string>) : undefined;
 }

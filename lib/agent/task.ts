@@ -26,8 +26,8 @@ export interface Agent {
 /** One job of the agent. */
 export interface Task {
   name: string;
-  /** Does the configuration, or where we run, ask for it? */
-  isWanted: (config: Config, host: Host) => boolean;
+  /** Does the configuration, or where we run, ask for it? Absent: always. */
+  isWanted?: (config: Config, host: Host) => boolean;
   /**
    * Runs until `host.signal` aborts, and says so to `health` each time round. When it throws, that
    * is logged and it is run again.

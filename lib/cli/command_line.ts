@@ -9,10 +9,16 @@ import { parseArgs } from "node:util";
 import type { Host } from "../call.ts";
 import { toCniError } from "../cni.ts";
 import { type Flags, UsageError } from "../config/usage.ts";
-import { type CommandLine, type CommandOption, commandLines, optionsOf } from "./commands.ts";
-// @ts-expect-error a text, whatever its name
+import { fill } from "../report/template.ts";
+import {
+  type CommandLine,
+  type CommandOption,
+  commandLines,
+  optionsOf,
+  overview,
+} from "./commands.ts";
 import bash from "./completion.bash" with { type: "text" };
-// @ts-expect-error a text, whatever its name
+import fish from "./completion.fish" with { type: "text" };
 import zsh from "./completion.zsh" with { type: "text" };
 
 /**
@@ -48,17 +54,16 @@ function commandOf(name: string): CommandLine {
 }
 
 function readFlags(command: CommandLine, args: string[]): Flags {
-  const { repeatable = [], takesWords = false } = command;
-  const options = optionsOf(command).map(({ name, value }) => {
+  const options = optionsOf(command).map(({ name, value, text }) => {
     const type = value === "" ? ("boolean" as const) : ("string" as const);
-    return [name, { type, multiple: repeatable.includes(name) }] as const;
+    return [name, { type, multiple: text.includes("any number of times") }] as const;
   });
   try {
     const { values, positionals } = parseArgs({
       args,
       options: Object.fromEntries(options),
       strict: true,
-      allowPositionals: takesWords,
+      allowPositionals: /^ {2}[^ -]/m.test(command.help),
     });
     return { ...(values as Flags), words: positionals };
   } catch (error) {
@@ -67,129 +72,61 @@ function readFlags(command: CommandLine, args: string[]): Flags {
 }
 
 function help(host: Host, name?: string): number {
-  if (name === undefined) {
-    host.stdout(formatOverview());
-  } else {
-    const { usage, summary, help: options } = commandOf(name);
-    host.stdout(`genie ${name} ${usage}\n\n${summary}\n\n${options}\n`);
-  }
+  host.stdout(name === undefined ? formatOverview() : commandOf(name).help);
   return 0;
 }
 
 /** What `genie help` prints. */
 function formatOverview(): string {
-  const width = Math.max(...Object.keys(commandLines).map((name) => name.length));
-  const lines = Object.entries(commandLines).map(
-    ([name, { summary }]) => `  ${name.padEnd(width)}  ${summary}`,
-  );
-  return `genie: a CNI plugin that attaches a pod to the networks it asks for
-
-With CNI_COMMAND in the environment genie is a CNI plugin: a container runtime calls it.
-Without it, genie is the node operator's tool:
-
-${lines.join("\n")}
-  ${"help".padEnd(width)}  show this, or the options of one command: genie help plan
-
-Exit status: 0 done, 1 found a problem, 2 used wrongly.
-`;
+  const lines = Object.entries(commandLines);
+  const commands = lines.map(([name, { summary }]) => ({ name: name.padEnd(10), summary }));
+  return fill(overview, { commands });
 }
-
-/** What a shell needs to know of a command; `words` are those it takes besides its options. */
-type Completed = { name: string; summary: string; options: CommandOption[]; words: string[] };
 
 /** Options whose value is one of a few. */
 const choices: Record<string, string> = { command: "ADD DEL CHECK GC STATUS" };
-const isPath = ({ value }: CommandOption) => value === "FILE" || value === "DIR";
 
-/** Shells, and who writes their script. */
-const shells = new Map(Object.entries({ bash: formatBash, zsh: formatZsh, fish: formatFish }));
+/** The script of each shell, and what its quotes cannot hold. */
+const shells = new Map<string, { script: string; unsafe: RegExp }>([
+  ["bash", { script: bash, unsafe: /['\\]/g }],
+  ["zsh", { script: zsh, unsafe: /['[\]:\\]/g }],
+  ["fish", { script: fish, unsafe: /['\\]/g }],
+]);
 
 /** Prints the script for a shell. @throws UsageError for one that is not served */
 export function runCompletion(host: Host, flags: Flags): number {
-  const [shell = "", ...more] = Array.isArray(flags["words"]) ? flags["words"] : [];
-  const format = shells.get(shell);
+  const [name = "", ...more] = Array.isArray(flags["words"]) ? flags["words"] : [];
+  const shell = shells.get(name);
   const names = [...shells.keys()];
-  if (!format || more.length > 0) {
+  if (!shell || more.length > 0) {
     throw new UsageError(`genie completion needs one of ${names.join(", ")}`);
   }
-  const completed = Object.entries(commandLines).map(([name, command]) => ({
-    name,
-    summary: command.summary,
-    options: optionsOf(command),
-    words: name === "completion" ? names : [],
+  const commands = Object.entries(commandLines).map(([command, line]) => ({
+    command,
+    summary: line.summary,
+    options: optionsOf(line).map(completed),
+    words: command === "completion" ? names.join(" ") : "",
   }));
-  const help = { name: "help", summary: "show the options of a command", options: [] };
-  host.stdout(format([...completed, { ...help, words: Object.keys(commandLines) }]));
+  const words = Object.keys(commandLines).join(" ");
+  const help = { command: "help", summary: "show the options of a command", options: [], words };
+  const options = commands.flatMap((one) => one.options);
+  const those = (some: typeof options) =>
+    [...new Set(some.map((option) => `--${option.name}`))].join("|");
+  const values = {
+    commands: [...commands, help],
+    paths: those(options.filter(({ isPath }) => isPath)),
+    others: those(options.filter(({ isOther }) => isOther)),
+    choices: Object.entries(choices).map(([option, few]) => ({ name: option, few })),
+  };
+  host.stdout(fill(shell.script, values, (value) => String(value).replace(shell.unsafe, "")));
   return 0;
 }
 
-/** What an option does, in as few words as a shell shows beside it. */
-function meaning({ text }: CommandOption): string {
+/** An option as the scripts take it: what it does, in few words, and what its value may be. */
+function completed({ name, value, text }: CommandOption) {
   const [clause = ""] = text.split(/[;:]/, 1);
-  return clause.replace(/[^\w .,-]/g, "").trim();
-}
-
-/** A script from its template: `@name@` becomes the lines of that name. */
-function fill(template: string, values: Record<string, string[]>): string {
-  return template.replace(/@(\w+)@/g, (_, name) => values[name]?.join("\n") ?? "");
-}
-
-function formatBash(commands: readonly Completed[]): string {
-  const taking = (paths: boolean) => {
-    const options = commands.flatMap((command) => command.options);
-    const those = options.filter(
-      (one) => one.value !== "" && isPath(one) === paths && !choices[one.name],
-    );
-    return [[...new Set(those.map(({ name }) => `--${name}`))].join("|")];
-  };
-  return fill(bash, {
-    commands: [commands.map(({ name }) => name).join(" ")],
-    paths: taking(true),
-    choices: Object.entries(choices).map(
-      ([name, few]) => `    --${name}) COMPREPLY=($(compgen -W "${few}" -- "$cur")); return ;;`,
-    ),
-    values: taking(false),
-    words: commands.map(({ name, options, words }) => {
-      const all = [...words, ...options.map((one) => `--${one.name}`), "--help"];
-      return `    ${name}) words="${all.join(" ")}" ;;`;
-    }),
-  });
-}
-
-function formatZsh(commands: readonly Completed[]): string {
-  const text = (value: string) => value.replace(/['[\]:\\]/g, "");
-  return fill(zsh, {
-    commands: commands.map(({ name, summary }) => `    '${name}:${text(summary)}'`),
-    arguments: commands.map(({ name, options, words }) => {
-      const described = options.map((option) => {
-        const about = `--${option.name}[${text(meaning(option))}]`;
-        if (option.value === "") return `'${about}'`;
-        const few = choices[option.name];
-        const value = few ? `(${few})` : isPath(option) ? "_files" : "";
-        return `'*${about}:${option.name}:${value}'`;
-      });
-      const word = words.length > 0 ? [`'1:word:(${words.join(" ")})'`] : [];
-      const all = [...described, ...word, "'--help[show the options]'"].join(" \\\n        ");
-      return `    ${name})\n      _arguments \\\n        ${all}\n      ;;`;
-    }),
-  });
-}
-
-function formatFish(commands: readonly Completed[]): string {
-  const text = (value: string) => value.replace(/['\\]/g, "");
-  const lines = commands.flatMap(({ name, summary, options, words }) => {
-    const seen = `complete -c genie -n '__fish_seen_subcommand_from ${name}'`;
-    return [
-      `complete -c genie -n __fish_use_subcommand -a ${name} -d '${text(summary)}'`,
-      ...words.map((word) => `${seen} -a ${word}`),
-      ...options.map((option) => {
-        const few = choices[option.name];
-        const value = few ? ` -x -a '${few}'` : isPath(option) ? " -r -F" : " -x";
-        const about = ` -d '${text(meaning(option))}'`;
-        return `${seen} -l ${option.name}${option.value === "" ? "" : value}${about}`;
-      }),
-    ];
-  });
-  const head = "# fish completion of genie: genie completion fish | source\ncomplete -c genie -f";
-  return `${head}\n${lines.join("\n")}\n`;
+  const meaning = clause.replace(/[^\w .,-]/g, "").trim();
+  const few = choices[name] ?? "";
+  const isPath = value === "FILE" || value === "DIR";
+  return { name, value, meaning, few, isPath, isOther: value !== "" && few === "" && !isPath };
 }

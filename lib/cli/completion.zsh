@@ -3,7 +3,9 @@
 _genie() {
   local -a commands
   commands=(
-@commands@
+{{#commands}}
+    '{{command}}:{{summary}}'
+{{/commands}}
   )
   if (( CURRENT == 2 )); then
     _describe command commands
@@ -12,7 +14,18 @@ _genie() {
   shift words
   (( CURRENT-- ))
   case $words[1] in
-@arguments@
+{{#commands}}
+    {{command}})
+      _arguments \
+{{#options}}
+        '{{#value}}*{{/value}}--{{name}}[{{meaning}}]{{#value}}:{{name}}:{{#few}}({{few}}){{/few}}{{#isPath}}_files{{/isPath}}{{/value}}' \
+{{/options}}
+{{#words}}
+        '1:word:({{words}})' \
+{{/words}}
+        '--help[show the options]'
+      ;;
+{{/commands}}
   esac
 }
 if [[ $funcstack[1] == _genie ]]; then _genie "$@"; else compdef _genie genie; fi

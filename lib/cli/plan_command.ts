@@ -16,7 +16,7 @@ import { annotationsCapability } from "../pod.ts";
 import { judgeQuota, readHeld, type Verdict } from "../policy/access.ts";
 import type { Attachment } from "../record.ts";
 import { formatCount, formatDuration, formatRate, formatShare } from "../report/quantity.ts";
-import { readRecord } from "../report/record_reader.ts";
+import { orUndefined, readRecord } from "../report/record_reader.ts";
 import { formatTable, shownError } from "../report/table.ts";
 import { podLabel, readPath } from "../request.ts";
 import { loadConfig } from "../settings.ts";
@@ -107,12 +107,7 @@ function formatPlan(config: Config, plan: Plan, verdicts: Verdict[], width: numb
 
 /** Where the config of a network is from. Objects of the API are no files. */
 function sourceOf(config: Config, { network }: Attachment): string {
-  try {
-    return resolveNetwork(config, network).source;
-  } catch (error) {
-    if (error instanceof CniError) return "the Kubernetes API";
-    throw error;
-  }
+  return orUndefined(() => resolveNetwork(config, network).source) ?? "the Kubernetes API";
 }
 
 const annotationOrigin: Record<Plan["pod"]["source"], string> = {

@@ -6,6 +6,7 @@ import { type Config, parseListen } from "../config/schema.ts";
 import alerts from "./alerts.yaml" with { type: "text" };
 import containerfile from "./containerfile.txt" with { type: "text" };
 import crds from "./crds.yaml" with { type: "text" };
+import foldersFile from "./folders.yaml" with { type: "text" };
 import manifest from "./manifest.yaml" with { type: "text" };
 import rightsFile from "./rights.yaml" with { type: "text" };
 import webhook from "./webhook.yaml" with { type: "text" };
@@ -94,22 +95,9 @@ type Mount = { readOnly?: true; mountPropagation?: "HostToContainer" };
 
 /** The folders of the node, none of which lies in another one. */
 function nodeFolders({ confDir, binDirs, stateDir }: Config): NodeFolder[] {
-  const why = {
-    etc: "the CNI config, the plugin table and the credentials; the agent renews the token",
-    state: "the record; host-local keeps its addresses beside it",
-    netns: "the pods' network namespaces; those of new pods must appear",
-  };
-  const all: NodeFolder[] = [
-    { name: "etc-cni", path: "/etc/cni", why: why.etc, install: {}, agent: {} },
-    { name: "conf", path: confDir, why: "the CNI config", install: {}, agent: {} },
-    { name: "state", path: "/var/lib/cni", why: why.state, agent: {} },
-    { name: "record", path: stateDir, why: "the record", agent: {} },
-    {
-      name: "netns",
-      path: "/var/run/netns",
-      why: why.netns,
-      agent: { readOnly: true, mountPropagation: "HostToContainer" },
-    },
+  const fixed: unknown[] = fillTemplate(foldersFile, { confDir, stateDir });
+  const all = [
+    ...(fixed as NodeFolder[]),
     ...binDirs.map(
       (path, i): NodeFolder => ({
         name: `bin-${i}`,

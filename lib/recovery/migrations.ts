@@ -1,5 +1,4 @@
 /** The steps of migrations.sql, in order. */
-// @ts-expect-error a text, whatever its name
 import text from "./migrations.sql" with { type: "text" };
 
 /** Each brings a database from one version to the next. */

@@ -250,17 +250,17 @@ function addDecision(decisions: Map<string, Decision>, one: Decision): void {
 function mergeTimes() {
   const keys = ["ok", "failed", "denied"] as const;
   const counts = new Map<string, Record<(typeof keys)[number], number>>();
-  let from: string | null = null;
-  let to: string | null = null;
+  const times: string[] = [];
   return {
     add(report: ParsedReport) {
-      if (report.from !== null && (from === null || report.from < from)) from = report.from;
-      if (report.to !== null && (to === null || report.to > to)) to = report.to;
+      times.push(...[report.from, report.to].filter((time) => time !== null));
       for (const bucket of report.timeline.buckets) {
         addTo(counts.getOrInsert(bucket.at, { ok: 0, failed: 0, denied: 0 }), bucket, keys);
       }
     },
     result(): Pick<ClusterReport, "from" | "to" | "timeline"> {
+      times.sort();
+      const [from, to] = [times.at(0) ?? null, times.at(-1) ?? null];
       const ms = (time: string | null) => (time === null ? 0 : Date.parse(time));
       const { bucketMs, timeline } = timeBuckets(ms(from), ms(to));
       const startMs = timeline[0]?.atMs ?? 0;
@@ -300,14 +300,12 @@ function mergePolicy() {
     },
     result(): PolicyReport | undefined {
       if (knownAt.length === 0) return undefined;
-      const all = newestOf<Problem>(listMax, ({ at }) => at ?? "");
-      for (const one of problems.values()) all.add(one);
       return {
         // Known for as long as by every node: the oldest time, or never.
         knownAt: knownAt.includes(null) ? null : (knownAt.sort()[0] ?? null),
         enforced,
         rulesets: rulesets.result(),
-        problems: all.result(),
+        problems: [...problems.values()].sort((a, b) => byText(b.at ?? "", a.at ?? "")),
       };
     },
   };

@@ -1,29 +1,28 @@
 /**
  * The report as one self-contained page: tables with every number, and above them charts that a
- * script draws from the same numbers.
+ * script draws from the same numbers. Its words are in page.html.
  *
  * The page loads nothing: its policy allows its own two scripts and its own style, by hash, and no
- * request at all. Names come from others: `html` escapes every value put into it; the charts get
+ * request at all. Names come from others: `html` and `fill()` escape what is put in; the charts get
  * their names as JSON that cannot end its script, and draw them as text, never as HTML. Scripts
  * and styles are texts in the binary; genie itself runs none of them.
  */
 import { createHash } from "node:crypto";
-// @ts-expect-error imported as text
 import library from "uplot/dist/uPlot.iife.min.js" with { type: "text" };
-// @ts-expect-error imported as text
 import libraryStyle from "uplot/dist/uPlot.min.css" with { type: "text" };
-// @ts-expect-error imported as text
 import licence from "uplot/LICENSE" with { type: "text" };
-import type { ClusterReport, NetworkReport, NodeReport, Report } from "./document.ts";
-// @ts-expect-error imported as text
+import type { ClusterReport, NetworkReport, Report } from "./document.ts";
 import pageStyle from "./page.css" with { type: "text" };
 import page from "./page.html" with { type: "text" };
-// @ts-expect-error imported as text
+// @ts-expect-error a text, not page.ts
 import script from "./page.js" with { type: "text" };
 import { formatCount, formatDuration, formatShare, formatSpan, formatTime } from "./quantity.ts";
 import {
   asciiJson,
+  busiest,
   candidatesOf,
+  coloursMax,
+  factsOf,
   fullerFamily,
   networkColumns,
   nodeColumns,
@@ -36,10 +35,10 @@ import {
   shownError,
   shownNetwork,
   shownPod,
-  shownScope,
   stuckColumns,
   visibleText,
 } from "./table.ts";
+import { fill, type Values } from "./template.ts";
 
 /** HTML that may be put into other HTML as it is. */
 export interface Markup {
@@ -83,41 +82,26 @@ export function scriptJson(value: unknown): Markup {
   return trusted(asciiJson(JSON.stringify(value)).replaceAll("<", "\\u003c"));
 }
 
-/** Heights of the charts with horizontal bars, so that nothing moves when they are drawn. */
-const barHeights = Array.from({ length: 12 }, (_, i) => `.bars-${i + 1}{height:${(i + 1) * 32}px}`);
-
 /** Formats the page. Its size does not depend on how many requests there were. */
 export function formatPage(report: Report | ClusterReport): string {
   const charts = chartsOf(report);
-  const style = `${libraryStyle}\n${pageStyle}\n${barHeights.join("")}`;
+  const style = `${libraryStyle}\n${pageStyle}`;
   const policy =
     `default-src 'none'; script-src ${hash(library)} ${hash(script)}; ` +
     `style-src ${hash(style)}; base-uri 'none'; form-action 'none'`;
-  const values: Record<string, Value> = {
+  const values = {
     policy,
     style: trusted(style),
-    subtitle: shownScope(report, "No requests on record"),
-    notices: report.notices.map((text) => html`<p class="note">${visibleText(text)}</p>\n`),
-    tiles: tiles(report),
-    time: timeSection(report, charts),
-    networks: networksSection(report),
-    nodes: "nodes" in report ? nodesSection(report.nodes) : "",
-    latency: latencySection(report, charts),
-    causes: causesSection(report, charts),
-    occupancy: occupancySection(report, charts),
-    decisions: decisionsSection(report, charts),
-    stuck: stuckSection(report),
-    problems: policySection(report),
-    requests: requestsSection(report),
-    made: formatTime(report.generatedAt),
-    record: visibleText(report.record),
+    ...charts,
+    ...factsOf(report, "No requests on record"),
+    ...tablesOf(report),
     licence,
     data: scriptJson(charts),
     library: trusted(library),
     script: trusted(script),
   };
-  // It is a text, although Bun's types declare a bundle.
-  return String(page).replace(/\{\{(\w+)\}\}/g, (_, name) => toMarkup(values[name] ?? ""));
+  // The template is a text, although Bun's types declare a bundle.
+  return fill(String(page), values, (value) => toMarkup(value as Value));
 }
 
 /** A source expression of the policy that allows exactly this text. */
@@ -125,53 +109,20 @@ function hash(text: string): string {
   return `'sha256-${createHash("sha256").update(text).digest("base64")}'`;
 }
 
-function tiles(report: Report): Markup {
-  const where = "nodes" in report ? "these nodes" : "this node";
-  const { requests, failures, denied, add, attachments, leaked, failing } = report.totals;
-  const ofThem = `${formatCount(failures)}, of them ${formatCount(denied)} denied`;
-  const all: [title: string, value: string, more: string][] = [
-    ["Requests", formatCount(requests), `${formatCount(requests - failures)} succeeded`],
-    ["Failed", formatShare(failures, requests), ofThem],
-    [
-      "Time of an ADD",
-      formatDuration(add.p50Us),
-      `median; 99% within ${formatDuration(add.p99Us)}`,
-    ],
-    ["Attachments now", formatCount(attachments), `interfaces of pods on ${where}`],
-    ["Leaked", formatCount(leaked), `${formatCount(failing)} failing`],
-  ];
-  const tile = ([title, value, more]: (typeof all)[number]) => html`<div><dt>${title}</dt>
-<dd class="big">${value}</dd><dd class="small">${more}</dd></div>
-`;
-  return html`<dl class="tiles">${all.map(tile)}</dl>`;
-}
-
-/** A section that not every page has; the others are in the template. */
-function section(title: string, inside: Value): Markup {
-  return html`<section>\n<h2>${title}</h2>\n${inside}\n</section>`;
-}
-
-const about = (text: string): Markup => html`<p class="about">${text}</p>\n`;
-
-const empty = (text: string): Markup => html`<p class="empty">${text}</p>`;
-
-function details(summary: string, inside: Markup): Markup {
-  return html`<details><summary>${summary}</summary>${inside}</details>`;
-}
-
 /** Most rows of one table; all of them are in the JSON. */
 const rowsMax = 150;
 
 /**
  * A table that scrolls sideways in its own box. As `cards` a phone shows each row as a card, for
- * tables of long texts.
+ * tables of long texts. "" where there are no rows.
  */
 function table<T>(
   caption: string,
   columns: readonly ReportColumn<T>[],
   rows: readonly T[],
   layout: "cards" | "" = "",
-): Markup {
+): Markup | "" {
+  if (rows.length === 0) return "";
   const shown = columns
     .filter(({ only }) => only !== "terminal")
     .map((column) => ({ ...column, title: visibleText(column.title) }));
@@ -191,9 +142,6 @@ ${rows
 ${more > 0 ? html`<p class="about">${formatCount(more)} more: genie report --json.</p>` : ""}`;
 }
 
-/** A table that is folded away. */
-const numbers: typeof table = (...args) => details("Numbers", table(...args));
-
 function cellOf<T>({ title, kind = "list", isHead, cell }: ReportColumn<T>, row: T): Markup {
   const text = visibleText(cell(row));
   const inside = html`data-label="${title}"><span>${text}</span>`;
@@ -203,22 +151,50 @@ function cellOf<T>({ title, kind = "list", isHead, cell }: ReportColumn<T>, row:
   return html`<td class="${mark}" ${inside}</td>`;
 }
 
-/** The place of a chart; it has its final height before the chart is drawn. */
-function chart(name: keyof Charts, size: string, label: string, hint = ""): Markup {
-  const line = hint === "" ? "" : html`\n<p class="readout" aria-live="off">${hint}</p>`;
-  return html`<div><div class="chart ${size}" data-chart="${name}" role="img" aria-label="${label}">
-<noscript>Charts need scripts; their numbers are in the tables.</noscript></div>${line}</div>`;
+/** Every table; "" for one without rows. */
+function tablesOf(report: Report | ClusterReport): Values {
+  const { networks, timeline, causes, decisions, stuck, requests, policy } = report;
+  const span = formatSpan(timeline.bucketMs);
+  const times = timeline.buckets.filter(({ ok, failed, denied }) => ok + failed + denied > 0);
+  return {
+    timeTable: table(
+      `Requests by time, ${span} each; times without any are left out`,
+      bucketColumns,
+      times.toReversed(),
+    ),
+    networksTable: table("Networks and their numbers", networkColumns, networks),
+    nodesTable:
+      "nodes" in report
+        ? table("Nodes and their numbers", nodeColumns, rankedNodes(report.nodes))
+        : "",
+    latencyTable: table("Successful ADDs by duration", latencyColumns(report), usedSpans(report)),
+    causesTable: table("The newest message of each cause", causeColumns, causes, "cards"),
+    occupancyTable: table("Addresses of the attachments that exist now", addressColumns, networks),
+    decisionsTable: table("ADDs by network and who decided", decisionColumns, decisions),
+    choices: report.choices.slice(0, rowsMax).map(choiceOf),
+    stuckTable: table("Attachments whose DEL failed", stuckColumns(stuck), stuck, "cards"),
+    problemsTable: table(
+      "Problems in policies; the rest of each is in force",
+      problemColumns,
+      policy?.problems ?? [],
+      "cards",
+    ),
+    requestsTable: table(
+      "Newest requests, the newest first",
+      requestColumns(requests),
+      requests,
+      "cards",
+    ),
+  };
 }
 
-const barSize = ({ names }: BarChart): string => `bars-${names.length}`;
-
-function legend(names: [tint: string, name: string][]): Markup {
-  return html`<ul class="legend">${names.map(
-    ([tint, name]) => html`<li><span class="swatch ${tint}"></span>${visibleText(name)}</li>`,
-  )}</ul>\n`;
+function choiceOf({ at, namespace, pod, network, choice }: Report["choices"][number]): Values {
+  const { columns, rows } = candidatesOf(choice);
+  const title = `${formatTime(at)}: ${shownNetwork(network)} for ${shownPod(namespace, pod)}`;
+  const raw = html`<p>${visibleText(JSON.stringify(choice))}</p>`;
+  const candidates = table("The candidates and their numbers", columns, rows);
+  return { title: visibleText(title), candidates: candidates || raw };
 }
-
-const noRequests = "No requests in this time.";
 
 type Bucket = Report["timeline"]["buckets"][number];
 const bucketColumns: ReportColumn<Bucket>[] = [
@@ -228,55 +204,12 @@ const bucketColumns: ReportColumn<Bucket>[] = [
   numberColumn("Denied", ({ denied }) => denied),
 ];
 
-function timeSection({ timeline }: Report, { time }: Charts): Value {
-  if (!time) return empty(noRequests);
-  const span = formatSpan(timeline.bucketMs);
-  const rows = timeline.buckets.filter(({ ok, failed, denied }) => ok + failed + denied > 0);
-  const hint = "Point at a bar, or tap it, for its numbers.";
-  const caption = `Requests by time, ${span} each; times without any are left out`;
+function latencyColumns(report: Report): ReportColumn<number>[] {
   return [
-    about(`Each bar is ${span}.`),
-    legend(time.series.map(({ name }) => [name, name])),
-    chart("time", "tall", `Bars: requests in each ${span}`, hint),
-    numbers(caption, bucketColumns, rows.toReversed()),
-  ];
-}
-
-function networksSection({ networks }: Report): Value {
-  if (networks.length === 0) return empty("No network has requests or attachments.");
-  return [
-    about("Percentiles are of ADDs that succeeded; addresses, traffic and attachments are of now."),
-    table("Networks and their numbers", networkColumns, networks),
-  ];
-}
-
-function nodesSection(nodes: readonly NodeReport[]): Value {
-  const answered = nodes.filter(({ error }) => error === "").length;
-  const many = `${formatCount(answered)} of ${formatCount(nodes.length)}`;
-  return section("Nodes", [
-    about(`${many} answered; those with the most trouble first.`),
-    table("Nodes and their numbers", nodeColumns, rankedNodes(nodes)),
-  ]);
-}
-
-function latencySection(report: Report, { latency }: Charts): Value {
-  if (!latency) return empty("No ADD succeeded in this time.");
-  const shown = busiest(report);
-  const columns: ReportColumn<number>[] = [
     { title: "Took", isHead: true, cell: (span) => shownSpan(report.latencyEdgesUs, span) },
-    ...shown.map(({ network, add }) =>
+    ...busiest(report).map(({ network, add }) =>
       numberColumn<number>(shownNetwork(network), (span) => add.histogram[span] ?? 0),
     ),
-  ];
-  const all = report.networks.filter(({ add }) => add.count > 0).length;
-  const which = all > shown.length ? `, the ${shown.length} busiest of ${formatCount(all)}` : "";
-  const label = "Lines: share of each network's ADDs by duration";
-  const hint = "Point at the lines, or tap them, for their numbers.";
-  return [
-    about(`Share of each network's ADDs that took so long${which}.`),
-    legend(latency.series.map(({ name }, i) => [`c${i}`, name])),
-    chart("latency", "tall", label, hint),
-    numbers("Successful ADDs by duration", columns, usedSpans(report)),
   ];
 }
 
@@ -288,17 +221,6 @@ const addressColumns: ReportColumn<NetworkReport>[] = [
   numberColumn("IPv6 total", ({ addresses }) => addresses.ipv6.total ?? "unknown"),
 ];
 
-function occupancySection({ networks }: Report, { occupancy }: Charts): Value {
-  if (!occupancy) return empty("No attachment has an address.");
-  const isKnown = occupancy.max !== undefined;
-  const unknown = "No network's total is known; capacity in the plugin table tells it.";
-  return [
-    about(isKnown ? "Of the networks whose total is known." : unknown),
-    chart("occupancy", barSize(occupancy), "Bars: addresses in use of each network"),
-    numbers("Addresses of the attachments that exist now", addressColumns, networks),
-  ];
-}
-
 const causeColumns: ReportColumn<Report["causes"][number]>[] = [
   { title: "Cause", isHead: true, cell: ({ cause }) => cause },
   numberColumn("Code", ({ code }) => String(code)),
@@ -306,81 +228,17 @@ const causeColumns: ReportColumn<Report["causes"][number]>[] = [
   { title: "Newest", cell: shownError },
 ];
 
-function causesSection({ causes, totals }: Report, { causes: drawn }: Charts): Value {
-  if (!drawn) return empty(totals.requests === 0 ? noRequests : "Nothing failed.");
-  return [
-    chart("causes", barSize(drawn), "Bars: failed requests by cause"),
-    table("The newest message of each cause", causeColumns, causes, "cards"),
-  ];
-}
-
 const decisionColumns: ReportColumn<Report["decisions"][number]>[] = [
   { title: "Network", isHead: true, cell: ({ network }) => shownNetwork(network) },
   { title: "Decided by", cell: ({ decidedBy }) => decidedBy || "not recorded" },
   numberColumn("ADDs", ({ requests }) => requests),
 ];
 
-function decisionsSection(report: Report, { decisions: drawn }: Charts): Value {
-  if (!drawn) return empty("No ADD in this time.");
-  const choices = report.choices.slice(0, rowsMax).map(choiceDetails);
-  const newest = choices.length > 0 ? choices : empty("None in this time.");
-  return [
-    about("Who decided that an ADD uses a network."),
-    legend(drawn.series.map(({ name, tint }) => [tint, name])),
-    chart("decisions", barSize(drawn), "Bars: ADDs of each network, by who decided"),
-    numbers("ADDs by network and who decided", decisionColumns, report.decisions),
-    "nodes" in report ? "" : [html`\n<h3>Newest automatic choices</h3>\n`, newest],
-  ];
-}
-
-function choiceDetails(one: Report["choices"][number]): Markup {
-  const { at, namespace, pod, network, choice } = one;
-  const { columns, rows } = candidatesOf(choice);
-  const title = `${formatTime(at)}: ${shownNetwork(network)} for ${shownPod(namespace, pod)}`;
-  return details(
-    visibleText(title),
-    rows.length === 0
-      ? html`<p>${visibleText(JSON.stringify(choice))}</p>`
-      : table("The candidates and their numbers", columns, rows),
-  );
-}
-
-function stuckSection({ stuck, totals: { leaked, failing } }: Report): Value {
-  if (stuck.length === 0) return empty("None: every DEL came to its end.");
-  const listed = leaked + failing > stuck.length ? ` Listed: ${stuck.length}.` : "";
-  return [
-    about(
-      `${formatCount(leaked)} leaked, which genie gc retries; ` +
-        `${formatCount(failing)} failing, which the runtime retries.${listed}`,
-    ),
-    table("Attachments whose DEL failed", stuckColumns(stuck), stuck, "cards"),
-  ];
-}
-
-function policySection({ policy }: Report): Value {
-  if (!policy) return "";
-  const { knownAt, enforced, problems } = policy;
-  const known = knownAt === null ? "never" : `as of ${formatTime(knownAt)} UTC`;
-  const caption = "Problems in policies; the rest of each is in force";
-  return section("Network policy", [
-    about(`Pods with rules: ${formatCount(enforced)}. Policies known ${known}.`),
-    problems.length === 0
-      ? empty("Nothing is wrong with any policy.")
-      : table(caption, problemColumns, problems, "cards"),
-  ]);
-}
-
-function requestsSection({ requests, totals }: Report): Value {
-  if (requests.length === 0) return empty(noRequests);
-  return [
-    about(`${formatCount(requests.length)} of ${formatCount(totals.requests)}.`),
-    table("Newest requests, the newest first", requestColumns(requests), requests, "cards"),
-  ];
-}
-
 /** Horizontal bars, stacked. */
-interface BarChart {
+type BarChart = {
   type: "bars";
+  /** The class of its place, which gives it its height before it is drawn. */
+  size: string;
   names: string[];
   /** `tint` names a colour of the page. */
   series: { name: string; tint: string; values: number[] }[];
@@ -388,13 +246,9 @@ interface BarChart {
   labels: string[];
   /** The end of every bar's track; absent: the longest bar. */
   max?: number;
-}
+};
 
-type Charts = ReturnType<typeof chartsOf>;
-
-/** Most networks in one chart, each in its own colour. */
-const coloursMax = 8;
-/** Most bars in one chart. */
+/** Most bars in one chart; page.css has a height for each number of them. */
 const barsMax = 12;
 const nameLengthMax = 60;
 
@@ -428,7 +282,7 @@ function timeChart({ totals, timeline: { bucketMs, buckets } }: Report) {
     bucketS: bucketMs / 1000,
     series: names
       .filter((name) => name === "ok" || buckets.some((bucket) => bucket[name] > 0))
-      .map((name) => ({ name, values: buckets.map((bucket) => bucket[name]) })),
+      .map((name) => ({ name, tint: name, values: buckets.map((bucket) => bucket[name]) })),
   };
 }
 
@@ -455,14 +309,6 @@ function usedSpans({ totals }: Report): number[] {
   return Array.from({ length: to - from + 1 }, (_, i) => from + i);
 }
 
-/** The networks with the most requests, as many as there are colours. */
-function busiest({ networks }: Report): NetworkReport[] {
-  return networks
-    .filter(({ add }) => add.count > 0)
-    .sort((a, b) => b.add.count - a.add.count)
-    .slice(0, coloursMax);
-}
-
 /** How many of each network's ADDs took how long, in percent. */
 function latencyChart(report: Report) {
   const { totals, latencyEdgesUs: edges } = report;
@@ -477,8 +323,9 @@ function latencyChart(report: Report) {
     /** Middle of each span on a logarithmic scale. */
     centresUs: spans.map((span) => Math.round(centre(span))),
     labels: spans.map((span) => shownSpan(edges, span)),
-    series: busiest(report).map(({ network, add }) => ({
+    series: busiest(report).map(({ network, add }, i) => ({
       name: shortName(network),
+      tint: `c${i}`,
       shares: spans.map((span) => twoDigits(((add.histogram[span] ?? 0) / add.count) * 100)),
     })),
   };
@@ -499,6 +346,7 @@ function occupancyChart({ networks }: Report): BarChart | null {
   if (bars.length === 0) return null;
   return {
     type: "bars",
+    size: `bars-${bars.length}`,
     names: bars.map(({ network }) => shortName(network)),
     series: [{ name: "used", tint: "c0", values: bars.map(size) }],
     labels: bars.map((one) => {
@@ -520,6 +368,7 @@ function causesChart({ causes }: Report): BarChart | null {
   });
   return {
     type: "bars",
+    size: `bars-${bars.length}`,
     names: bars.map(({ cause }) => cause),
     series: [series("failed", false), series("denied", true)],
     labels: bars.map(({ requests }) => formatCount(requests)),
@@ -545,6 +394,7 @@ function decisionsChart({ decisions }: Report): BarChart | null {
       .reduce((sum, { requests }) => sum + requests, 0);
   return {
     type: "bars",
+    size: `bars-${bars.length}`,
     names: bars.map(([network]) => shortName(network)),
     series: names.map((name, i) => ({
       name,

@@ -20,7 +20,21 @@ import { openCopy } from "../recovery/database.ts";
 import { parseResult } from "../result.ts";
 import type { AttachmentReport, PolicyReport, RulesetReport } from "./document.ts";
 import { isoTime } from "./quantity.ts";
+import recordSql from "./record.sql" with { type: "text" };
 import type { TallyRow } from "./tally.ts";
+
+/** The queries of record.sql, by their names. */
+const queries = new Map(
+  recordSql.split("\n\n").map((part): [string, string] => {
+    const [name = "", ...query] = part.split("\n");
+    return [name.replace("-- ", ""), query.join("\n")];
+  }),
+);
+
+/** A query of record.sql by its name, with `where` in its place. */
+export function sql(name: string, where = ""): string {
+  return queries.get(name)?.replace("{{where}}", () => where) ?? "";
+}
 
 /** How long a reader waits for a writer that recovers the log, in ms. */
 const busyTimeoutMs = 5000;
@@ -178,13 +192,7 @@ function conditions(filter: LedgerFilter): { where: string; parameters: (string 
 /** Times of the first and the last row, ms since the epoch; undefined for an empty ledger. */
 export function ledgerSpan({ database, tables }: RecordReader) {
   if (!tables.has("ledger")) return undefined;
-  // One query each: only then does SQLite take the ends of the index.
-  const span = database
-    .query(
-      `SELECT (SELECT min(at_ms) FROM ledger) AS firstMs,
-         (SELECT max(at_ms) FROM ledger) AS lastMs`,
-    )
-    .get() as { firstMs: number | null; lastMs: number };
+  const span = database.query(sql("span")).get() as { firstMs: number | null; lastMs: number };
   return span.firstMs === null ? undefined : { ...span, firstMs: span.firstMs };
 }
 
@@ -203,17 +211,9 @@ export function* requests(
 ): Generator<TallyRow, void> {
   if (!tables.has("ledger")) return;
   const { where, parameters } = conditions(filter);
-  const rows = database
-    .query(
-      `SELECT id, at_ms AS atMs, CASE kind WHEN 'call' THEN '' ELSE network END AS network,
-         command = 'ADD' AS isAdd, duration_us AS durationUs, outcome, code,
-         decided_by AS decidedBy, choice <> '' AS isChoice, kind = 'network' AS isRequest,
-         CASE outcome WHEN 'ok' THEN NULL ELSE container_id || ' ' || command END AS call
-       FROM ledger
-       WHERE (kind = 'network' OR (kind = 'call' AND (outcome <> 'ok' OR choice <> '')))
-         AND ${where} ORDER BY id`,
-    )
-    .iterate(...parameters) as IterableIterator<TallyRow & { call: string | null }>;
+  const rows = database.query(sql("requests", where)).iterate(...parameters) as IterableIterator<
+    TallyRow & { call: string | null }
+  >;
   /** The last failed network row of each call, in the order of these rows. */
   const failed = new Map<string, number>();
   for (const row of rows) {
@@ -235,20 +235,11 @@ export function* requests(
   }
 }
 
-const allColumns = `id, at_ms AS atMs, kind, command, container_id AS containerId,
-  pod_namespace AS podNamespace, pod_name AS podName, pod_uid AS podUid, network, plugin,
-  ifname AS ifName, duration_us AS durationUs, outcome, code, error, addresses,
-  config_hash AS configHash, decided_by AS decidedBy, rule, choice`;
-
 /** The rows with these numbers, newest first. */
 export function rowsById({ database }: RecordReader, ids: readonly number[]): NumberedRow[] {
   if (ids.length === 0) return [];
-  return database
-    .query(
-      `SELECT ${allColumns} FROM ledger WHERE id IN (SELECT value FROM json_each(?))
-       ORDER BY id DESC`,
-    )
-    .all(JSON.stringify(ids)) as NumberedRow[];
+  const query = sql("rows", "id IN (SELECT value FROM json_each(?))");
+  return database.query(query).all(JSON.stringify(ids)) as NumberedRow[];
 }
 
 /** Iterates over the rows of every kind that a filter selects, newest first. */
@@ -260,7 +251,7 @@ export function* ledgerRows(
   if (!tables.has("ledger")) return;
   const { where, parameters } = conditions(filter);
   yield* database
-    .query(`SELECT ${allColumns} FROM ledger WHERE ${where} ORDER BY id DESC LIMIT ?`)
+    .query(`${sql("rows", where)} LIMIT ?`)
     .iterate(...parameters, limit) as IterableIterator<NumberedRow>;
 }
 
@@ -279,13 +270,7 @@ export function* liveAttachments(
 ): Generator<AttachmentReport, void> {
   if (!tables.has("attachments")) return;
   const rows = database
-    .query(
-      `SELECT container_id AS containerId, network, state, plan, result, error,
-        substr(ifname, 1, instr(ifname || '/', '/') - 1) AS interface,
-         created_at_ms AS createdAtMs, failed_at_ms AS failedAtMs
-       FROM attachments WHERE ?1 IS NULL OR network = ?1
-       ORDER BY created_at_ms, container_id, position`,
-    )
+    .query(sql("attachments"))
     .iterate(network ?? null) as IterableIterator<AttachmentRow>;
   for (const row of rows) {
     const one = attachmentOf(row);
@@ -338,12 +323,7 @@ export function orUndefined<T>(parse: () => T): T | undefined {
 /** Bytes per second of each network's attachments, both directions; only where it was measured. */
 export function traffic({ database, tables }: RecordReader): Map<string, number> {
   if (!tables.has("traffic")) return new Map();
-  const sums = database
-    .query(
-      `SELECT network, sum(bytes_per_second) FROM traffic WHERE bytes_per_second IS NOT NULL
-       GROUP BY network`,
-    )
-    .values();
+  const sums = database.query(sql("traffic")).values();
   return new Map(sums.map(([network, sum]) => [String(network), Number(sum)]));
 }
 
@@ -354,19 +334,15 @@ const listedMax = 1000;
 export function readPolicy(record: RecordReader): PolicyReport | undefined {
   const { database, tables } = record;
   if (!tables.has("policy_watches") || !tables.has("rulesets")) return undefined;
-  const { knownMs, enforced } = database
-    .query(
-      `SELECT (SELECT min(alive_at_ms) FROM policy_watches) AS knownMs,
-         (SELECT count(*) FROM rulesets) AS enforced`,
-    )
-    .get() as { knownMs: number | null; enforced: number };
+  const { knownMs, enforced } = database.query(sql("policy")).get() as {
+    knownMs: number | null;
+    enforced: number;
+  };
   if (knownMs === null && enforced === 0) return undefined;
-  const problems = database
-    .query(
-      `SELECT at_ms AS atMs, kind, namespace, name, path, problem FROM policy_problems
-       ORDER BY at_ms DESC, namespace, name, path LIMIT ${listedMax}`,
-    )
-    .all() as (Omit<PolicyReport["problems"][number], "at"> & { atMs: number })[];
+  const problems = database.query(sql("problems")).all(listedMax) as (Omit<
+    PolicyReport["problems"][number],
+    "at"
+  > & { atMs: number })[];
   return {
     knownAt: isoTime(knownMs ?? 0),
     enforced,
@@ -381,13 +357,9 @@ export function readRulesets(
   pod?: { namespace: string; name: string },
 ): RulesetReport[] {
   if (!tables.has("rulesets")) return [];
-  // Whole rows: an older record lacks the last column.
   const rows = database
-    .query(
-      `SELECT * FROM rulesets WHERE ?1 IS NULL OR (pod_namespace = ?1 AND pod_name = ?2)
-       ORDER BY at_ms DESC LIMIT ${listedMax}`,
-    )
-    .all(pod?.namespace ?? null, pod?.name ?? null) as Record<string, unknown>[];
+    .query(sql("rulesets"))
+    .all(pod?.namespace ?? null, pod?.name ?? null, listedMax) as Record<string, unknown>[];
   return rows.map((row) => ({
     at: isoTime(Number(row["at_ms"])),
     namespace: textOf(row["pod_namespace"]),

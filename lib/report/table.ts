@@ -6,12 +6,21 @@
 import { isObject } from "../json.ts";
 import type {
   AddressReport,
+  ClusterReport,
   NetworkReport,
   NodeReport,
   Report,
   RequestReport,
 } from "./document.ts";
-import { formatCount, formatDuration, formatRate, formatShare, formatTime } from "./quantity.ts";
+import {
+  formatCount,
+  formatDuration,
+  formatRate,
+  formatShare,
+  formatSpan,
+  formatTime,
+} from "./quantity.ts";
+import type { Values } from "./template.ts";
 
 /** One column. */
 export interface Column {
@@ -356,7 +365,7 @@ export function shownOutcome(request: RequestReport): string {
  * The time that a report covers and what its requests are limited to, on one line.
  * @param empty what stands for the time of an empty ledger
  */
-export function shownScope({ from, to, filter }: Report, empty: string): string {
+function shownScope({ from, to, filter }: Report, empty: string): string {
   const span = from === null ? empty : `${formatTime(from)} to ${formatTime(to)} UTC`;
   const limits = [
     filter.since && `since ${formatTime(filter.since)}`,
@@ -368,4 +377,60 @@ export function shownScope({ from, to, filter }: Report, empty: string): string 
   ];
   const shown = limits.filter((limit) => limit !== null).join(", ");
   return shown === "" ? span : visibleText(`${span}; ${shown}`);
+}
+
+/**
+ * What a report tells in a word or a number, for its templates.
+ * @param empty what stands for the time of an empty ledger
+ */
+export function factsOf(report: Report | ClusterReport, empty: string): Values {
+  const { totals, stuck, requests: newest, policy, timeline } = report;
+  const { requests, failures, denied, add, attachments, leaked, failing } = totals;
+  const nodes = "nodes" in report ? report.nodes : [];
+  const shown = busiest(report).length;
+  const all = report.networks.filter(({ add }) => add.count > 0).length;
+  const isKnown = report.networks.some((one) => fullerFamily(one).total !== null);
+  const unknown = "No network's total is known; capacity in the plugin table tells it.";
+  return {
+    subtitle: shownScope(report, empty),
+    notices: report.notices.map((text) => ({ notice: visibleText(text) })),
+    made: formatTime(report.generatedAt),
+    record: visibleText(report.record),
+    requests: formatCount(requests),
+    listedRequests: formatCount(newest.length),
+    succeeded: formatCount(requests - failures),
+    failedShare: formatShare(failures, requests),
+    failures: formatCount(failures),
+    isDenied: denied > 0,
+    denied: formatCount(denied),
+    noCauses: requests === 0 ? "No requests in this time." : "Nothing failed.",
+    p50: formatDuration(add.p50Us),
+    p99: formatDuration(add.p99Us),
+    span: formatSpan(timeline.bucketMs),
+    attachments: formatCount(attachments),
+    where: "nodes" in report ? "these nodes" : "this node",
+    leaked: formatCount(leaked),
+    failing: formatCount(failing),
+    isStuckCut: leaked + failing > stuck.length,
+    listedStuck: formatCount(stuck.length),
+    allStuck: formatCount(leaked + failing),
+    isLost: stuck.some(({ state }) => state === "planned"),
+    answered: formatCount(nodes.filter(({ error }) => error === "").length),
+    asked: formatCount(nodes.length),
+    whichNetworks: all > shown ? `, the ${shown} busiest of ${formatCount(all)}` : "",
+    whichTotals: isKnown ? "Of the networks whose total is known." : unknown,
+    isPolicy: policy !== undefined,
+    enforced: formatCount(policy?.enforced ?? 0),
+    known: policy?.knownAt ? `${formatTime(policy.knownAt)} UTC` : "",
+  };
+}
+
+/** Most networks in one chart, each in its own colour. */
+export const coloursMax = 8;
+/** The networks with the most requests, as many as there are colours. */
+export function busiest({ networks }: Report): NetworkReport[] {
+  return networks
+    .filter(({ add }) => add.count > 0)
+    .sort((a, b) => b.add.count - a.add.count)
+    .slice(0, coloursMax);
 }

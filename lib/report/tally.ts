@@ -22,16 +22,6 @@ export interface TallyRow {
   isRequest: number;
 }
 
-/** Failures of one code. */
-interface CauseTally {
-  code: number;
-  denied: boolean;
-  requests: number;
-  /** Row of the newest one. */
-  newestId: number;
-  networks: Map<string, number>;
-}
-
 /** The result of counting. */
 export type RequestTally = ReturnType<typeof tally>;
 
@@ -122,7 +112,7 @@ export function tally(
   const { bucketMs, timeline } = timeBuckets(fromMs, toMs);
   const firstMs = timeline[0]?.atMs ?? 0;
   const networks = new Map<string, ReturnType<typeof newNetwork>>();
-  const causes = new Map<string, CauseTally>();
+  const causes = new Map<string, ReturnType<typeof newCause>>();
   const byId = (id: number) => id;
   const newest = newestOf(limit, byId);
   const failed = newestOf(limit, byId);
@@ -142,9 +132,14 @@ export function tally(
       if (row.isAdd === 1) push(one.durations, row.durationUs);
       continue;
     }
+    const denied = row.outcome === "denied";
     one.failures++;
-    if (row.outcome === "denied") one.denied++;
-    countCause(causes, row);
+    if (denied) one.denied++;
+    const key = keyIn(causes, `${denied} ${row.code}`, causesMax, `${denied} other`);
+    const cause = causes.getOrInsertComputed(key, () => newCause(row.code, denied));
+    cause.requests++;
+    cause.newestId = Math.max(cause.newestId, row.id);
+    count(cause.networks, row.network, decidersMax, otherNetworks);
     failed.add(row.id);
   }
   const all = [...networks.values()];
@@ -196,20 +191,14 @@ export function newestOf<T>(max: number, keyOf: (one: T) => number | string) {
   return { add, result };
 }
 
-function countCause(causes: Map<string, CauseTally>, row: TallyRow): void {
-  const denied = row.outcome === "denied";
-  const key = keyIn(causes, `${denied} ${row.code}`, causesMax, `${denied} other`);
-  const cause = causes.getOrInsertComputed(key, () => ({
-    code: row.code,
-    denied,
-    requests: 0,
-    newestId: 0,
-    networks: new Map<string, number>(),
-  }));
-  cause.requests++;
-  cause.newestId = Math.max(cause.newestId, row.id);
-  count(cause.networks, row.network, decidersMax, otherNetworks);
-}
+/** Failures of one code; `newestId` is the row of the newest one. */
+const newCause = (code: number, denied: boolean) => ({
+  code,
+  denied,
+  requests: 0,
+  newestId: 0,
+  networks: new Map<string, number>(),
+});
 
 /** Under what a name is counted: under itself, or under `other` once there are `max` names. */
 export function keyIn(

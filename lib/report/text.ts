@@ -1,6 +1,6 @@
 /**
  * Reports as text: tables that fit a terminal, and CSV (RFC 4180) for spreadsheets. Pure: a report
- * in, text out.
+ * in, text out. Its words are in report.txt and pod.txt.
  *
  * CSV has the header first, CRLF at the end of every line, and quotes where needed. Texts come from
  * others: control characters are replaced, and a text that a spreadsheet would take for a formula
@@ -8,11 +8,14 @@
  * spreadsheets hide.
  */
 import type { ClusterReport, NodeReport, PodReport, Report, RequestReport } from "./document.ts";
-import { formatCount, formatDuration, formatShare, formatTime, isoTime } from "./quantity.ts";
+import podTemplate from "./pod.txt" with { type: "text" };
+import { formatCount, formatDuration, formatTime, isoTime } from "./quantity.ts";
 import type { NumberedRow } from "./record_reader.ts";
+import reportTemplate from "./report.txt" with { type: "text" };
 import {
   type Column,
   candidatesOf,
+  factsOf,
   formatTable,
   networkColumns,
   nodeColumns,
@@ -23,61 +26,52 @@ import {
   requestColumns,
   shownNetwork,
   shownOutcome,
-  shownScope,
   stuckColumns,
   visibleText,
 } from "./table.ts";
+import { fill, type Values } from "./template.ts";
 
 /** Most rows of a table of nodes; all of them are in the JSON. */
 const nodesMax = 50;
 
 /** Formats the default view. @param width columns of the terminal, Infinity for none */
 export function formatReport(report: Report | ClusterReport, width: number): string {
-  const { totals, networks } = report;
+  const { totals, networks, stuck, policy } = report;
   const nodes = "nodes" in report ? rankedNodes(report.nodes) : [];
   const missing = nodes.filter(({ error }) => error !== "");
   const answered = nodes.filter(({ error }) => error === "");
-  return sections([
-    summary(report, nodes.length, answered.length),
-    notices(report.notices),
-    nodeTable("Nodes that are not in this report", missingColumns, missing, width),
-    networks.length === 0
-      ? "No network has requests or attachments.\n"
-      : `${table(networkColumns, networks, width)}P50 to P99: successful ADDs; USED: addresses; ` +
-        "LIVE: attachments now\n",
-    nodeTable("Nodes, those with the most trouble first", nodeColumns, answered, width),
-    stuckText(report, width),
-    policyText(report, width),
+  const [what, newest, all] =
     nodes.length === 0
-      ? requestText("requests", report.requests, totals.requests, width)
-      : requestText("failures", report.failed, totals.failures, width),
-  ]);
+      ? ["requests", report.requests, totals.requests]
+      : ["failures", report.failed, totals.failures];
+  return fillSections(reportTemplate, {
+    ...factsOf(report, "no requests on record"),
+    isMany: nodes.length > 0,
+    missingTable: nodeTable(missingColumns, missing, width),
+    networksTable: table(networkColumns, networks, width),
+    nodesTable: nodeTable(nodeColumns, answered, width),
+    stuckTable: table(stuckColumns(stuck), stuck, width),
+    problemsTable: table(problemColumns, policy?.problems ?? [], width),
+    what,
+    listed: formatCount(newest.length),
+    all: formatCount(all),
+    newestTable: table(requestColumns(newest), newest, width),
+    isNone: all === 0,
+  });
 }
 
-const sections = (texts: string[]): string => texts.filter((text) => text !== "").join("\n");
-
-function summary(report: Report, nodes: number, answered: number): string {
-  const { totals } = report;
-  const denied = totals.denied > 0 ? `, ${formatCount(totals.denied)} of them denied` : "";
-  return (
-    (nodes > 0 ? `Nodes: ${formatCount(nodes)}, answered ${formatCount(answered)}\n` : "") +
-    `Requests: ${formatCount(totals.requests)}, failed ${formatCount(totals.failures)} ` +
-    `(${formatShare(totals.failures, totals.requests)})${denied}\n` +
-    `Span: ${shownScope(report, "no requests on record")}\n` +
-    `Attachments now: ${formatCount(totals.attachments)}, leaked ` +
-    `${formatCount(totals.leaked)}, failing ${formatCount(totals.failing)}\n`
-  );
-}
-
-function notices(texts: string[]): string {
-  return texts.map((text) => `Note: ${visibleText(text)}\n`).join("");
+/**
+ * Fills a template whose sections have a line of dashes between them. In the text an empty line
+ * parts them, and those that are empty are left out.
+ */
+function fillSections(template: string, values: Values): string {
+  const sections = template.split("----\n").map((section) => fill(section, values).trimEnd());
+  return `${sections.filter((text) => text !== "").join("\n\n")}\n`;
 }
 
 /** How a terminal lays out cells of each kind. */
-const layouts: Record<NonNullable<ReportColumn<never>["kind"]>, Omit<Column, "title">> = {
+const layouts: { [kind in ReportColumn<never>["kind"] & string]?: Omit<Column, "title"> } = {
   number: { align: "right" },
-  time: {},
-  state: {},
   name: { shrinks: true, cut: "middle" },
   node: { shrinks: true },
   list: { shrinks: true },
@@ -85,13 +79,14 @@ const layouts: Record<NonNullable<ReportColumn<never>["kind"]>, Omit<Column, "ti
   fault: { wraps: true },
 };
 
-/** @param max most rows shown */
+/** A table without the end of its last line; "" where there are no rows. */
 function table<T>(
   columns: readonly ReportColumn<T>[],
   rows: readonly T[],
   width: number,
   max = rows.length,
 ): string {
+  if (rows.length === 0) return "";
   const shown = columns.filter(({ only }) => only !== "page");
   const cells = shown.map(({ kind, cell }) => {
     const texts = rows.map(cell);
@@ -104,7 +99,7 @@ function table<T>(
     })),
     rows.slice(0, max).map((_, i) => cells.map((texts) => texts[i] ?? "")),
     width,
-  );
+  ).trimEnd();
 }
 
 /** Leaves out the domain that all of these names end in. */
@@ -120,73 +115,36 @@ const missingColumns: ReportColumn<NodeReport>[] = [
   { title: "Why", kind: "message", cell: ({ error }) => error },
 ];
 
-function nodeTable(
-  title: string,
-  columns: ReportColumn<NodeReport>[],
-  nodes: NodeReport[],
-  width: number,
-): string {
-  if (nodes.length === 0) return "";
+function nodeTable(columns: ReportColumn<NodeReport>[], nodes: NodeReport[], width: number) {
   const more = nodes.length - nodesMax;
-  const rest = more > 0 ? `${formatCount(more)} more nodes: --json and --csv have them\n` : "";
-  return `${title}\n${table(columns, nodes, width, nodesMax)}${rest}`;
-}
-
-function stuckText({ stuck, totals }: Report, width: number): string {
-  if (stuck.length === 0) return "";
-  const all = totals.leaked + totals.failing;
-  const more = all > stuck.length ? `, ${formatCount(stuck.length)} of ${formatCount(all)}` : "";
-  const isAnyLost = stuck.some(({ state }) => state === "planned");
-  const lost = isAnyLost ? ", planned (genie repair makes it)" : "";
-  return (
-    `Leaked (genie gc retries) and failing (the runtime retries)${lost}${more}\n` +
-    table(stuckColumns(stuck), stuck, width)
-  );
-}
-
-function policyText({ policy }: Report, width: number): string {
-  if (!policy) return "";
-  const { knownAt, enforced, problems } = policy;
-  const known = knownAt === null ? "never" : `${formatTime(knownAt)} UTC`;
-  const line = `Policies: pods with rules ${formatCount(enforced)}, known as of ${known}\n`;
-  if (problems.length === 0) return line;
-  return (
-    `${line}Problems in policies; the rest of each is in force\n` +
-    table(problemColumns, problems, width)
-  );
-}
-
-function requestText(
-  what: "requests" | "failures",
-  requests: RequestReport[],
-  all: number,
-  width: number,
-): string {
-  if (requests.length === 0) return all === 0 ? `No ${what} in this time.\n` : "";
-  return (
-    `Newest ${what}, ${formatCount(requests.length)} of ${formatCount(all)}\n` +
-    table(requestColumns(requests), requests, width)
-  );
+  const rest = more > 0 ? `\n${formatCount(more)} more nodes: --json and --csv have them` : "";
+  return table(columns, nodes, width, nodesMax) + rest;
 }
 
 /** Formats the view of one pod. @param width columns of the terminal, Infinity for none */
 export function formatPodReport(report: PodReport, width: number): string {
-  const { pod, attachments, requests, choices, rulesets = [] } = report;
-  const name = visibleText(`${pod.namespace}/${pod.name}`);
-  return sections([
-    attachments.length === 0
-      ? `Pod ${name} has no attachments.\n`
-      : `Pod ${name} has\n${table(podAttachmentColumns, attachments, width)}`,
-    notices(report.notices),
-    requests.length === 0
-      ? "No requests in this time.\n"
-      : `Its newest requests\n${table(podRequestColumns, requests, width)}`,
-    ...choices.map((choice) => choiceText(choice, width)),
-    ...rulesets.flatMap(({ at, ruleset, hostRuleset }) => [
-      rulesText(at, "", ruleset),
-      rulesText(at, ", at the node's side", hostRuleset),
+  const { pod, notices, attachments, requests, choices, rulesets = [] } = report;
+  const rules = (at: string | null, where: string, ruleset: string) =>
+    ruleset === "" ? [] : [{ at: formatTime(at), where, rules: visibleRules(ruleset) }];
+  return fillSections(podTemplate, {
+    pod: visibleText(`${pod.namespace}/${pod.name}`),
+    attachmentsTable: table(podAttachmentColumns, attachments, width),
+    notices: notices.map((text) => ({ notice: visibleText(text) })),
+    requestsTable: table(podRequestColumns, requests, width),
+    choices: choices.map(({ at, network, choice }) => {
+      const { columns, rows } = candidatesOf(choice);
+      const numbers = table(columns, rows, width) || visibleText(JSON.stringify(choice));
+      return { at: formatTime(at), network: visibleText(shownNetwork(network)), numbers };
+    }),
+    rulesets: rulesets.flatMap(({ at, ruleset, hostRuleset }) => [
+      ...rules(at, "", ruleset),
+      ...rules(at, ", at the node's side", hostRuleset),
     ]),
-  ]);
+  });
+}
+
+function visibleRules(ruleset: string): string {
+  return ruleset.replace(/[^\n]+/g, (line) => visibleText(line.replaceAll("\t", "  "))).trimEnd();
 }
 
 const podAttachmentColumns: ReportColumn<PodReport["attachments"][number]>[] = [
@@ -222,21 +180,6 @@ const podRequestColumns: ReportColumn<RequestReport>[] = [
   { title: "Why", cell: ({ decidedBy }) => decidedBy },
   { title: "Outcome", kind: "fault", cell: shownOutcome },
 ];
-
-type Choice = PodReport["choices"][number];
-
-function choiceText({ at, network, choice }: Choice, width: number): string {
-  const { columns, rows } = candidatesOf(choice);
-  const numbers =
-    rows.length === 0 ? `${visibleText(JSON.stringify(choice))}\n` : table(columns, rows, width);
-  return `Choice of ${formatTime(at)} UTC: ${visibleText(shownNetwork(network))}\n${numbers}`;
-}
-
-function rulesText(at: string | null, where: string, ruleset: string): string {
-  if (ruleset === "") return "";
-  const lines = ruleset.replace(/[^\n]+/g, (line) => visibleText(line.replaceAll("\t", "  ")));
-  return `Network policy in force since ${formatTime(at)} UTC${where}\n${lines}`;
-}
 
 /** Names of the columns of `ledgerRows()`, in its order. */
 const ledgerCsvHeader =
