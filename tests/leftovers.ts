@@ -13,7 +13,7 @@ import {
   rmSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
-import { basename, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 
 const netnsDir = "/var/run/netns";
 /** Where genie keeps its record unless a table says otherwise. */
@@ -107,12 +107,14 @@ export async function endRun(run: Run, waitMs = patienceMs): Promise<Leftovers> 
 /** In the run's folder: the names of the folders that tests made and removed again. */
 const removedName = ".removed";
 
-/** Removes the folder of a test, and notes that in the run's folder, if there is a run. */
+/** Removes the folder of a test, and notes that in the run's folder, where it was in that. */
 export function removeFolder(path: string): void {
   rmSync(path, { recursive: true, force: true });
-  const name = basename(path);
+  const folder = dirname(path);
   // Appended in one write: tests run side by side.
-  if (process.env["GENIE_TEST_RUN"]) appendFileSync(join(path, "..", removedName), `${name}\n`);
+  if (folder.endsWith(`genie-run-${process.env["GENIE_TEST_RUN"]}`)) {
+    appendFileSync(join(folder, removedName), `${basename(path)}\n`);
+  }
 }
 
 /** A path, and what a folder holds: from that one sees which test made it. */
