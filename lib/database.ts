@@ -54,7 +54,10 @@ function openExisting(file: string): Database | undefined {
     if (row?.[0] === schemaVersion && row[1] === applicationId) return database;
   } catch (error) {
     if (!(error instanceof Error)) throw error;
-    if (sqliteCode(error).startsWith("SQLITE_BUSY")) throw unavailable(file, error);
+    if (sqliteCode(error).startsWith("SQLITE_BUSY")) {
+      database?.close();
+      throw unavailable(file, error);
+    }
   }
   database?.close();
   return undefined;

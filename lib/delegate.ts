@@ -59,13 +59,11 @@ function mergeArgs(
   own: Record<string, unknown>,
   given: Record<string, unknown>,
 ): Record<string, unknown> {
-  let merged = own;
-  for (const [key, value] of Object.entries(given)) {
+  const merged = Object.entries(given).map(([key, value]) => {
     const before = Object.hasOwn(own, key) ? own[key] : undefined;
-    const both = isObject(before) && isObject(value);
-    merged = { ...merged, [key]: both ? { ...before, ...value } : value };
-  }
-  return merged;
+    return [key, isObject(before) && isObject(value) ? { ...before, ...value } : value];
+  });
+  return { ...own, ...Object.fromEntries(merged) };
 }
 
 /**
