@@ -1,6 +1,6 @@
 /**
  * What one call is made of: its stages as `GENIE_TRACE=1` tells them, its system calls, the
- * instructions it runs; and the least that could be there: a spawn, an fsync, an empty Bun program.
+ * instructions it runs; and the least that could be there: a spawn, an fsync, the floor.
  * What a tool cannot tell here is undefined.
  */
 import {
@@ -133,15 +133,15 @@ export function readCount(tool: "strace" | "perf", text: string): number | undef
 export interface Floors {
   /** Spawn and wait of the smallest program there is. */
   spawnMs: number[];
-  /** The same of an empty compiled Bun program. */
-  emptyMs: number[];
+  /** The same of the floor, see floor.ts. */
+  floorMs: number[];
   /** 4 KiB written and synced on the file system of the record. */
   fsyncMs: number[];
 }
 
 /** Measures the floors that are no scenarios. */
 export function measureFloors(node: BenchNode, rounds: number): Floors {
-  const floors: Floors = { spawnMs: [], emptyMs: [], fsyncMs: [] };
+  const floors: Floors = { spawnMs: [], floorMs: [], fsyncMs: [] };
   const path = join(node.dir, "synced");
   const fd = openSync(path, "w", 0o600);
   const page = Buffer.alloc(4096, 1);
@@ -153,7 +153,7 @@ export function measureFloors(node: BenchNode, rounds: number): Floors {
   for (let round = 0; round < rounds; round++) {
     const run = (file: string) => time(() => Bun.spawnSync([file], { env: {}, cwd: "/" }));
     floors.spawnMs.push(run("/bin/true"));
-    floors.emptyMs.push(run(node.floor));
+    floors.floorMs.push(run(node.floor));
     floors.fsyncMs.push(
       time(() => {
         writeSync(fd, page);

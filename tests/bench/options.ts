@@ -15,8 +15,8 @@ type Part = (typeof parts)[number];
 const usage = `Usage: bun run bench [options]
 
 Measures genie against the delegates it calls: time, CPU, memory, storms of calls, large records,
-and where the time of a call goes, in ms and in floors: what an empty compiled Bun program takes in
-the same run. Needs root, and the packages containernetworking-plugins and iproute2; what strace and
+and where the time of a call goes, in ms and in floors: what a compiled Bun program that
+only reads stdin and answers takes in the same run. Needs root, and the packages containernetworking-plugins and iproute2; what strace and
 perf would tell is left out without them. Writes tests/bench/results.md, unless --quick, --only or
 --compare.
 

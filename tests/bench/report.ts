@@ -80,8 +80,8 @@ function targetSection({ targets }: Findings): Section {
   return {
     title: "Targets",
     notes:
-      "In floors: times what an empty compiled Bun program takes in the same rounds, CPU time by " +
-      "the CPU time of it.",
+      "In floors: times what a compiled Bun program that only reads stdin and answers takes in " +
+      "the same rounds, CPU time by the CPU time of it.",
     columns: ["verdict", "row", "what", "target", "measured"],
     words: 3,
     rows: targets.map((target) => [
@@ -113,8 +113,8 @@ function operationSection({ summaries, targets }: Findings): Section {
       "Medians; time from the spawn until the process is reaped, CPU with all that it calls, " +
       'peak memory of the process itself, "private" what it shares with no other. The difference ' +
       "and the ratio are to the bare plugins of the same networks; of VERSION and STATUS to the " +
-      "floor, an empty compiled Bun program. In floors: by the time, or the CPU time, of the " +
-      "floor's row of the same operation.",
+      "floor, a compiled Bun program that only reads stdin and answers. In floors: by the time, " +
+      "or the CPU time, of the floor's row of the same operation.",
     columns: [
       ...["operation", "contender", "ms", "floors", "quartiles", "p90", "over base", "in floors"],
       ...["times", "CPU ms", "over base", "in floors", "peak MiB", "private", "target"],
@@ -286,7 +286,7 @@ function stormSection({ storms, targets }: Findings): Section {
     title: "Storms",
     notes:
       "All started at once, nothing holds them back; seconds until the last is reaped, medians. " +
-      "In floors: by a storm of as many empty programs. " +
+      "In floors: by a storm of as many floors. " +
       "Memory in a further storm: the largest peak of one process, the sum of all that lived at " +
       "the worst moment (Pss: shared pages counted once), and how much less the machine had.",
     columns: [
@@ -327,7 +327,7 @@ function scaleSection({ scale, targets }: Findings): Section {
 }
 
 function stageSection({ anatomies, floors }: Findings): Section {
-  const floorUs = median(floors?.emptyMs ?? []) * 1000;
+  const floorUs = median(floors?.floorMs ?? []) * 1000;
   const traced = anatomies.filter(({ stages }) => stages.length > 0);
   const names = [...new Set(traced.flatMap(({ stages }) => stages.flatMap(Object.keys)))];
   return {
@@ -383,23 +383,23 @@ function anatomySection({ anatomies, summaries }: Findings): Section {
 }
 
 function floorSection({ floors, summaries }: Findings): Section {
-  const emptyMs = median(floors?.emptyMs ?? []);
+  const floorMs = median(floors?.floorMs ?? []);
   const row = (name: string, values: number[]) => [
-    ...[name, median(values).toFixed(2), ratio(median(values), emptyMs)],
+    ...[name, median(values).toFixed(2), ratio(median(values), floorMs)],
     ...[quantile(values, 0.9).toFixed(2), ""],
   ];
   const compared = summaries.filter(({ over }) => over?.baseline === "floor");
   return {
     title: "Floors",
     notes: "The least there could be on this machine, and how close the smallest operations come.",
-    columns: ["what", "ms", "floors", "p90", "over the empty program"],
+    columns: ["what", "ms", "floors", "p90", "over the floor"],
     words: 1,
     rows: !floors
       ? []
       : [
           row("spawn and wait of /bin/true", floors.spawnMs),
           row("4 KiB written and synced where the record is", floors.fsyncMs),
-          row("an empty compiled Bun program", floors.emptyMs),
+          row("the floor", floors.floorMs),
           ...compared.map((one) => [
             ...[`${one.verb} of ${one.scenario}`, one.wallMs.toFixed(2)],
             ...[ratio(one.wallMs, one.floor?.wallMs), one.wallMsP90.toFixed(2)],

@@ -37,7 +37,7 @@ export interface ScaleOptions {
   rows: number;
   live: number;
   binary: string;
-  /** The empty program, where it is to be measured too. */
+  /** The floor, where it is to be measured too. */
   floor?: string;
   signal?: AbortSignal;
 }
@@ -62,7 +62,7 @@ export interface ScaleFigures {
   fileBytes: number;
   fillSeconds: number;
   series: ScaleSeries[];
-  /** What the empty program took in every round; empty where there is none. */
+  /** What the floor took in every round; empty where there is none. */
   floorMs: number[];
   /** What the largest record adds to an ADD, in percent; at most 10. */
   addPercent: number;
@@ -233,7 +233,7 @@ function call(node: Node, size: Size, isChoice: boolean, containerId: string): [
   return [run("ADD"), run("DEL")];
 }
 
-/** @returns what one run of the empty program took, in ms */
+/** @returns what one run of the floor took, in ms */
 function runFloor(path: string): number {
   const startNs = Bun.nanoseconds();
   Bun.spawnSync([path], { env: {}, cwd: "/" });

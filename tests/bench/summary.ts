@@ -27,11 +27,11 @@ export interface Summary {
   childFaults: number;
   /** Against the baseline; absent where there is none. */
   over?: { baseline: string; wallMs: number; ratio: number; cpuMs: number };
-  /** The empty program in the same rounds; absent where it was not measured. */
+  /** The floor in the same rounds; absent where it was not measured. */
   floor?: Floor;
 }
 
-/** What an empty compiled Bun program takes: the unit of what a call takes. */
+/** What the floor takes, see floor.ts: the unit of what a call takes. */
 export type Floor = Pick<Summary, "wallMs" | "cpuMs" | "peakMiB" | "ownFaults">;
 
 /** Bytes of a MiB. */
