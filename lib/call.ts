@@ -76,6 +76,8 @@ export interface Wanted extends SelectionElement {
   capabilityArgs?: Record<string, unknown>;
   cniArgs?: Record<string, unknown>;
   defaultRoute?: string[];
+  /** What is wrong in the annotation, though it is clear what is meant. */
+  warning?: string;
   /** Set when it is not of the primary set. */
   isFurther?: true;
 }

@@ -165,7 +165,7 @@ export function toAttachment(
     reason,
     list,
     plugins: findPlugins(network, search),
-    cniArgs: delegateArgs(request.args),
+    cniArgs: delegateArgs(request.args, primary),
     cniPath: search.dirs.join(":"),
     capabilityArgs: { ...declared, ...wanted.capabilityArgs },
     // A pod's `cni-args` go below `args.cni` (CNI CONVENTIONS; NPWG §4.1.2.1.6).

@@ -16,6 +16,8 @@ export const annotationsCapability = "io.kubernetes.cri.pod-annotations";
 const annotationsLengthMax = 256 * 1024;
 /** Keys in CNI_ARGS that are for genie and never reach a delegate. */
 const ownArgs = new Set(["K8S_ANNOT", "cni", "networks"]);
+/** Keys in CNI_ARGS by which plugins configure an interface, so they are for one interface. */
+const interfaceArgs = new Set(["IP", "MAC", "GATEWAY"]);
 
 /** A pod as far as the call knows it. */
 export interface Pod extends PodIdentity {
@@ -26,11 +28,16 @@ export interface Pod extends PodIdentity {
   source: "runtime" | "mesos" | "cni-args" | "api" | "none";
 }
 
-/** CNI_ARGS for the delegates: as received, without our own keys (fact 24). */
-export function delegateArgs(args: string): string {
-  const isForeign = (part: string) => !ownArgs.has(part.replace(/=.*/s, "").trim());
-  const parts = args.split(";").filter((part) => part !== "");
-  return parts.filter(isForeign).join(";");
+/**
+ * CNI_ARGS for the delegates: as received, without our own keys (fact 24). The address and the MAC
+ * that a runtime asks for are those of its own interface, the `primary` one.
+ */
+export function delegateArgs(args: string, primary: boolean): string {
+  const parts = args.split(";").filter((part) => {
+    const key = part.replace(/=.*/s, "").trim();
+    return part !== "" && !ownArgs.has(key) && (primary || !interfaceArgs.has(key));
+  });
+  return parts.join(";");
 }
 
 /** The pod of a call that brings no annotations. */

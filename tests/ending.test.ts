@@ -40,7 +40,8 @@ function meaning(ending: Ending, said: Partial<Output> = {}, command = "ADD") {
 
 const exit = (status: number): Ending => ({ kind: "exit", status });
 const start = 'Cannot attach network "blue" (eth1) of pod ns/pod: plugin "bridge"';
-const document = (value: object) => ({ stdout: JSON.stringify(value) });
+const text = (value: object) => JSON.stringify(value);
+const document = (value: object) => ({ stdout: text(value) });
 
 const rows: [string, Ending, Partial<Output>, [number, string, string] | undefined][] = [
   ["a success", exit(0), { stderr: "chatter" }, undefined],
@@ -64,15 +65,51 @@ const rows: [string, Ending, Partial<Output>, [number, string, string] | undefin
     "no message",
     exit(1),
     document({ code: 7 }),
-    [104, "exited with status 1 without a message", ""],
+    [104, 'exited with status 1 without a message: {"code":7}', '{"code":7}'],
   ],
-  ["a list", exit(1), document([]), [104, "exited with status 1 without a message", ""]],
-  ["nothing", exit(3), { stderr: "why" }, [104, "exited with status 3 and printed nothing", "why"]],
+  ["a list", exit(1), document([]), [104, "exited with status 1 without a message: []", "[]"]],
+  ["nothing at all", exit(3), {}, [104, "exited with status 3 and printed nothing", ""]],
+  [
+    "nothing on stdout",
+    exit(3),
+    { stderr: "why\n" },
+    [104, "exited with status 3 and printed nothing: why", "why"],
+  ],
   [
     "garbage",
     exit(2),
     { stdout: "oops", stderr: "why" },
-    [104, "exited with status 2 and printed no error document", "why"],
+    [104, "exited with status 2 and printed no error document: oops", "oops\nwhy"],
+  ],
+  [
+    "a log line, then an error document",
+    exit(1),
+    { stdout: `I0101 no {braces}\n${text({ code: 11, msg: "no addresses" })}\n` },
+    [11, "failed: no addresses", ""],
+  ],
+  [
+    "a result, then an error document of several lines",
+    exit(1),
+    {
+      stdout: `${text({ ips: [{ address: "10.0.0.1/8" }] })}${JSON.stringify(
+        { code: 7, msg: "no subnet", details: "d", more: { msg: "not this" } },
+        null,
+        2,
+      )}`,
+    },
+    [7, "failed: no subnet", "d"],
+  ],
+  [
+    "an error document, then a log line",
+    exit(1),
+    { stdout: `${text({ code: 7, msg: "no subnet" })}\nbye` },
+    [7, "failed: no subnet", ""],
+  ],
+  [
+    "a result alone",
+    exit(1),
+    { stdout: `log\n${text({ ips: [] })}` },
+    [104, 'exited with status 1 and printed no error document: log {"ips":[]}', 'log\n{"ips":[]}'],
   ],
   [
     "a signal",

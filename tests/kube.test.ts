@@ -105,6 +105,14 @@ describe("credentials", () => {
     ["a token where its file is missing", () => writeConfig(trusted(), instead())],
     ["a name for TLS", () => writeConfig({ ...trusted(), ...tlsName }, tokenUser())],
     ["a trailing slash", () => writeConfig({ ...trusted(), server: `${server.url}/` }, files)],
+    [
+      "the brackets that Multus' installer wrote around every host",
+      () =>
+        writeConfig(
+          { ...trusted(), server: server.url.replace("127.0.0.1", "[127.0.0.1]") },
+          files,
+        ),
+    ],
   ];
   const files = { "client-certificate": "api/client.crt", "client-key": "api/client.key" };
   const certificateData = () => ({
@@ -184,6 +192,7 @@ describe("credentials refused", () => {
     ["an unknown user", () => writeConfig({}, {}, { users: null }), 7, 'no user "u"'],
     ["a number for a token", () => writeConfig({}, { token: 42 }), 7, 'user "u": expected string'],
     ["no server", () => writeConfig({ server: null }), 7, '"k8s_api_root" in the CNI config'],
+    ["brackets around no host", () => writeConfig({ server: "https://[]:1" }), 7, "not a URL"],
     ["a server that is no URL", () => writeConfig({ server: "a b" }), 7, "server is not a URL"],
     ["plain http", () => writeConfig({ server: "http://10.0.0.1" }), 7, "must be an https URL"],
     ["TLS unverified", () => writeConfig({ "insecure-skip-tls-verify": true }), 7, "not supported"],

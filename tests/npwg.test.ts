@@ -57,8 +57,8 @@ describe("parseNetworkSelection(), comma-delimited (§4.1.1)", () => {
 
   const spaces = " ".repeat(60_000);
   test.each<[string, string, string]>([
-    ["an empty name", "a,,b", '"" is not [namespace/]name[@interface]'],
-    ["a comma at the end", "a,", '"" is not'],
+    ["an empty name", "a,,b", 'element 2 of "a,,b" is empty'],
+    ["a comma at the end", "a,", 'element 2 of "a," is empty'],
     ["an empty namespace", "/a", '"/a" is not'],
     ["two slashes", "a/b/c", '"a/b/c" is not'],
     ["capitals", "Net", '"Net" is not'],
@@ -93,7 +93,6 @@ describe("parseNetworkSelection(), JSON (§4.1.2)", () => {
   test.each<[string, [object, object]]>([
     ["a name", one({}, {})],
     ["a namespace", one({ namespace: "other" }, { namespace: "other" })],
-    ["an empty namespace", one({ namespace: "" }, {})],
     [
       "ips, with and without prefix",
       one({ ips: ["10.2.2.42/24", "2001:db8::5"] }, args({ ips: ["10.2.2.42/24", "2001:db8::5"] })),
@@ -101,7 +100,6 @@ describe("parseNetworkSelection(), JSON (§4.1.2)", () => {
     ["a mac", one({ mac: "02:23:45:67:89:0A" }, args({ mac: "02:23:45:67:89:0A" }))],
     ["an interface", one({ interface: "eth5" }, { ifName: "eth5" })],
     ["cni-args", one({ "cni-args": { a: [1], b: {} } }, { cniArgs: { a: [1], b: {} } })],
-    ["cni-args that are null", one({ "cni-args": null }, {})],
     [
       "portMappings, TCP by default, in lower case",
       one(
@@ -172,6 +170,42 @@ describe("parseNetworkSelection(), JSON (§4.1.2)", () => {
     ] as never);
   });
 
+  const emptyValues: [string, unknown][] = [
+    ...["namespace", "mac", "interface", "infiniband-guid", "ipam-claim-reference"].flatMap(
+      (key): [string, unknown][] => [
+        [key, ""],
+        [key, null],
+      ],
+    ),
+    ...["ips", "portMappings"].flatMap((key): [string, unknown][] => [
+      [key, []],
+      [key, null],
+    ]),
+    ...["bandwidth", "cni-args"].flatMap((key): [string, unknown][] => [
+      [key, {}],
+      [key, null],
+    ]),
+    ["cni-args", []],
+    ["default-route", null],
+    ["interfaceRequest", ""],
+  ];
+  test.each(emptyValues)("takes an empty %s for an absent one, and says so: %j", (key, value) => {
+    const warning = `k8s.v1.cni.cncf.io/networks, element 1: "${key}" is empty and counts as absent`;
+    const text = JSON.stringify([{ name: "n", [key]: value }]);
+    expect(parseNetworkSelection(text, "team")).toEqual([{ ...plain("n"), warning }]);
+  });
+
+  test.each([
+    ["alone", { interfaceRequest: "foo0" }, "foo0"],
+    ["beside the new one", { interfaceRequest: "foo0", interface: "bar0" }, "bar0"],
+    ["before an empty new one", { interfaceRequest: "foo0", interface: "" }, "foo0"],
+  ])("takes interfaceRequest, the old name of interface, %s", (_name, element, ifName) => {
+    const text = JSON.stringify([{ name: "n", ...element }]);
+    const [found] = parseNetworkSelection(text, "team");
+    expect(found?.ifName).toBe(ifName);
+    expect(found?.warning).toContain('"interfaceRequest" is an old name of "interface"');
+  });
+
   test("takes the example of §4.1.2, in order", () => {
     const text = `[ {"name":"net-a"},
       { "name":"net-b", "ips": ["1.2.3.4"], "mac": "aa:bb:cc:dd:ee:ff" },
@@ -201,8 +235,6 @@ describe("parseNetworkSelection(), JSON (§4.1.2)", () => {
     ["a name that is a list", { name: ["n"] }, '"name"'],
     ["a name with its namespace", { name: "ns/n" }, '"name"'],
     ["a namespace that is a path", { namespace: "a/b" }, '"namespace"'],
-    ["a namespace that is null", { namespace: null }, '"namespace"'],
-    ["no ips in ips", { ips: [] }, '"ips"'],
     ["ips that are text", { ips: "10.0.0.1" }, '"ips"'],
     ["a name for an ip", { ips: ["host"] }, '"ips.0": expected an IP address'],
     ["a prefix that is too long", { ips: ["10.0.0.1/33"] }, '"ips.0"'],
@@ -211,11 +243,9 @@ describe("parseNetworkSelection(), JSON (§4.1.2)", () => {
     ["a short mac", { mac: "02:23:45:67:89" }, '"mac"'],
     ["a long mac", { mac: "02:23:45:67:89:01:02" }, '"mac"'],
     ["a mac of other letters", { mac: "0g:23:45:67:89:01" }, '"mac"'],
-    ["an interface that is empty", { interface: "" }, "it is empty"],
     ["an interface that is a path", { interface: "../x" }, "cannot name an interface"],
     ["an interface that is reserved", { interface: "all" }, "it is reserved"],
-    ["cni-args that are a list", { "cni-args": [] }, '"cni-args"'],
-    ["no port mapping in portMappings", { portMappings: [] }, '"portMappings"'],
+    ["cni-args that are a list", { "cni-args": [1] }, '"cni-args"'],
     ["port 0", port({ hostPort: 0 }), '"portMappings.0.hostPort"'],
     ["port 65536", port({ containerPort: 65_536 }), '"portMappings.0.containerPort"'],
     ["half a port", port({ hostPort: 80.5 }), '"portMappings.0.hostPort"'],
@@ -223,7 +253,6 @@ describe("parseNetworkSelection(), JSON (§4.1.2)", () => {
     ["a mapping without containerPort", { portMappings: [{ hostPort: 1 }] }, "containerPort"],
     ["another protocol", port({ protocol: "icmp" }), '"portMappings.0.protocol"'],
     ["a hostIP that is none", port({ hostIP: "x" }), '"portMappings.0.hostIP"'],
-    ["a bandwidth of nothing", { bandwidth: {} }, '"bandwidth"'],
     ["a rate of 0", { bandwidth: { ingressRate: 0 } }, '"bandwidth.ingressRate"'],
     ["a rate that is negative", { bandwidth: { egressRate: -1 } }, '"bandwidth.egressRate"'],
     ["a rate that is text", { bandwidth: { egressRate: "1M" } }, '"bandwidth.egressRate"'],
@@ -243,7 +272,9 @@ describe("parseNetworkSelection(), JSON (§4.1.2)", () => {
       '"ips" and "ipam-claim-reference" exclude each other',
     ],
     ["a key that is reserved for the spec", { vlan: 5 }, 'unknown key "vlan"'],
-    ["a misspelt key", { interfaceRequest: "x" }, 'unknown key "interfaceRequest"'],
+    ["a misspelt key", { interfaceReq: "x" }, 'unknown key "interfaceReq"'],
+    ["a misspelt key without a value", { macs: null }, 'unknown key "macs"'],
+    ["an interface that is reserved, under its old name", { interfaceRequest: "lo" }, "reserved"],
   ])("fact 30: refuses %s", (_name, element, part) => {
     const text = JSON.stringify([{ name: "first" }, { name: "n", ...element }]);
     const found = failure(() => parseNetworkSelection(text, "team"));

@@ -105,8 +105,25 @@ describe("delegateArgs()", () => {
     ["our own key without value", "cni;A=1", "A=1"],
     ["nothing", "", undefined],
     ["empty pieces", ";A=1;;", "A=1"],
+    [
+      "an address for its own interface",
+      "IP=10.0.0.5;MAC=02:00:00:00:00:01;GATEWAY=10.0.0.1",
+      undefined,
+    ],
   ])("%s", (_name, args, expected) => {
-    expect(delegateArgs(args)).toBe(expected ?? args);
+    expect(delegateArgs(args, true)).toBe(expected ?? args);
+  });
+
+  test.each([
+    [
+      "address, MAC and gateway",
+      "A=1;IP=10.0.0.5;MAC=02:00:00:00:00:01;GATEWAY=10.0.0.1;B=2",
+      "A=1;B=2",
+    ],
+    ["keys that only look like them", "IPS=1;IP6=2;ip=3;MACVLAN=4", "IPS=1;IP6=2;ip=3;MACVLAN=4"],
+    ["our own keys", "cni=a;A=1", "A=1"],
+  ])("of a further network: %s", (_name, args, expected) => {
+    expect(delegateArgs(args, false)).toBe(expected);
   });
 });
 

@@ -248,6 +248,37 @@ describe.skipIf(skipReason !== undefined)("a failed ADD leaves nothing:", () => 
       expect(node.traces()).toEqual(noTraces);
     });
   });
+
+  test("a second ADD without DEL into an empty namespace with the number of the old one", async () => {
+    await withNode(async (node) => {
+      threeNetworks(node);
+      const pod = node.pod();
+      await pod.add("blue,green@eth5");
+      // The kernel gives the number again whenever it likes; an empty namespace is all that shows.
+      for (const name of ["eth0", "eth5"]) pod.run("ip", "link", "del", name);
+      const { status } = await pod.call("ADD", { cni: "blue,green@eth5" });
+      expect(status).toBe(0);
+      expect(Object.keys(kernelNetwork(pod).macs)).toEqual(["eth0", "eth5"]);
+      await pod.del();
+      expect(node.traces()).toEqual(noTraces);
+    });
+  });
+
+  test("the address and the MAC of CNI_ARGS are for the runtime's own interface", async () => {
+    await withNode(async (node) => {
+      threeNetworks(node);
+      const pod = node.pod();
+      const mac = "02:11:22:33:44:55";
+      const args = `;IP=10.211.0.9;MAC=${mac}`;
+      const { status, json } = await pod.call("ADD", { cni: "blue,masq", args });
+      expect(status).toBe(0);
+      expect(json?.ips?.[0]?.address).toBe("10.211.0.9/24");
+      const { macs } = kernelNetwork(pod);
+      expect([macs["eth0"] === mac, macs["eth1"] === mac]).toEqual([true, false]);
+      await pod.del();
+      expect(node.traces()).toEqual(noTraces);
+    });
+  });
 });
 
 describe.skipIf(skipReason !== undefined)("capabilities of the runtime:", () => {

@@ -6,7 +6,7 @@
 import { existsSync } from "node:fs";
 import * as v from "valibot";
 import type { Host, PlanCall, Wanted } from "../call.ts";
-import { CniError, code, oneLine } from "../cni.ts";
+import { CniError, code, log, oneLine } from "../cni.ts";
 import type { Config } from "../config/schema.ts";
 import { canonicalIP, contains, formatIP, formatSubnet, parseSubnet, toNumber } from "../ip.ts";
 import { isObject, parseJson } from "../json.ts";
@@ -48,6 +48,7 @@ export type ResolvedObject = { network: Network & { resourceName?: string }; nam
  * @throws CniError 101 for an unknown one, 11, 7
  */
 export async function resolveObject(call: PlanCall, wanted: Wanted): Promise<ResolvedObject> {
+  if (wanted.warning !== undefined) log(call.host, "warn", wanted.warning);
   if (wanted.from === "multus") return resolveMultus(call, wanted);
   if (wanted.from === "definition") return resolveNad(call, wanted);
   const logical = await resolveLogical(await objectsOf(call), call.config, wanted);

@@ -22,6 +22,8 @@ export interface NetworkElement extends SelectionElement {
   cniArgs?: Record<string, unknown>;
   /** Gateways that become the pod's default route; empty: the attachment's own (§4.1.2.1.9). */
   defaultRoute?: string[];
+  /** What is wrong in the annotation, though it is clear what is meant. */
+  warning?: string;
 }
 
 /** Longest selection text, in characters. */
@@ -56,19 +58,19 @@ const Bandwidth = v.strictObject({
 /** §4.1.2.1; keys with a dot belong to others and are passed over, keys without one are errors. */
 const Element = v.looseObject({
   name: objectName,
-  namespace: v.exactOptional(v.union([v.literal(""), objectName])),
-  ips: v.exactOptional(v.pipe(v.array(address), v.minLength(1))),
+  namespace: v.exactOptional(objectName),
+  ips: v.exactOptional(v.array(address)),
   mac: v.exactOptional(hexBytes(6)),
   interface: v.exactOptional(v.string()),
-  "cni-args": v.exactOptional(v.nullable(cniArgs)),
-  portMappings: v.exactOptional(v.pipe(v.array(PortMapping), v.minLength(1))),
-  bandwidth: v.exactOptional(v.pipe(Bandwidth, v.minEntries(1))),
+  "cni-args": v.exactOptional(cniArgs),
+  portMappings: v.exactOptional(v.array(PortMapping)),
+  bandwidth: v.exactOptional(Bandwidth),
   "default-route": v.exactOptional(v.array(gateway)),
   "infiniband-guid": v.exactOptional(hexBytes(8)),
   "ipam-claim-reference": v.exactOptional(objectName),
 });
 type Element = v.InferOutput<typeof Element>;
-const knownKeys = new Set(Object.keys(Element.entries));
+const knownKeys = new Set(["interfaceRequest", ...Object.keys(Element.entries)]);
 
 /**
  * Parses `k8s.v1.cni.cncf.io/networks` in either format: `a,ns/b,c@eth5` or a JSON list.
@@ -89,7 +91,7 @@ export function parseNetworkSelection(
   if (trimmed === "") return [];
   const elements = /^[[{]/.test(trimmed)
     ? parseJsonList(trimmed, podNamespace, key)
-    : trimmed.split(",").map((part) => parseReference(part.trim(), podNamespace, key));
+    : parseNames(trimmed, podNamespace, key);
   if (elements.length > attachmentsMax) {
     const count = elements.length;
     throw invalid(key, `it names ${count} networks, at most ${attachmentsMax} are allowed`);
@@ -122,11 +124,41 @@ export function parseReference(text: string, podNamespace: string, key: string):
   return { network, namespace, capabilityArgs: {}, ...(ifName !== undefined && { ifName }) };
 }
 
+function parseNames(text: string, podNamespace: string, key: string): NetworkElement[] {
+  return text.split(",").map((part, index) => {
+    if (part.trim() !== "") return parseReference(part.trim(), podNamespace, key);
+    throw invalid(key, `element ${index + 1} of "${oneLine(text, 80)}" is empty`);
+  });
+}
+
+/**
+ * An element as Multus reads it: templates write null and empty values for what they leave out, and
+ * early releases wrote `interfaceRequest`. An empty "default-route" has a meaning (§4.1.2.1.9).
+ */
+function readLeniently(element: Record<string, unknown>): [Record<string, unknown>, string[]] {
+  const warnings: string[] = [];
+  // Not assigned one by one: a key may be "__proto__".
+  const kept: [string, unknown][] = [];
+  for (const [name, value] of Object.entries(element)) {
+    const isEmpty = value === "" || (isObject(value) && Object.keys(value).length === 0);
+    const isEmptyList = Array.isArray(value) && value.length === 0 && name !== "default-route";
+    const isDropped = value === null || isEmpty || isEmptyList;
+    if (name === "interfaceRequest" && !isDropped) {
+      kept.unshift(["interface", value]);
+      warnings.push('"interfaceRequest" is an old name of "interface"');
+    } else if (!isDropped || name === "name" || !knownKeys.has(name)) {
+      kept.push([name, value]);
+    } else warnings.push(`"${name}" is empty and counts as absent`);
+  }
+  return [Object.fromEntries(kept), warnings];
+}
+
 function parseJsonList(text: string, podNamespace: string, key: string): NetworkElement[] {
   const value = parseJson(text, `annotation "${key}"`);
   const list = Array.isArray(value) ? value : [value];
   return list.map((one, index) => {
-    const parsed = v.safeParse(Element, one);
+    const [element, warnings] = isObject(one) ? readLeniently(one) : [one, []];
+    const parsed = v.safeParse(Element, element);
     if (!parsed.success) {
       const [issue] = parsed.issues;
       const path = oneLine(v.getDotPath(issue) ?? "element", 80);
@@ -137,7 +169,9 @@ function parseJsonList(text: string, podNamespace: string, key: string): Network
     if (unknown !== undefined) {
       throw invalid(key, `element ${index + 1}: unknown key "${oneLine(unknown, 80)}"`);
     }
-    return fromElement(parsed.output, podNamespace, key);
+    const found = fromElement(parsed.output, podNamespace, key);
+    if (warnings.length === 0) return found;
+    return { ...found, warning: `${key}, element ${index + 1}: ${warnings.join(", ")}` };
   });
 }
 

@@ -3,13 +3,18 @@
  * protocol. Pure. Source: CNI SPEC 1.1 §5 "Error", §4.
  */
 import type { Ending, Output } from "../call.ts";
-import { CniError, code, oneLine, toCniError } from "../cni.ts";
+import { CniError, code, oneLine } from "../cni.ts";
 import { isObject, parseJson } from "../json.ts";
 import type { PluginConfig } from "../networks.ts";
 import type { Attachment } from "../record.ts";
 
 /** Longest part of a delegate's stderr that goes into an error, in characters. */
 const stderrTailLength = 4096;
+/** Longest part of a plugin's words that goes into the message, in characters. */
+const wordsLength = 300;
+/** How far back an error document is looked for, in characters, and at how many places. */
+const documentLengthMax = 64 * 1024;
+const documentsMax = 32;
 
 /**
  * What an ending means; undefined for a success.
@@ -71,22 +76,23 @@ const unusableFile = new Set([
 
 /** A plugin that exits with a failure says why on stdout (SPEC §5), or breaks the protocol. */
 function exitError(
-  ending: { status: number; stdout: string; stderr: string },
+  { status, ...ending }: { status: number; stdout: string; stderr: string },
   fail: (number: number, issue: string, details?: string) => CniError,
 ): CniError {
-  let document: unknown;
-  try {
-    document = parseJson(ending.stdout, "its error");
-  } catch (error) {
-    const said = ending.stdout.trim() === "" ? "printed nothing" : "printed no error document";
+  const document = findDocument(ending.stdout);
+  if (!isObject(document) || typeof document["msg"] !== "string") {
+    const stdout = ending.stdout.trim();
+    const stderr = ending.stderr.trim();
+    // Where it broke the protocol, its own words are all there is to go by.
+    const words = (stdout || stderr).slice(-wordsLength);
+    const missing = stdout === "" ? "and printed nothing" : "and printed no error document";
+    const issue = document === undefined ? missing : "without a message";
+    const all = [stdout, stderr].map((text) => text.slice(-stderrTailLength));
     return fail(
       code.delegateProtocol,
-      `exited with status ${ending.status} and ${said}`,
-      ending.stderr.slice(-stderrTailLength) || toCniError(error).details,
+      `exited with status ${status} ${issue}${words && `: ${oneLine(words, wordsLength)}`}`,
+      all.filter((text) => text !== "").join("\n"),
     );
-  }
-  if (!isObject(document) || typeof document["msg"] !== "string") {
-    return fail(code.delegateProtocol, `exited with status ${ending.status} without a message`);
   }
   const own = document["code"];
   const known = typeof own === "number" && Number.isInteger(own) && own > 0;
@@ -96,6 +102,26 @@ function exitError(
     `failed: ${oneLine(document["msg"], 700)}`,
     [details, ending.stderr.slice(-stderrTailLength)].filter((text) => text !== "").join("\n"),
   );
+}
+
+/**
+ * What a plugin printed, decoded; where that is not one JSON text, the last object in it that has a
+ * message: some print log lines, or the result of a plugin of theirs, before their error document.
+ */
+function findDocument(stdout: string): unknown {
+  const text = stdout.slice(-documentLengthMax);
+  const end = text.lastIndexOf("}") + 1;
+  const starts = [...text.matchAll(/(?:^|\})\s*\{/gm)].slice(-documentsMax).reverse();
+  const ends = starts.map((match) => text.slice(match.index + match[0].length - 1, end));
+  for (const part of [stdout, ...ends]) {
+    try {
+      const found = parseJson(part, "its error");
+      if (part === stdout || (isObject(found) && typeof found["msg"] === "string")) return found;
+    } catch (error) {
+      if (!(error instanceof CniError)) throw error;
+    }
+  }
+  return undefined;
 }
 
 /** An ADD that ended well, by a plugin whose answer is none. */

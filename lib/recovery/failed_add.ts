@@ -20,6 +20,7 @@ import {
   recorded,
   setEnded,
   setFailing,
+  storedResult,
   undo,
   undoAll,
   undoChain,
@@ -51,16 +52,25 @@ function findLeftovers(host: Host, state: State, planned: Attachment[]): StoredA
   const inTheWay = found.filter(
     (one) => !one.parkedAs && (one.requestIfName === first.requestIfName || names.has(one.ifName)),
   );
-  const here = netnsId(first.netns);
-  const live = inTheWay.find(
-    (one) => one.state === "attached" && [here, netnsId(one.netns)].includes(one.netnsId),
-  );
+  const live = inTheWay.find((one) => one.state === "attached" && mayLive(one, first.netns));
   if (!live) return inTheWay;
   throw new CniError(
     code.interfaceConflict,
     `Container ${first.containerId} has interface "${live.ifName}" on network "${live.network}" ` +
       "already: DEL it before another ADD",
   );
+}
+
+/**
+ * May an attachment still be there, at the path where it was made or at the one of this call? The
+ * kernel gives the inode number of a namespace that has gone to a new one, so that an equal
+ * number proves nothing where the interface is missing.
+ */
+function mayLive(one: StoredAttachment, netns: string): boolean {
+  const path = [netns, one.netns].find((each) => netnsId(each) === one.netnsId);
+  if (path === undefined) return false;
+  const made = storedResult(one)?.interfaces.find(({ sandbox }) => sandbox)?.name;
+  return made === undefined || (interfacesIn(path)?.includes(made) ?? true);
 }
 
 /**
