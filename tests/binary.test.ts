@@ -282,13 +282,26 @@ describe("hostile surroundings", () => {
     expect(existsSync(marker)).toBe(false);
   });
 
+  test.each([
+    ["VERSION", '"supportedVersions"'],
+    ["ADD", '"name":"eth0"'],
+    ["DEL", ""],
+  ])("%s works in a folder that was deleted", async (command, answer) => {
+    using node = shellNode();
+    // As a runtime's own folder goes when somebody takes it away.
+    const line = `cat | (mkdir ${node.dir}/gone; cd ${node.dir}/gone; rmdir ../gone; exec "$0")`;
+    const run = await shell(node, line, command);
+    expect(run).toMatchObject({ stderr: "", status: 0 });
+    expect(run.stdout).toContain(answer);
+  });
+
   test("for Node do not reach it", async () => {
     using node = shellNode();
     const evil = join(trap.path, "evil.js");
     const env = {
       ...{ NODE_OPTIONS: `--require ${evil}`, NODE_PATH: trap.path, NODE_ENV: "development" },
       ...{ NODE_EXTRA_CA_CERTS: "/proc/nonexistent", NODE_DEBUG: "fs,net", DEBUG: "*" },
-      ...{ FORCE_COLOR: "1", BUN_INSPECT_PRELOAD: evil, BUN_DEBUG_ALL: "1" },
+      ...{ FORCE_COLOR: "1", BUN_DEBUG_ALL: "1" },
     };
     const call = { command: "ADD", env, stdin: annotated({ cni: "blue" }) };
     expect(await wire(node, call)).toEqual({ stdout: added(), stderr: "", status: 0 });
@@ -310,15 +323,6 @@ describe("hostile surroundings", () => {
     expect(add).toEqual({ stdout: added(), stderr: "", status: 0 });
     const del = await wire(node, { command: "DEL", env });
     expect(del).toEqual({ stdout: "", stderr: "", status: 0 });
-    expect(left(node)).toEqual(nothing);
-  });
-
-  // Bun ends before our first line, so there is no document; nothing is done either.
-  test("such as a working folder that was deleted end it with status 1", async () => {
-    using node = blueNode();
-    const line = 'mkdir "$CNI_NETNS.d"; cd "$CNI_NETNS.d"; rmdir "$PWD"; exec "$0"';
-    const run = await shell(node, line);
-    expect(run).toEqual({ stdout: "", stderr: expect.any(String), status: 1 });
     expect(left(node)).toEqual(nothing);
   });
 });
