@@ -98,7 +98,7 @@ function podSpec(config: Config): object {
       { name: "selects-anew", expression: [isCreated, ...changes].join(" || ") },
     ],
     variables: [
-      { name: "namespace", expression: "request.namespace" },
+      { name: "podNamespace", expression: "request.namespace" },
       { name: "name", expression: "has(object.metadata.name) ? object.metadata.name : ''" },
       {
         name: "account",
@@ -116,7 +116,7 @@ function podSpec(config: Config): object {
           `size(variables.cni) == 0 ? ${names(initial)} : ` +
           "variables.cni[0].trim() == '' ? [] : " +
           "variables.cni[0].split(',').map(e, e.split('@')[0].trim())) + " +
-          `(variables.namespace in ${list(systemNamespaces)} ? [] : ${names(always)})`,
+          `(variables.podNamespace in ${list(systemNamespaces)} ? [] : ${names(always)})`,
       },
     ],
   };
@@ -152,10 +152,10 @@ function podValidations(config: Config): Validation[] {
 /** True where a rule matches the pod: its lists are OR-ed, an unknown name matches no pattern. */
 function ruleExpression({ namespaces, pods, serviceAccounts }: Rule): string {
   const parts: string[] = [];
-  if (namespaces.length > 0) parts.push(`variables.namespace.matches(${regex(namespaces)})`);
+  if (namespaces.length > 0) parts.push(`variables.podNamespace.matches(${regex(namespaces)})`);
   for (const [name, patterns] of Object.entries({ name: pods, account: serviceAccounts })) {
     if (patterns.length === 0) continue;
-    const whole = `(variables.namespace + '/' + variables.${name})`;
+    const whole = `(variables.podNamespace + '/' + variables.${name})`;
     parts.push(`(variables.${name} != '' && ${whole}.matches(${regex(patterns)}))`);
   }
   return parts.length === 0 ? "false" : `(${parts.join(" || ")})`;
@@ -165,7 +165,7 @@ function ruleExpression({ namespaces, pods, serviceAccounts }: Rule): string {
 function isolationValidation({ file, kubernetes: { globalNamespaces } }: Config): Validation {
   const global = list(globalNamespaces);
   const key = `"namespace"[ \\t\\r\\n]*:[ \\t\\r\\n]*"[^"]*"`;
-  const isOwn = (text: string) => `(${text} == variables.namespace || ${text} in ${global})`;
+  const isOwn = (text: string) => `(${text} == variables.podNamespace || ${text} in ${global})`;
   // In `"key": "value"` the value stands between the last two quotes.
   const value = "k.split('\"')[3]";
   const inJson =
