@@ -16,6 +16,7 @@ import { CniError, code, compareVersions, oneLine, toCniError } from "./cni.ts";
 import { closeState, openState } from "./database.ts";
 import { callPlugin, noter } from "./delegate.ts";
 import { canonicalIP, formatIP, formatSubnet, parseSubnet } from "./ip.ts";
+import { isObject } from "./json.ts";
 import { inNetns, isForeignNetns } from "./kernel.ts";
 import { openJournal, writeAlone } from "./ledger.ts";
 import { newOperation } from "./lock.ts";
@@ -111,7 +112,8 @@ export async function checkChain(
     }
   } catch (error) {
     note(error);
-    throw error;
+    const { withKnownFault } = await import("./recovery/delegate_error.ts");
+    throw withKnownFault(toCniError(error), result);
   }
   note(undefined);
 }
@@ -127,7 +129,8 @@ const others = new Set<number>([
 /** Does a failed CHECK say nothing about the attachment? Old plugins do not know the command. */
 export function saysNothing(error: CniError): boolean {
   const isUnknown = /unknown CNI_COMMAND/i.test(error.message);
-  return isUnknown || others.has(error.code) || isCallRefused(error);
+  const isFault = isObject(error.cause) && error.cause["kind"] === "known-fault";
+  return isUnknown || isFault || others.has(error.code) || isCallRefused(error);
 }
 
 /** Adds the repair command to the error of a plugin whose CHECK failed. */

@@ -1,10 +1,11 @@
 /** What each ending of a delegate means to the runtime. */
 import { describe, expect, test } from "bun:test";
 import type { Ending, Output } from "../lib/call.ts";
+import { saysNothing } from "../lib/check.ts";
 import { CniError, code } from "../lib/cni.ts";
-import type { Attachment } from "../lib/record.ts";
+import type { Attachment, Result } from "../lib/record.ts";
 import { isHopeless } from "../lib/recorded.ts";
-import { endingError, protocolError } from "../lib/recovery/delegate_error.ts";
+import { endingError, protocolError, withKnownFault } from "../lib/recovery/delegate_error.ts";
 
 const attachment: Attachment = {
   containerId: "c1",
@@ -194,5 +195,29 @@ describe("protocolError()", () => {
       `${start} broke the protocol: it printed noise`,
       1024,
     ]);
+  });
+});
+
+describe("withKnownFault()", () => {
+  const result = (address: string) => ({
+    ...{ interfaces: [], routes: [], dns: {} },
+    ips: [{ address }],
+  });
+  const v4 = result("10.0.0.2/24");
+  const v6 = result("fd00::2/64");
+  test.each<[string, string, Result, boolean]>([
+    ["tuning", 'plugin "tuning" failed: open /proc/sys/net/ipv4/conf/IFNAME/x: none', v4, true],
+    ["another sysctl", 'plugin "tuning" failed: open /proc/sys/net/ipv4/x: none', v4, false],
+    ["portmap", 'plugin "portmap" failed: could not check ipv6 dnat: chain x', v4, true],
+    ["IPv6 rules", 'plugin "portmap" failed: could not check ipv6 dnat: chain x', v6, false],
+    ["IPv4 rules", 'plugin "portmap" failed: could not check ipv4 dnat: chain x', v4, false],
+    ["another plugin", 'plugin "portmap2" failed: could not check ipv6 dnat', v4, false],
+  ])("%s", (_name, message, made, isFault) => {
+    const error = new CniError(999, `Cannot check network "n": ${message}`, { details: "d" });
+    const found = withKnownFault(error, made);
+    expect([found.code, found.message]).toEqual([999, error.message]);
+    expect(found.details).toEndWith("d");
+    expect(found.details.includes("disableCheck")).toBe(isFault);
+    expect(saysNothing(found)).toBe(isFault);
   });
 });

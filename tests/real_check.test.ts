@@ -194,6 +194,39 @@ function hostLocalAlone(node: Node): object {
   return { type: "host-local", ipam: hostLocal(node, [v4]) };
 }
 
+describe.skipIf(skipReason !== undefined)("a CHECK that a plugin's own fault fails", () => {
+  const sysctl = { "net.ipv4.conf.IFNAME.arp_filter": "1" };
+  const portMappings = [{ hostPort: 8127, containerPort: 80, protocol: "tcp" }];
+  test.each<[string, (node: Node) => object, string]>([
+    [
+      "tuning, IFNAME in a sysctl",
+      (node) => ({ type: "tuning", sysctl, dataDir: `${node.data}/tuning` }),
+      'does not replace "IFNAME"',
+    ],
+    [
+      "portmap, a pod without IPv6",
+      () => ({ type: "portmap", capabilities: { portMappings: true } }),
+      "looks for the IPv6 rules of a pod that has no IPv6 address",
+    ],
+  ])("%s: no repair is advised or done", async (_, plugin, fault) => {
+    await withNode(async (node) => {
+      const bridge = { type: "bridge", ipam: hostLocal(node, [v4]) };
+      node.network("net", { cniVersion: "1.0.0", plugins: [bridge, plugin(node)] });
+      const pod = node.pod();
+      await pod.add({ cni: "net", runtimeConfig: { portMappings } });
+      const { status, json } = await pod.call("CHECK", { runtimeConfig: { portMappings } });
+      // A release without the fault says yes.
+      if (status !== 0) {
+        expect(json?.details).toContain(fault);
+        expect(json?.details).toContain('"disableCheck": true');
+        expect(JSON.stringify(json)).not.toContain("genie repair");
+      }
+      await pod.del();
+      expect(node.traces()).toEqual(noTraces);
+    });
+  });
+});
+
 describe.skipIf(skipReason !== undefined)("CHECK gives no false alarm right after ADD:", () => {
   // The plugins say yes: what they get wrong themselves is out of the way.
   test.each(chains)("%s", async (name, plugins) => {

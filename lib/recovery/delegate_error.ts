@@ -6,7 +6,7 @@ import type { Ending, Output } from "../call.ts";
 import { CniError, code, oneLine } from "../cni.ts";
 import { isObject, parseJson } from "../json.ts";
 import type { PluginConfig } from "../networks.ts";
-import type { Attachment } from "../record.ts";
+import type { Attachment, Result } from "../record.ts";
 
 /** Longest part of a delegate's stderr that goes into an error, in characters. */
 const stderrTailLength = 4096;
@@ -122,6 +122,32 @@ function findDocument(stdout: string): unknown {
     }
   }
   return undefined;
+}
+
+/** Faults of released plugins, whose CHECK fails for a pod that is as ADD left it. */
+const checkFaults: { message: RegExp; fault: string; hits: (result?: Result) => boolean }[] = [
+  {
+    message: /plugin "tuning" failed: open \S*\/IFNAME\//,
+    fault: 'tuning of release 1.1.1 does not replace "IFNAME" in a sysctl when it checks it',
+    hits: () => true,
+  },
+  {
+    message: /plugin "portmap" failed: could not check ipv6 /,
+    fault: "portmap of release 1.1.1 looks for the IPv6 rules of a pod that has no IPv6 address",
+    hits: (result) => !result?.ips.some(({ address }) => address.includes(":")),
+  },
+];
+
+/** The error of a failed CHECK; where it is a known fault of the plugin, with that and a remedy. */
+export function withKnownFault(error: CniError, result: Result | undefined): CniError {
+  const found = checkFaults.find((one) => one.message.test(error.message) && one.hits(result));
+  if (!found) return error;
+  const advice = '"disableCheck": true in the config list of the network turns its CHECK off';
+  return new CniError(error.code, error.message, {
+    details:
+      `A known fault: ${found.fault}. The pod may be whole; ${advice}.\n${error.details}`.trim(),
+    cause: { kind: "known-fault" },
+  });
 }
 
 /** An ADD that ended well, by a plugin whose answer is none. */
