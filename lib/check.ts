@@ -291,6 +291,8 @@ const rawSocket = 3 | 0x80000;
 const routeProtocol = 0;
 /** `NLM_F_REQUEST | NLM_F_DUMP`. */
 const dumpFlags = 1 | 0x300;
+/** `NLM_F_REQUEST | NLM_F_ACK`: an error without a number ends the answer. */
+const oneFlags = 1 | 4;
 /** `NLM_F_DUMP_INTR`: something changed while it was listed. */
 const interrupted = 0x10;
 const [messageError, messageDone] = [2, 3];
@@ -299,18 +301,22 @@ const bufferBytes = 256 * 1024;
 const triesMax = 5;
 
 /** One message: its fixed part, and its attributes by number, the last of each. */
-interface Message {
+export interface Message {
   fixed: DataView;
   attributes: Map<number, Uint8Array>;
 }
 
-/** Lists everything of a kind; undefined where the kernel does not answer. */
-function dump(calls: KernelCalls, kind: number, fixedBytes: number): Message[] | undefined {
-  const request = new Uint8Array(headerBytes + fixedBytes);
+/**
+ * Lists everything of a kind, or what a body of its fixed part and attributes asks for; undefined
+ * where the kernel does not answer.
+ */
+export function dump(calls: KernelCalls, kind: number, fixedBytes: number, body?: Uint8Array) {
+  const request = new Uint8Array(headerBytes + (body?.length ?? fixedBytes));
+  if (body) request.set(body, headerBytes);
   const header = new DataView(request.buffer);
   header.setUint32(0, request.length, true);
   header.setUint16(4, kind, true);
-  header.setUint16(6, dumpFlags, true);
+  header.setUint16(6, body ? oneFlags : dumpFlags, true);
   for (let tries = 0; tries < triesMax; tries++) {
     const socket = calls.socket(netlinkFamily, rawSocket, routeProtocol);
     if (socket < 0) return undefined;
@@ -342,8 +348,8 @@ function receive(
       const type = view.getUint16(at + 4, true);
       if (length < headerBytes || at + length > count) return undefined;
       if ((view.getUint16(at + 6, true) & interrupted) !== 0) isChanged = true;
-      if (type === messageError) return undefined;
-      if (type === messageDone) return isChanged ? "changed" : messages;
+      if (type === messageError && view.getInt32(at + headerBytes, true) !== 0) return undefined;
+      if (type === messageError || type === messageDone) return isChanged ? "changed" : messages;
       // A copy, because the buffer is filled again.
       const bytes = buffer.slice(at + headerBytes, at + length);
       const attributes = parseAttributes(bytes, fixedBytes);
@@ -355,7 +361,8 @@ function receive(
 
 const align = (length: number): number => (length + 3) & ~3;
 
-function parseAttributes(bytes: Uint8Array, from: number): Map<number, Uint8Array> {
+/** The attributes of a message, or of one that holds others, by number; the last of each. */
+export function parseAttributes(bytes: Uint8Array, from: number): Map<number, Uint8Array> {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
   const attributes = new Map<number, Uint8Array>();
   for (let at = from; at + 4 <= bytes.length; ) {
@@ -384,7 +391,8 @@ function toLink({ fixed, attributes }: Message): KernelNetwork["links"][number] 
 /** `IFA_ADDRESS`, `IFA_LOCAL`: on a point-to-point link, the second is ours. */
 const [addressOfLink, addressLocal] = [1, 2];
 
-function toAddress({ fixed, attributes }: Message): KernelNetwork["addresses"] {
+/** The address in a message about one; none where it has none. */
+export function toAddress({ fixed, attributes }: Message): KernelNetwork["addresses"] {
   const ip = formatBytes(attributes.get(addressLocal) ?? attributes.get(addressOfLink));
   return ip === "" ? [] : [{ index: fixed.getUint32(4, true), ip }];
 }

@@ -347,6 +347,85 @@ describe.skipIf(skipReason !== undefined)("policy at ADD", () => {
     });
   });
 
+  // Weave and Calico list no interface of the node; what a plugin lists may also be a lie.
+  const listed: [string, string][] = [
+    ["nothing", "[]"],
+    ["another pod's end", "ends.slice(0, 1).map((name) => ({ name }))"],
+  ];
+  /** A plugin that does what a real one does, but lists these interfaces of the node. */
+  const disguised = (node: Node, type: string, list: string) =>
+    fakePlugin(
+      node.bin,
+      "disguised",
+      `#!${process.execPath}
+const stdin = Buffer.from(await Bun.stdin.bytes());
+const show = Bun.spawnSync(["ip", "-json", "link", "show", "type", "veth"]).stdout.toString();
+const ends = JSON.parse(show).map((one) => one.ifname).filter((name) => !name.startsWith("up"));
+const { exitCode, stdout } = Bun.spawnSync(["${join(pluginDir, type)}"], { stdin });
+if (exitCode !== 0 || process.env.CNI_COMMAND !== "ADD") {
+  process.stdout.write(stdout);
+  process.exit(exitCode);
+}
+const result = JSON.parse(stdout.toString());
+result.interfaces = [...${list}, ...result.interfaces.filter((one) => one.sandbox)];
+const own = result.interfaces.findIndex((one) => one.sandbox);
+for (const ip of result.ips) ip.interface = own;
+process.stdout.write(JSON.stringify(result));
+`,
+    );
+
+  test.each(listed)("stands at the true host end where a result lists %s", async (_what, list) => {
+    await withNode(async (node) => {
+      const state = makeNetworks(node, 'policy.where = "host"');
+      disguised(node, "ptp", list);
+      const ipam = hostLocal(node, ["10.218.0.0/24"], ["0.0.0.0/0"]);
+      node.network("blue", { cniVersion: "1.0.0", plugins: [{ type: "disguised", ipam }] });
+      const [peer, web] = [node.pod(), node.pod()];
+      const pods = { ...seen(web, "web"), ...seen(peer, "peer") };
+      know(state, { policies: { web: allowFrom() }, pods });
+      await peer.add({ cni: "blue", args: args(peer) });
+      await web.add({ cni: "blue", args: args(web) });
+      expect(rulesIn(web)).toBe("");
+      const [, index] = /@if(\d+):/.exec(web.run("ip", "link", "show", "eth0")) ?? [];
+      const end = new RegExp(`^${index}: (\\S+)@`, "m").exec(node.run("ip", "link", "show"))?.[1];
+      expect(node.run("nft", "list", "ruleset")).toContain(`oifname "${end}" goto ingress_0`);
+      const ping = ["ping", "-c1", "-W1"];
+      expect(() => peer.run(...ping, addressOf(web, "eth0"))).toThrow();
+      web.run(...ping, addressOf(peer, "eth0"));
+      expect(await web.call("CHECK")).toMatchObject({ status: 0 });
+      await web.del();
+      expect(node.run("nft", "list", "tables")).not.toContain("genie_");
+    });
+  });
+
+  test.each(listed)("a macvlan that lists %s has none, and is refused", async (_what, list) => {
+    await withNode(async (node) => {
+      const state = makeNetworks(node, 'policy.where = "host"');
+      disguised(node, "macvlan", list);
+      node.run("ip", "link", "add", "up0", "type", "veth", "peer", "name", "up1");
+      const ipam = hostLocal(node, ["10.218.0.0/24"]);
+      const plugin = { type: "disguised", master: "up0", mode: "bridge", ipam };
+      node.network("blue", { cniVersion: "1.0.0", plugins: [plugin] });
+      const [peer, web] = [node.pod(), node.pod()];
+      const pods = { ...seen(web, "web"), ...seen(peer, "peer") };
+      know(state, { policies: { web: allowFrom() }, pods });
+      await peer.add({ cni: "red", args: args(peer) });
+      const before = node.traces();
+      const { json } = await web.call("ADD", { cni: "blue", args: args(web) });
+      const msg = expect.stringMatching(
+        /^Cannot attach pod default\/p-\S+: interface eth0 .* no end on the node.*where = "pod"/,
+      );
+      expect(json).toMatchObject({ code: 7, msg });
+      expect(node.traces()).toEqual(before);
+      expect(node.run("nft", "list", "tables")).not.toContain("genie");
+      // A pod that no policy selects needs no end.
+      const free = node.pod();
+      know(state, { pods: seen(free, "free") });
+      await free.add({ cni: "blue", args: args(free) });
+      expect(rulesIn(free)).toBe("");
+    });
+  });
+
   test("two calls for one namespace share a table, which goes with the last", async () => {
     await withNode(async (node) => {
       const state = makeNetworks(node);
@@ -473,76 +552,128 @@ test.skipIf(skipReason !== undefined)(
 /** A command on this machine. */
 const sh = (...words: string[]): string => Bun.spawnSync(words).stdout.toString();
 
-test.skipIf(skipReason !== undefined)(
-  "rules at the host end are out of the pod's reach, and follow edits",
-  async () => {
-    await withNetns(async (netns) => {
-      const id = crypto.randomUUID().slice(0, 8);
-      const veth = `g${id}`;
-      netns.ip("link", "add", "inside", "type", "veth", "peer", "name", veth, "netns", "1");
-      const interfaces = [{ name: "lo" }, { name: veth }, { name: "eth0", sandbox: netns.path }];
-      const result = { cniVersion: "1.0.0", ips: [{ address: "10.9.0.2/24", interface: 2 }] };
-      const enter = "nsenter --net=$CNI_NETNS ip";
-      const script = `#!/bin/sh
+/** A pod of this machine on a network of plain policy, with rules at its host end. */
+interface HostPod {
+  veth: string;
+  api: Awaited<ReturnType<typeof startCluster>>;
+  node: ReturnType<typeof makeNode>;
+  /** Starts the agent; it ends with the test. */
+  agent: () => ReturnType<typeof startAgent>;
+  call: (command: string) => ReturnType<typeof wire>;
+  inPod: (...words: string[]) => string;
+  onHost: () => string;
+}
+
+/** @param link makes the pod's interface `inside`, given a name for the machine's */
+async function withHostPod(link: (veth: string) => string[], act: (pod: HostPod) => Promise<void>) {
+  await withNetns(async (netns) => {
+    const id = crypto.randomUUID().slice(0, 8);
+    const veth = `g${id}`;
+    sh("ip", "link", "add", veth, "type", "veth", "peer", "name", `h${id}`);
+    sh("ip", "link", "add", ...link(veth), "netns", netns.name);
+    const interfaces = [{ name: "lo" }, { name: veth }, { name: "eth0", sandbox: netns.path }];
+    const result = { cniVersion: "1.0.0", ips: [{ address: "10.9.0.2/24", interface: 2 }] };
+    const enter = "nsenter --net=$CNI_NETNS ip";
+    const script = `#!/bin/sh
 cat >/dev/null
 [ $CNI_COMMAND = ADD ] || exit 0
 ${enter} link set inside name eth0 && ${enter} addr add 10.9.0.2/24 dev eth0
 ${enter} link set eth0 up
 echo '${JSON.stringify({ ...result, interfaces })}'
 `;
-      using node = makeNode({
-        delegates: { plug: script },
-        lists: { "a.conflist": { cniVersion: "1.0.0", name: "a", plugins: [{ type: "plug" }] } },
-      });
-      const api = await startCluster(join(node.dir, "api"));
-      api.put("/api/v1/namespaces/default/pods/web", podObject("web", "u1"));
-      api.put(policyPath("web"), allowFrom());
-      const file = JSON.stringify(api.kubeconfig("token"));
-      const own = `[kubernetes]\nkubeconfig = ${file}\nstatus = "off"\n[policy]\nwhere = "host"\n`;
-      writeTable(node, `agent.listen = ""\n${own}[plugins.a]\nenforce_policy = true\n`);
-      const agents = [startAgent(node.dir, node.tableFile)];
-      const env = {
-        PATH: process.env["PATH"],
-        CNI_NETNS: netns.path,
-        CNI_CONTAINERID: id,
-        CNI_ARGS: "K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_UID=u1",
-      };
-      const onHost = () => sh("nft", "list", "table", "inet", `genie_${id}`);
-      const inPod = () => sh("ip", "netns", "exec", netns.name, "nft", "list", "ruleset");
-      try {
-        await inputsKnown(node.state, 3);
-        expect(
-          await wire(node, { command: "ADD", env, stdin: annotated({ cni: "a" }) }),
-        ).toMatchObject({
-          status: 0,
-        });
-        expect(onHost()).toContain(`oifname "${veth}"`);
-        expect(inPod()).toBe("");
-        const spec = {
-          ...(allowFrom()["spec"] as object),
-          ingress: [{ from: [{ ipBlock: { cidr: "10.77.0.0/16" } }] }],
-        };
-        api.put(policyPath("web"), { spec });
-        await until(() => onHost().includes("10.77.0.0/16"));
-        expect((await wire(node, { command: "CHECK", env })).status).toBe(0);
-        await agents[0]?.end("SIGKILL");
-        sh("nft", "delete", "table", "inet", `genie_${id}`);
-        const check = wireError(await wire(node, { command: "CHECK", env }));
-        expect(check.msg).toContain(`table inet genie_${id} is gone`);
-        agents.push(startAgent(node.dir, node.tableFile));
-        await until(() => onHost() !== "");
-        expect((await wire(node, { command: "DEL", env })).status).toBe(0);
-        expect({ host: onHost(), rows: rulesets(node.state) }).toEqual({ host: "", rows: [] });
-      } finally {
-        await Promise.all(agents.map((agent) => agent.end("SIGKILL")));
-        for (const family of ["inet", "bridge"])
-          sh("nft", "delete", "table", family, `genie_${id}`);
-        sh("ip", "link", "del", veth);
-        await api.stop();
-      }
+    using node = makeNode({
+      delegates: { plug: script },
+      lists: { "a.conflist": { cniVersion: "1.0.0", name: "a", plugins: [{ type: "plug" }] } },
     });
-  },
-);
+    const api = await startCluster(join(node.dir, "api"));
+    api.put("/api/v1/namespaces/default/pods/web", podObject("web", "u1"));
+    const file = JSON.stringify(api.kubeconfig("token"));
+    const own = `[kubernetes]\nkubeconfig = ${file}\nstatus = "off"\n[policy]\nwhere = "host"\n`;
+    writeTable(node, `agent.listen = ""\n${own}[plugins.a]\nenforce_policy = true\n`);
+    const agents: ReturnType<typeof startAgent>[] = [];
+    const env = {
+      PATH: process.env["PATH"],
+      CNI_NETNS: netns.path,
+      CNI_CONTAINERID: id,
+      CNI_ARGS: "K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_UID=u1",
+    };
+    try {
+      await act({
+        ...{ veth, api, node },
+        agent: () => {
+          const agent = startAgent(node.dir, node.tableFile);
+          agents.push(agent);
+          return agent;
+        },
+        call: (command) => wire(node, { command, env, stdin: annotated({ cni: "a" }) }),
+        inPod: (...words) => sh("ip", "netns", "exec", netns.name, ...words),
+        onHost: () => sh("nft", "list", "table", "inet", `genie_${id}`),
+      });
+    } finally {
+      await Promise.all(agents.map((agent) => agent.end("SIGKILL")));
+      for (const family of ["inet", "bridge"]) sh("nft", "delete", "table", family, `genie_${id}`);
+      sh("ip", "link", "del", veth);
+      await api.stop();
+    }
+  });
+}
+
+describe.skipIf(skipReason !== undefined)("rules at the host end", () => {
+  const veth = (name: string) => [`p${name}`, "type", "veth", "peer", "name", "inside"];
+
+  test("are out of the pod's reach, and follow edits", async () => {
+    await withHostPod(veth, async ({ api, node, agent, call, inPod, onHost, ...pod }) => {
+      api.put(policyPath("web"), allowFrom());
+      const first = agent();
+      await inputsKnown(node.state, 3);
+      expect(await call("ADD")).toMatchObject({ status: 0 });
+      // What it lists is another end than the pod's.
+      expect(onHost()).toContain(`oifname "p${pod.veth}"`);
+      expect(inPod("nft", "list", "ruleset")).toBe("");
+      const spec = {
+        ...(allowFrom()["spec"] as object),
+        ingress: [{ from: [{ ipBlock: { cidr: "10.77.0.0/16" } }] }],
+      };
+      api.put(policyPath("web"), { spec });
+      await until(() => onHost().includes("10.77.0.0/16"));
+      expect((await call("CHECK")).status).toBe(0);
+      await first.end("SIGKILL");
+      sh("nft", "delete", "table", "inet", `genie_${pod.veth.slice(1)}`);
+      const check = wireError(await call("CHECK"));
+      expect(check.msg).toContain(`table inet genie_${pod.veth.slice(1)} is gone`);
+      // Nor does it help to hide the interface behind another name.
+      for (const change of ["down", "name hidden"]) {
+        inPod("ip", "link", "set", "eth0", ...change.split(" "));
+      }
+      agent();
+      await until(() => onHost().includes(`oifname "p${pod.veth}"`));
+      expect((await call("DEL")).status).toBe(0);
+      expect({ host: onHost(), rows: rulesets(node.state) }).toEqual({ host: "", rows: [] });
+    });
+  });
+
+  test("that a running pod has not are nothing at all in the pod, and reported", async () => {
+    const macvlan = (name: string) => ["link", name, "name", "inside", "type", "macvlan"];
+    await withHostPod(macvlan, async ({ api, node, agent, call, inPod, onHost }) => {
+      agent();
+      await inputsKnown(node.state, 3);
+      expect(await call("ADD")).toMatchObject({ status: 0 });
+      api.put(policyPath("web"), allowFrom("web"));
+      await until(() => inPod("nft", "list", "ruleset").includes("chain egress"));
+      const rules = inPod("nft", "list", "table", "inet", "genie");
+      expect(rules).toContain('iifname "eth0" goto ingress_0');
+      expect(rules).not.toContain('comment "default/web"');
+      expect(onHost()).toBe("");
+      const problems = () =>
+        rowsOf<{ problem: string }>(node.state, "SELECT problem FROM policy_problems");
+      await until(() => problems().length > 0);
+      expect(problems()[0]?.problem).toContain("has no end on the node");
+      api.remove(policyPath("web"));
+      await until(() => inPod("nft", "list", "ruleset") === "");
+      expect((await call("DEL")).status).toBe(0);
+    });
+  });
+});
 
 describe("takeFileLock()", () => {
   test("gives one thing to one at a time, other things to others", async () => {

@@ -317,9 +317,12 @@ describe("compileHostPolicies()", () => {
     multi("m", { ...pods, policyTypes: ["Ingress", "Egress"], egress: [{ to: [app("db")] }] }),
     plain("p", ingress({ from: [app("db"), cidr("0.0.0.0/0")] })),
   ];
-  const ends = (net1: string | undefined, bridged = true): PolicyAttachment[] => [
+  const ends = (net1: string | null | undefined, bridged = true): PolicyAttachment[] => [
     { ...eth0, hostEnd: { ifName: "cali1", bridged: false } },
-    { ...blue, ...(net1 !== undefined && { hostEnd: { ifName: net1, bridged } }) },
+    {
+      ...blue,
+      ...(net1 !== undefined && { hostEnd: net1 === null ? null : { ifName: net1, bridged } }),
+    },
   ];
   const compileHost = (attachments: PolicyAttachment[], list = policies) =>
     compileHostPolicies(worldOf(list), pod(web), attachments, "c-1");
@@ -332,14 +335,36 @@ describe("compileHostPolicies()", () => {
     });
   });
 
-  test.each([
-    ["no host end", undefined],
-    ["a host end nft cannot name", 'v"th'],
-  ])("an interface with %s has its rules in the pod", (_name, net1) => {
-    const { hostRuleset: host, ruleset: inside } = compileHost(ends(net1));
+  test("an interface that is still to come has its rules in the pod", () => {
+    const { hostRuleset: host, ruleset: inside, problems } = compileHost(ends(undefined));
     expect(inside).toContain('oifname "net1" goto egress_0');
+    expect(inside).toContain('comment "a/m"');
     expect(host).toContain('oifname "cali1" goto ingress_0');
     expect(host).not.toContain("egress_");
+    expect(problems).toEqual([]);
+  });
+
+  test.each([
+    ["no host end", null],
+    ["a host end nft cannot name", 'v"th'],
+  ])("an interface with %s is closed in both directions, and it is said", (_name, net1) => {
+    const isolating = [multi("m", ingress({ from: [app("db")] }))];
+    const { hostRuleset, ruleset, problems } = compileHost(ends(net1), isolating);
+    expect(hostRuleset).toBe("");
+    for (const way of ['iifname "net1" goto ingress_0', 'oifname "net1" goto egress_0']) {
+      expect(ruleset).toContain(way);
+    }
+    expect(ruleset).not.toContain('comment "a/m"');
+    expect(problems).toEqual([
+      {
+        ...{ kind: "MultiNetworkPolicy", namespace: "a", name: "m", path: "spec", closes: "net1" },
+        text: expect.stringMatching(
+          /^interface net1 of pod a\/web, on network a\/blue, has no end/,
+        ),
+      },
+    ]);
+    expect(problems[0]?.text).toContain('set policy.where = "pod"');
+    expect(compileHost(ends(net1), [])).toEqual({ hostRuleset: "", ruleset: "", problems: [] });
   });
 
   test("nothing where no policy applies; the tables can be named all the same", () => {

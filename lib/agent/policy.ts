@@ -14,19 +14,18 @@ import { postEvent } from "../kubernetes/event.ts";
 import { pause } from "../kubernetes/watch.ts";
 import {
   compileHostPolicies,
-  type HostEnd,
   hostTables,
   type PolicyWorld,
   policyProblems,
   policyWorld,
   type Rules,
 } from "../policy/compile.ts";
+import { type HostEnds, hostEndsOf } from "../policy/host_ends.ts";
 import { readRuleset, rulesetHash } from "../policy/nft.ts";
 import type { Policy, PolicyPod, PolicyProblem } from "../policy/objects.ts";
 import {
   type Attached,
   differenceOf,
-  findHostEnds,
   guardedOf,
   installRuleset,
   isEnforced,
@@ -80,8 +79,7 @@ interface PodNetns {
   made: Attached[];
   /** On record. */
   rules: Rules;
-  /** See {@link findHostEnds}. */
-  ends: Map<string, HostEnd>;
+  ends: HostEnds;
   problems: PolicyProblem[];
 }
 
@@ -215,13 +213,13 @@ async function readAttached(work: PolicyWork): Promise<boolean> {
     await removeFromHost(host, one);
     write(state, () => forgetRuleset(state, one.netnsId));
   }
-  work.local = await readLocal(work);
+  work.local = readLocal(work);
   work.version = row.data_version;
   return true;
 }
 
 /** Reads the namespaces with attachments; the ends of those that did not change are kept. */
-async function readLocal({ host, config, state, local }: PolicyWork): Promise<PolicyWork["local"]> {
+function readLocal({ host, config, state, local }: PolicyWork): PolicyWork["local"] {
   const rulesets = new Map(storedRulesets(state).map((one) => [one.netnsId, one]));
   const all = new Map<string, PodNetns>();
   for (const [id, rows] of Map.groupBy(attachments(host, state), (one) => one.netnsId)) {
@@ -236,8 +234,9 @@ async function readLocal({ host, config, state, local }: PolicyWork): Promise<Po
     const known = local.get(id);
     const { problems = [] } = known ?? {};
     const isSame = known !== undefined && isSameMade(known.made, made);
-    const ends = isSame ? known.ends : await findHostEnds(host, config.policy.where, made);
-    all.set(id, { netnsId: id, netns, containerId, pod, made, rules, ends, problems });
+    const place = { netnsId: id, netns };
+    const ends = isSame ? known.ends : hostEndsOf(state, config.policy.where, place, made);
+    all.set(id, { ...place, containerId, pod, made, rules, ends, problems });
   }
   return all;
 }
@@ -245,7 +244,9 @@ async function readLocal({ host, config, state, local }: PolicyWork): Promise<Po
 /** True for the same interfaces, with the same ends on the node. */
 export function isSameMade(a: readonly Attached[], b: readonly Attached[]): boolean {
   const keyOf = (made: readonly Attached[]) =>
-    JSON.stringify(made.map(({ attachment, result }) => [attachment.ifName, result.interfaces]));
+    JSON.stringify(
+      made.map(({ attachment: { ifName, state }, result }) => [ifName, state, result.interfaces]),
+    );
   return keyOf(a) === keyOf(b);
 }
 
@@ -310,7 +311,7 @@ async function reconcile(work: PolicyWork, id: string, isForced: boolean): Promi
       const made = guardedOf(attachmentsIn(host, state, id));
       // Attached anew meanwhile, it has other ends.
       if (!isSameMade(made, one.made)) {
-        one.ends = await findHostEnds(host, work.config.policy.where, made);
+        one.ends = hostEndsOf(state, work.config.policy.where, one, made);
       }
       one.made = made;
       const compiled = made.length > 0 ? compile(work, one) : undefined;

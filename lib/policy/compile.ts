@@ -41,8 +41,8 @@ export interface PolicyAttachment extends PodAttachment {
   enforcesPlain?: boolean;
   /** Addresses the node itself calls from: gateways and the node's own. Default network only. */
   nodeIps?: string[];
-  /** Its other end, where it has one on the node. */
-  hostEnd?: HostEnd;
+  /** Where its rules belong, set for `policy.where = "host"`; null: it has none, and is closed. */
+  hostEnd?: HostEnd | null;
 }
 
 /** A veth on the node; `bridged`: it is a port of a bridge. */
@@ -143,7 +143,8 @@ export function compilePolicies(
  * Compiles the rulesets of one pod for the host ends of its interfaces, where the pod cannot take
  * them away, nor send past them. Routed ones are judged behind the node's own rewriting of
  * destinations on the way out and before that of sources on the way in, so that services mean pods.
- * An interface without a host end (macvlan, ipvlan, a device moved in) gets its rules in the pod.
+ * An interface that has no end there (macvlan, ipvlan, a device moved in), or one that nft cannot
+ * name, is closed in the pod as soon as a policy is about it.
  */
 export function compileHostPolicies(
   world: PolicyWorld,
@@ -183,6 +184,25 @@ interface Grant {
   scope: Scope;
   /** Absent: everything may that is of the networks of the scope. */
   rules?: PolicyRule[];
+}
+
+type Isolation = [direction: Direction, grants: Grant[]];
+
+/** In which directions an interface is isolated, and what may pass all the same. */
+function isolations(table: Table, attachment: PolicyAttachment): Isolation[] {
+  const { pod, dialect, problems } = table;
+  const all = directions.map((one): Isolation => [one, grantsFor(table, attachment, one)]);
+  const isolated = all.filter(([, grants]) => grants.length > 0);
+  const { hostEnd, ifName: closes, network } = attachment;
+  const [policy] = isolated.flatMap(([, grants]) => grants.map((grant) => grant.policy));
+  if (!policy || dialect !== inPod || hostEnd === undefined) return isolated;
+  const { kind, namespace, name } = policy;
+  const text =
+    `interface ${closes} of pod ${pod.namespace}/${pod.name}, on network ${network}, has no end ` +
+    'on the node, where policy.where = "host" puts its rules, so it is closed: set ' +
+    'policy.where = "pod", or use a network that makes veths (bridge, ptp)';
+  problems.push({ kind, namespace, name, path: "spec", text, closes });
+  return directions.map((one) => [one, []]);
 }
 
 /** What isolates an interface in one direction; nothing does where the list is empty. */
@@ -267,9 +287,7 @@ function writeTable({ attachments, ...given }: Given, tableName: string, dialect
   there.sort((a, b) => compareText(a.ifName, b.ifName));
   for (const [index, attachment] of there.entries()) {
     const name = dialect.nameOf(attachment) ?? "";
-    for (const direction of directions) {
-      const grants = grantsFor(table, attachment, direction);
-      if (grants.length === 0) continue;
+    for (const [direction, grants] of isolations(table, attachment)) {
       const chain = `${direction}_${index}`;
       hooks[direction].push(`${dialect.side[direction]} ${matchName(name)} goto ${chain}`);
       const lines = chainLines({ ...table, direction }, attachment, grants);

@@ -13,13 +13,13 @@ import { notePlugin } from "../ledger.ts";
 import type { Journal, PodIdentity } from "../record.ts";
 import { isConfigured } from "../settings.ts";
 import { compileHostPolicies, compilePolicies, type Rules, reachesOut } from "./compile.ts";
-import { type PolicyPod, parsePolicyPod } from "./objects.ts";
+import { hostEndsOf, keepHostEnds } from "./host_ends.ts";
+import { type PolicyPod, type PolicyProblem, parsePolicyPod } from "./objects.ts";
 import { policyWorld } from "./peers.ts";
 import {
   type Attached,
   attachedIn,
   differenceOf,
-  findHostEnds,
   installRuleset,
   isEnforced,
   lockNetns,
@@ -59,6 +59,9 @@ export interface Enforced {
   release: () => void;
 }
 
+/** With what is wrong with them where they were compiled. */
+type CompiledRules = Rules & { problems?: PolicyProblem[] };
+
 const noRules: Rules = { ruleset: "", hostRuleset: "" };
 
 /**
@@ -78,10 +81,12 @@ export async function enforceAdd(
   const id = netnsId(netns);
   const [first] = done;
   if (!first || id === "") return undefined;
+  const place = { netnsId: id, netns };
+  if (call.config.policy.where === "host") keepHostEnds(state, place, done);
   if (!concernsAny(work, done) && !storedRuleset(state, id)) return undefined;
   const lock = await lockNetns(host, state, id, deadlineMs);
   const before = storedRuleset(state, id);
-  const undo = () => restore(call, { netnsId: id, netns }, before);
+  const undo = () => restore(call, place, before);
   try {
     const all = [...attachedIn(host, state, id, first.attachment), ...done];
     const startedNs = Bun.nanoseconds();
@@ -93,8 +98,13 @@ export async function enforceAdd(
     // What a DEL could not take away was of another pod, in a namespace of the same number.
     const unknown = concerned && before && all.length > done.length ? before : noRules;
     const ifUnknown = known === "stale" ? unknown : undefined;
-    const compiling = () => compileFor(work, all, containerId, ifUnknown).catch(throwDamage(pod));
-    const rules = known === "nothing" ? unknown : await compiling();
+    const compiling = () =>
+      compileFor({ ...work, place }, all, containerId, ifUnknown).catch(throwDamage(pod));
+    const rules: CompiledRules = known === "nothing" ? unknown : await compiling();
+    const isOurs = ({ closes }: PolicyProblem) =>
+      done.some(({ attachment }) => attachment.ifName === closes);
+    const closed = rules.problems?.find(isOurs);
+    if (closed) throw cannotAttach(pod, closed.text, code.invalidConfig);
     if (!sameRules(rules, noRules) || before) {
       const { namespace: podNamespace, name: podName } = pod;
       const row = { ...rules, netnsId: id, containerId, podNamespace, podName };
@@ -167,9 +177,13 @@ function checkFresh({ host, config, state, pod }: Work): "fresh" | "stale" | "no
   return aliveMs === 0 ? "nothing" : "stale";
 }
 
-function cannotAttach(pod: PodIdentity, reason: string, cause?: unknown): CniError {
-  const text = `Cannot attach pod ${pod.namespace}/${pod.name}: ${reason}`;
-  return new CniError(code.tryAgainLater, text, { cause });
+function cannotAttach(
+  pod: PodIdentity,
+  reason: string,
+  of: number = code.tryAgainLater,
+  cause?: unknown,
+) {
+  return new CniError(of, `Cannot attach pod ${pod.namespace}/${pod.name}: ${reason}`, { cause });
 }
 
 /** A moment of the record; it may be damaged. */
@@ -182,9 +196,8 @@ function throwDamage(pod: PodIdentity): (error: unknown) => never {
   return (error) => {
     if (error instanceof CniError) throw error;
     const what = `what is on record of network policies is damaged (${toCniError(error).message})`;
-    const text = `Cannot attach pod ${pod.namespace}/${pod.name}: ${what}`;
     const remedy = "restart genie agent, which writes it anew";
-    throw new CniError(code.stateUnavailable, `${text}; ${remedy}`, { cause: error });
+    throw cannotAttach(pod, `${what}; ${remedy}`, code.stateUnavailable, error);
   };
 }
 
@@ -194,12 +207,12 @@ function throwDamage(pod: PodIdentity): (error: unknown) => never {
  * @param ifUnknown instead of a failure where nobody knows the pod
  */
 async function compileFor(
-  work: Work,
+  work: Work & { place: NetnsPlace },
   all: readonly Attached[],
   containerId: string,
   ifUnknown?: Rules,
-) {
-  const { host, config, state, pod } = work;
+): Promise<CompiledRules> {
+  const { host, config, state, pod, place } = work;
   const { enforce, where } = config.policy;
   // Its own, and those of its logical networks.
   const others = all.flatMap(({ attachment }) => attachment.network.split("/").slice(0, -1));
@@ -229,7 +242,7 @@ async function compileFor(
     pods: readInputs(state, "pods", needsAll ? undefined : [pod.namespace]),
     namespaces: needsAll ? readInputs(state, "namespaces") : [],
   });
-  const ends = await findHostEnds(host, where, all);
+  const ends = hostEndsOf(state, where, place, all);
   const withEnds = policyAttachments(all, target.hostIps, ends);
   return compileHostPolicies(world, target, withEnds, containerId);
 }
@@ -243,7 +256,7 @@ async function findPod({ host, config, state, pod, objects }: Work): Promise<Pol
   if (stored && pod.uid !== "" && stored.uid === pod.uid) return stored;
   const unknown = (reason: string, cause?: unknown) => {
     const what = "policies of its namespace are enforced, and its labels are not known";
-    return cannotAttach(pod, `${what}: ${reason}`, cause);
+    return cannotAttach(pod, `${what}: ${reason}`, code.tryAgainLater, cause);
   };
   if (!isConfigured(host, config.kubernetes)) {
     throw unknown("genie agent has not seen it, and no Kubernetes credentials are configured");

@@ -38,6 +38,8 @@ export interface PolicyProblem {
   path: string;
   /** What is wrong, what happens meanwhile, what to do. */
   text: string;
+  /** The interface of a pod that lets nothing through because of it. */
+  closes?: string;
 }
 
 /** One policy, whichever of the three kinds. */

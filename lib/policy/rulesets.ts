@@ -9,20 +9,19 @@ import { closeSync, openSync } from "node:fs";
 import { dirname, join } from "node:path";
 import type { Host } from "../call.ts";
 import { CniError, code, log, toCniError } from "../cni.ts";
-import type { Config } from "../config/schema.ts";
 import { type State, write } from "../database.ts";
-import { programDirs, run } from "../exec.ts";
-import { isObject, parseJson } from "../json.ts";
 import { netnsId } from "../kernel.ts";
 import type { Attachment, CallId, Result, StoredAttachment } from "../record.ts";
 import { attachmentsIn, storedResult } from "../recorded.ts";
-import { type HostEnd, hostTables, type PolicyAttachment, type Rules } from "./compile.ts";
+import { hostTables, type PolicyAttachment, type Rules } from "./compile.ts";
+import type { HostEnds } from "./host_ends.ts";
 import { applyRuleset, removeRuleset, verifyRuleset } from "./nft.ts";
 import { forgetRuleset, putRuleset, type StoredRuleset, storedRuleset } from "./store.ts";
 
 /** An attachment with its result. */
 export interface Attached {
-  attachment: Attachment;
+  /** With its state where it was read from the record. */
+  attachment: Attachment & Partial<Pick<StoredAttachment, "state">>;
   result: Result;
 }
 
@@ -35,7 +34,7 @@ export function isEnforced(policy: { kind: string; between?: unknown }, enforce:
 export function policyAttachments(
   made: readonly Attached[],
   hostIps: readonly string[],
-  ends: ReadonlyMap<string, HostEnd> = new Map(),
+  ends: HostEnds = new Map(),
 ): PolicyAttachment[] {
   return made.map(({ attachment: { network, ifName, primary, enforcesPlain }, result }) => {
     const own = result.ips.filter(({ interface: index }) => {
@@ -49,7 +48,7 @@ export function policyAttachments(
       ifName,
       ips: own.map(({ address }) => address.replace(/\/.*/, "")),
       ...(enforcesPlain && { enforcesPlain }),
-      ...(hostEnd && { hostEnd }),
+      ...(hostEnd !== undefined && { hostEnd }),
       ...(primary && { isDefault: true as const, nodeIps: [...gateways, ...hostIps] }),
     };
   });
@@ -82,53 +81,6 @@ export function guardedOf(rows: readonly StoredAttachment[]): Attached[] {
     ...attached,
     ...coming.map((attachment) => ({ attachment, result: storedResult(attachment) ?? noResult })),
   ];
-}
-
-/** The host end of each interface that has one, by its name in the pod. @throws CniError 5 */
-export async function findHostEnds(
-  host: Host,
-  where: Config["policy"]["where"],
-  made: readonly Attached[],
-): Promise<Map<string, HostEnd>> {
-  const ends = new Map<string, HostEnd>();
-  if (where === "pod") return ends;
-  for (const { attachment, result } of made) {
-    for (const { name, sandbox } of result.interfaces) {
-      const end = sandbox ? undefined : await readHostEnd(host, name);
-      if (!end) continue;
-      ends.set(attachment.ifName, end);
-      break;
-    }
-  }
-  return ends;
-}
-
-/**
- * An interface outside of the pod that a plugin listed, if it is a veth. Rules on anything else, a
- * parent device, would judge what is not the pod's.
- * @throws CniError 5 when `ip` cannot tell: rules in the wrong place would be none
- */
-async function readHostEnd(host: Host, ifName: string): Promise<HostEnd | undefined> {
-  const path = [...programDirs, ...(host.env["PATH"] ?? "").split(":")].join(":");
-  const args = ["ip", "-json", "-details", "link", "show", "dev", ifName];
-  const ending = await run("/usr/bin/env", args, {
-    env: { PATH: path, LC_ALL: "C" },
-    stdin: "",
-    timeoutMs: 10_000,
-    signal: host.signal,
-  });
-  const status = ending.kind === "exit" ? ending.status : undefined;
-  if (status === 1) return undefined;
-  if (status !== 0) {
-    const reason = `ip did not say what ${ifName} is, install iproute2`;
-    const text = `Cannot find the host end of a pod's interface: ${reason}`;
-    throw new CniError(code.ioFailure, text, { details: ending.stderr });
-  }
-  const listed = parseJson(ending.stdout, "output of ip");
-  const [link] = Array.isArray(listed) ? listed.filter(isObject) : [];
-  const info = isObject(link?.["linkinfo"]) ? link["linkinfo"] : {};
-  if (info["info_kind"] !== "veth") return undefined;
-  return { ifName, bridged: info["info_slave_kind"] === "bridge" };
 }
 
 /** Are they the same? What is absent has none. */

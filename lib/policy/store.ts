@@ -5,7 +5,7 @@
  */
 import type { State } from "../database.ts";
 import { isObject } from "../json.ts";
-import type { Rules } from "./compile.ts";
+import type { HostEnd, Rules } from "./compile.ts";
 import type {
   Policy,
   PolicyNamespace,
@@ -25,6 +25,11 @@ export interface Inputs {
 }
 /** One of the watched collections. */
 export type Resource = keyof Inputs;
+/** What is kept besides, each by network namespace and name. */
+export interface Kept extends Inputs {
+  /** See host_ends.ts; `name` is that of the interface in the pod. */
+  "host-ends": { name: string; end: HostEnd };
+}
 
 /** What plain NetworkPolicy is decided on; every API server has it. */
 const plainResources: readonly Resource[] = ["networkpolicies", "pods", "namespaces"];
@@ -42,7 +47,7 @@ export function neededResources(enforce: boolean): readonly Resource[] {
 
 /** One object that changed: the reduced form as JSON, or undefined when it is gone. */
 export interface InputChange {
-  resource: Resource;
+  resource: keyof Kept;
   namespace: string;
   name: string;
   object: string | undefined;
@@ -64,16 +69,16 @@ export function putInputs({ database }: State, changes: Iterable<InputChange>): 
  * Reads stored objects of a collection: all, or of some namespaces.
  * @throws SyntaxError for a damaged row: a policy that is left out would be an open door
  */
-export function readInputs<R extends Resource>(
+export function readInputs<R extends keyof Kept>(
   { database }: State,
   resource: R,
   namespaces?: readonly string[],
-): Inputs[R][] {
+): Kept[R][] {
   const where = namespaces ? "AND namespace IN (SELECT value FROM json_each(?2))" : "";
   const rows = database
     .query(`SELECT object FROM policy_inputs WHERE resource = ?1 ${where}`)
     .values(...(namespaces ? [resource, JSON.stringify(namespaces)] : [resource]));
-  const objects = JSON.parse(`[${rows.join(",")}]`) as Inputs[R][];
+  const objects = JSON.parse(`[${rows.join(",")}]`) as Kept[R][];
   if (resource.endsWith("policies") && !objects.every(isPolicy)) {
     throw new SyntaxError("no stored policy");
   }
