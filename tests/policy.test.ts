@@ -252,6 +252,26 @@ describe("compilePolicies()", () => {
     expect(compile([closed], [first]).ruleset).toContain('iifname "eth0" goto ingress_0');
   });
 
+  test.each<[string, object, string]>([
+    ["inbound", ingress({ from: [app("db")] }), "saddr"],
+    ["outbound", egress({ to: [app("db")] }), "daddr"],
+    ["inbound, on a port", ingress({ from: [app("db")], ports: [{ port: 80 }] }), "saddr"],
+    ["outbound, on a named port", egress({ to: [app("db")], ports: [{ port: "http" }] }), "daddr"],
+  ])(
+    "a plain policy counts what a peer has besides in the default network: %s",
+    (_name, spec, side) => {
+      // This pod's default network is a further one of the peers, and the other way round.
+      const first = { ...eth0, network: "a/blue", nodeIps: [] };
+      const { ruleset } = compile([plain("p", spec)], [first]);
+      const addresses = ruleset.match(/\d+\.\d+\.\d+\.\d+(?=[, ])/g)?.toSorted();
+      // Its own and that in this network; not that in another one (10.2.0.20), and no other pod's.
+      expect(addresses).toEqual(["10.1.0.20", "10.244.0.20"]);
+      expect(ruleset).toContain(`ip ${side} @peers_0`);
+      const elsewhere = compile([plain("p", spec)], [{ ...first, network: "calico" }]);
+      expect(elsewhere.ruleset).not.toContain("10.1.0.20");
+    },
+  );
+
   const selects = { genieNetworkpolicy: '[{"networkSelector":"blue"}]' };
   const metadata = { namespace: "a", name: "p" };
   const between = policy({

@@ -223,8 +223,8 @@ function scopeOf(policy: Policy, attachment: PolicyAttachment): Scope | undefine
   const { kind, namespace, networks } = policy;
   const { enforcesPlain, isDefault, network } = attachment;
   if (kind === "NetworkPolicy") {
-    if (!enforcesPlain) return undefined;
-    return { namespace, networks: isDefault ? [] : [network], podIps: true };
+    // On a default network too: to a peer it may be a further one, with another address there.
+    return enforcesPlain ? { namespace, networks: [network], podIps: true } : undefined;
   }
   // Networks that cannot be read are all but the default one.
   if (networks === null) return isDefault ? undefined : { namespace, networks: [], podIps: false };
