@@ -308,6 +308,29 @@ describe.skipIf(skipReason !== undefined)("policy at ADD", () => {
     });
   });
 
+  test("count as the node what the agent knows of it, but no address of a pod", async () => {
+    await withNode(async (node) => {
+      const state = makeNetworks(node);
+      const [other, pod] = [node.pod(), node.pod()];
+      know(state, { policies: { web: allowFrom() }, pods: seen(pod, "web") });
+      await other.add({ cni: "red", args: args(other) });
+      const open = openState(makeHost(), state);
+      const object = JSON.stringify([
+        "10.216.0.2",
+        addressOf(other, "eth0"),
+        "192.0.2.7",
+        "fd00::7",
+      ]);
+      const row = { resource: "node-addresses", namespace: "", name: "", object } as const;
+      write(open, () => putInputs(open, [row]));
+      closeState(open);
+      await pod.add({ cni: "blue", args: args(pod) });
+      expect(addressOf(pod, "eth0")).toBe("10.216.0.2");
+      const nodes = [...rulesIn(pod).matchAll(/saddr (.*) accept comment "node"/g)];
+      expect(nodes.map(([, ips]) => ips)).toEqual(["{ 10.216.0.1, 192.0.2.7 }", "fd00::7"]);
+    });
+  });
+
   test("a damaged row is closed, with a listed code", async () => {
     await withNode(async (node) => {
       const state = makeNetworks(node);
@@ -649,6 +672,51 @@ describe.skipIf(skipReason !== undefined)("rules at the host end", () => {
       await until(() => onHost().includes(`oifname "p${pod.veth}"`));
       expect((await call("DEL")).status).toBe(0);
       expect({ host: onHost(), rows: rulesets(node.state) }).toEqual({ host: "", rows: [] });
+    });
+  });
+
+  test("let in what the node sends, whatever address of it that has; never a pod's", async () => {
+    await withHostPod(veth, async ({ api, node, agent, call, inPod, onHost, ...pod }) => {
+      const end = `p${pod.veth}`;
+      api.put(policyPath("web"), allowFrom());
+      agent();
+      await inputsKnown(node.state, 3);
+      // There before the ADD, so that its rules have it when it returns.
+      const first = "203.0.113.9";
+      const address = (verb: string, ip: string, dev = end) =>
+        sh("ip", "addr", verb, `${ip}/32`, "dev", dev);
+      const reaches = (from: string) =>
+        Bun.spawnSync(["ping", "-c1", "-W1", "-I", from, "10.9.0.2"]).exitCode === 0;
+      sh("ip", "link", "set", end, "up");
+      address("add", first);
+      const known = () =>
+        rowsOf<{ object: string }>(
+          node.state,
+          "SELECT object FROM policy_inputs WHERE resource = 'node-addresses'",
+        )[0]?.object ?? "";
+      await until(() => known().includes(first));
+      expect(await call("ADD")).toMatchObject({ status: 0 });
+      expect(onHost()).toMatch(
+        new RegExp(`ip saddr \\{[^}]*${first}[^}]*\\} accept comment "node"`),
+      );
+      sh("ip", "route", "add", "10.9.0.2/32", "dev", end);
+      inPod("ip", "route", "add", "203.0.113.0/24", "dev", "eth0");
+      expect(reaches(first)).toBe(true);
+      // Another one that comes later; and what is the pod's own, though the node has it too.
+      const later = "203.0.113.10";
+      address("add", later);
+      address("add", "10.9.0.2", pod.veth);
+      sh("ip", "link", "set", pod.veth, "up");
+      await until(() => onHost().includes(later));
+      expect(onHost()).not.toContain("10.9.0.2");
+      address("del", "10.9.0.2", pod.veth);
+      expect(reaches(later)).toBe(true);
+      // What is no address of the node any more does not count as the node.
+      address("del", first);
+      await until(() => !onHost().includes(first));
+      expect(known()).not.toContain(first);
+      expect((await call("CHECK")).status).toBe(0);
+      expect((await call("DEL")).status).toBe(0);
     });
   });
 

@@ -22,6 +22,7 @@ import {
 } from "../policy/compile.ts";
 import { type HostEnds, hostEndsOf } from "../policy/host_ends.ts";
 import { readRuleset, rulesetHash } from "../policy/nft.ts";
+import { heldBy, readNodeIps } from "../policy/node_addresses.ts";
 import type { Policy, PolicyPod, PolicyProblem } from "../policy/objects.ts";
 import {
   type Attached,
@@ -37,6 +38,7 @@ import {
 import {
   forgetRuleset,
   leftoverRulesets,
+  putInputs,
   putProblems,
   storedRuleset,
   storedRulesets,
@@ -100,6 +102,8 @@ function beginWork(agent: Agent, onChange: () => void) {
     watch: openPolicyWatch(host, state, { enforce, maxAgeMs, onChange }),
     /** By network namespace. */
     local: new Map<string, PodNetns>(),
+    /** The node's own addresses as they are on record. */
+    node: { ips: [] as string[], held: new Set<string>() },
     /** `PRAGMA data_version` at which `local` was read; -1 not yet. */
     version: -1,
     /** Undefined before the first whole list. */
@@ -177,10 +181,12 @@ async function round(work: PolicyWork): Promise<void> {
     closeState(work.state);
     work.state = openAgentState(host, work.config.stateDir);
     work.version = -1;
+    work.node.ips = [];
     watch.rewrite();
   }
   watch.flush(work.state, aliveWriteMs);
   const isReread = await readAttached(work);
+  readNode(work);
   if (!watch.isComplete()) return;
   const sinceMs = work.changedMs;
   const startedMs = performance.now();
@@ -218,12 +224,25 @@ async function readAttached(work: PolicyWork): Promise<boolean> {
   return true;
 }
 
+/** Puts the addresses of the node on record where they changed: its pods' rules name them. */
+function readNode(work: PolicyWork): void {
+  const { state, node } = work;
+  const ips = readNodeIps()?.filter((ip) => !node.held.has(ip));
+  if (!ips || ips.join() === node.ips.join()) return;
+  const row = { resource: "node-addresses", namespace: "", name: "" } as const;
+  write(state, () => putInputs(state, [{ ...row, object: JSON.stringify(ips) }]));
+  node.ips = ips;
+  work.changedMs ||= performance.now();
+}
+
 /** Reads the namespaces with attachments; the ends of those that did not change are kept. */
-function readLocal({ host, config, state, local }: PolicyWork): PolicyWork["local"] {
+function readLocal({ host, config, state, local, node }: PolicyWork): PolicyWork["local"] {
   const rulesets = new Map(storedRulesets(state).map((one) => [one.netnsId, one]));
   const all = new Map<string, PodNetns>();
+  const everything: Attached[] = [];
   for (const [id, rows] of Map.groupBy(attachments(host, state), (one) => one.netnsId)) {
     const made = guardedOf(rows);
+    everything.push(...made);
     const first = made.find(({ attachment }) => attachment.pod.namespace !== "");
     if (!first || id === "") continue;
     const { netns, pod } = first.attachment;
@@ -238,6 +257,7 @@ function readLocal({ host, config, state, local }: PolicyWork): PolicyWork["loca
     const ends = isSame ? known.ends : hostEndsOf(state, config.policy.where, place, made);
     all.set(id, { ...place, containerId, pod, made, rules, ends, problems });
   }
+  node.held = heldBy(everything);
   return all;
 }
 
@@ -272,10 +292,11 @@ function enforcesPlain({ config: { plugins }, local }: PolicyWork): boolean {
  * Compiles for one namespace; undefined while its pod is not known: its rules stay. One that was
  * made anew under the same name is another pod, with labels of its own.
  */
-function compile({ known }: PolicyWork, { pod, containerId, ends, made }: PodNetns) {
+function compile({ known, node }: PolicyWork, { pod, containerId, ends, made }: PodNetns) {
   const target = known?.pods.get(podLabel(pod));
   if (!known || !target || (pod.uid !== "" && target.uid !== pod.uid)) return undefined;
-  const policed = policyAttachments(made, target.hostIps, ends);
+  const ips = [...target.hostIps, ...node.ips];
+  const policed = policyAttachments(made, { ips, held: node.held }, ends);
   return compileHostPolicies(known.world, target, policed, containerId);
 }
 

@@ -11,15 +11,18 @@ import { netnsId } from "../kernel.ts";
 import { fetchPodObject, type Objects } from "../kubernetes/objects_of_call.ts";
 import { notePlugin } from "../ledger.ts";
 import type { Journal, PodIdentity } from "../record.ts";
+import { attachments } from "../recorded.ts";
 import { isConfigured } from "../settings.ts";
 import { compileHostPolicies, compilePolicies, type Rules, reachesOut } from "./compile.ts";
 import { hostEndsOf, keepHostEnds } from "./host_ends.ts";
+import { heldBy } from "./node_addresses.ts";
 import { type PolicyPod, type PolicyProblem, parsePolicyPod } from "./objects.ts";
 import { policyWorld } from "./peers.ts";
 import {
   type Attached,
   attachedIn,
   differenceOf,
+  guardedOf,
   installRuleset,
   isEnforced,
   lockNetns,
@@ -233,8 +236,7 @@ async function compileFor(
     : [];
   // Most pods are selected by none of their namespace's policies: then no peer needs to be read.
   const few = policyWorld({ policies, networks, pods: [], namespaces: [] });
-  if (compilePolicies(few, target, policyAttachments(all, target.hostIps)).ruleset === "")
-    return noRules;
+  if (compilePolicies(few, target, policyAttachments(all)).ruleset === "") return noRules;
   const needsAll = policies.some(reachesOut);
   const world = policyWorld({
     policies,
@@ -243,8 +245,10 @@ async function compileFor(
     namespaces: needsAll ? readInputs(state, "namespaces") : [],
   });
   const ends = hostEndsOf(state, where, place, all);
-  const withEnds = policyAttachments(all, target.hostIps, ends);
-  return compileHostPolicies(world, target, withEnds, containerId);
+  const ips = [...target.hostIps, ...readInputs(state, "node-addresses").flat()];
+  const held = heldBy([...guardedOf(attachments(host, state)), ...all]);
+  const policed = policyAttachments(all, { ips, held }, ends);
+  return compileHostPolicies(world, target, policed, containerId);
 }
 
 /**

@@ -16,6 +16,7 @@ import { attachmentsIn, storedResult } from "../recorded.ts";
 import { hostTables, type PolicyAttachment, type Rules } from "./compile.ts";
 import type { HostEnds } from "./host_ends.ts";
 import { applyRuleset, removeRuleset, verifyRuleset } from "./nft.ts";
+import { type NodeAddresses, nodeIpsOf, ownIps } from "./node_addresses.ts";
 import { forgetRuleset, putRuleset, type StoredRuleset, storedRuleset } from "./store.ts";
 
 /** An attachment with its result. */
@@ -30,26 +31,29 @@ export function isEnforced(policy: { kind: string; between?: unknown }, enforce:
   return enforce || (policy.kind === "NetworkPolicy" && policy.between === undefined);
 }
 
-/** The interfaces of a pod as policy sees them. @param hostIps addresses of its node */
+/** The interfaces of a pod as policy sees them. @param node absent: nothing counts as the node */
 export function policyAttachments(
   made: readonly Attached[],
-  hostIps: readonly string[],
+  node?: NodeAddresses,
   ends: HostEnds = new Map(),
 ): PolicyAttachment[] {
-  return made.map(({ attachment: { network, ifName, primary, enforcesPlain }, result }) => {
-    const own = result.ips.filter(({ interface: index }) => {
-      const name = index === undefined ? undefined : result.interfaces[index]?.name;
-      return name === undefined || name === ifName;
-    });
-    const gateways = own.flatMap(({ gateway }) => gateway ?? []);
+  return made.map((one) => {
+    const { network, ifName, primary, enforcesPlain } = one.attachment;
+    const own = ownIps(one);
     const hostEnd = ends.get(ifName);
+    const nodeIps = node
+      ? nodeIpsOf(
+          node,
+          own.flatMap(({ gateway }) => gateway ?? []),
+        )
+      : [];
     return {
       network,
       ifName,
-      ips: own.map(({ address }) => address.replace(/\/.*/, "")),
+      ips: own.map(({ ip }) => ip),
       ...(enforcesPlain && { enforcesPlain }),
       ...(hostEnd !== undefined && { hostEnd }),
-      ...(primary && { isDefault: true as const, nodeIps: [...gateways, ...hostIps] }),
+      ...(primary && { isDefault: true as const, nodeIps }),
     };
   });
 }

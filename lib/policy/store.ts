@@ -29,6 +29,8 @@ export type Resource = keyof Inputs;
 export interface Kept extends Inputs {
   /** See host_ends.ts; `name` is that of the interface in the pod. */
   "host-ends": { name: string; end: HostEnd };
+  /** One row: the addresses of the node that no pod holds. */
+  "node-addresses": string[];
 }
 
 /** What plain NetworkPolicy is decided on; every API server has it. */
