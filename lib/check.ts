@@ -233,6 +233,7 @@ function openKernelCalls() {
     recv: { args: [i32, ptr, u64, i32], returns: i64 },
     close: { args: [i32], returns: i32 },
     flock: { args: [i32, i32], returns: i32 },
+    fcntl: { args: [i32, i32, ptr], returns: i32 },
   }).symbols;
 }
 
@@ -240,7 +241,7 @@ type KernelCalls = ReturnType<typeof openKernelCalls>;
 
 let kernel: KernelCalls | null | undefined;
 
-/** Calls for netlink, and flock(2), with which host-local locks its stores; null without libc. */
+/** Calls for netlink and for locks of files; null without libc. */
 export function kernelCalls(): KernelCalls | null {
   try {
     kernel ??= openKernelCalls();

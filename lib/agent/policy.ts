@@ -193,9 +193,10 @@ async function round(work: PolicyWork): Promise<void> {
   const isNews = sinceMs > 0 || work.known?.enforcesPlain !== enforcesPlain(work);
   if (isNews) learn(work);
   if (work.known && (sinceMs > 0 || isReread)) {
-    const due = [...work.local.values()].filter((one) => isDue(work, one));
+    const due = work.local.values().filter((one) => isDue(work, one));
+    const ids = [...due.map((one) => one.netnsId)];
     if (isNews) work.decidedMs = performance.now() - startedMs;
-    const written = await reconcileAll(work, due);
+    const written = await reconcileAll(work, ids);
     const tookMs = sinceMs === 0 ? undefined : Math.round(performance.now() - sinceMs);
     if (tookMs !== undefined) health.policyLagMs = tookMs;
     if (written > 0) {
@@ -204,7 +205,10 @@ async function round(work: PolicyWork): Promise<void> {
     work.problemsDueMs ||= performance.now() + problemsMs;
   }
   if (!work.isVerified) await verifyAll(work);
-  if (work.failed.size > 0 && performance.now() >= work.retryDueMs) await retry(work);
+  // What could not be written before.
+  if (work.failed.size > 0 && performance.now() >= work.retryDueMs) {
+    await reconcileAll(work, [...work.failed], true);
+  }
   if (work.problemsDueMs > 0 && performance.now() >= work.problemsDueMs) noteProblems(work);
   if (performance.now() >= work.auditDueMs) await audit(work);
 }
@@ -308,10 +312,10 @@ function isDue(work: PolicyWork, one: PodNetns): boolean {
 }
 
 /** Reconciles some at a time. @returns how many were written */
-async function reconcileAll(work: PolicyWork, all: readonly PodNetns[], isForced = false) {
+async function reconcileAll(work: PolicyWork, ids: readonly string[], isForced = false) {
   let written = 0;
-  await forAll(all, writersMax, async (one) => {
-    if (await reconcile(work, one.netnsId, isForced)) written++;
+  await forAll(ids, writersMax, async (id) => {
+    if (await reconcile(work, id, isForced)) written++;
   });
   return written;
 }
@@ -323,9 +327,12 @@ async function reconcileAll(work: PolicyWork, all: readonly PodNetns[], isForced
  * @returns true when they were written
  */
 async function reconcile(work: PolicyWork, id: string, isForced: boolean): Promise<boolean> {
-  const { host, state, local } = work;
+  const { host, state, local, failed } = work;
   const one = local.get(id);
-  if (!one || netnsId(one.netns) !== id) return false;
+  if (!one || netnsId(one.netns) !== id) {
+    failed.delete(id);
+    return false;
+  }
   try {
     const lock = await lockNetns(host, state, id, host.now() + lockWaitMs);
     try {
@@ -343,7 +350,7 @@ async function reconcile(work: PolicyWork, id: string, isForced: boolean): Promi
       const { containerId, pod } = one;
       const row = { containerId, podNamespace: pod.namespace, podName: pod.name };
       await installRuleset(host, state, one.netns, { netnsId: id, ...row, ...one.rules });
-      work.failed.delete(id);
+      failed.delete(id);
       return true;
     } finally {
       lock.release();
@@ -352,8 +359,8 @@ async function reconcile(work: PolicyWork, id: string, isForced: boolean): Promi
     // Read again in the next round; and written again, since the record is ahead of the kernel.
     work.version = -1;
     if (host.signal.aborted || netnsId(one.netns) !== id) return false;
-    const level = work.failed.has(id) ? "debug" : "error";
-    work.failed.add(id);
+    const level = failed.has(id) ? "debug" : "error";
+    failed.add(id);
     work.retryDueMs = performance.now() + troubleMs;
     log(host, level, `Cannot keep the network policy: ${toCniError(error).message}`, {
       pod: podLabel(one.pod),
@@ -362,20 +369,13 @@ async function reconcile(work: PolicyWork, id: string, isForced: boolean): Promi
   }
 }
 
-/** Writes what could not be written before. */
-async function retry(work: PolicyWork): Promise<void> {
-  const { local, failed } = work;
-  for (const id of failed) if (!local.has(id)) failed.delete(id);
-  const due = [...local.values()].filter((one) => failed.has(one.netnsId));
-  await reconcileAll(work, due, true);
-}
-
 /** After a start: what is in force may not be what the record says. */
 async function verifyAll(work: PolicyWork): Promise<void> {
   const { host } = work;
   work.isVerified = true;
   let put = 0;
-  await forAll([...work.local.values()].filter(hasRules), writersMax, async (one) => {
+  const ruled = work.local.values().filter(({ rules }) => !sameRules(rules, undefined));
+  await forAll([...ruled], writersMax, async (one) => {
     const difference = await differenceOf(host, one.netns, one.rules).catch(toCniError);
     if (difference === undefined || netnsId(one.netns) !== one.netnsId) return;
     if (await reconcile(work, one.netnsId, true)) put++;
@@ -387,7 +387,9 @@ async function verifyAll(work: PolicyWork): Promise<void> {
 async function audit(work: PolicyWork): Promise<void> {
   const { host, local, audited, failed } = work;
   work.auditDueMs = performance.now() + auditMs;
-  const next = [...local.values()].find((one) => hasRules(one) && !audited.has(one.netnsId));
+  const isNext = ({ netnsId: id, rules }: PodNetns) =>
+    !sameRules(rules, undefined) && !audited.has(id);
+  const next = local.values().find(isNext);
   if (!next) return audited.clear();
   audited.add(next.netnsId);
   if (netnsId(next.netns) !== next.netnsId) return;
@@ -398,11 +400,6 @@ async function audit(work: PolicyWork): Promise<void> {
   log(host, "warn", "Network policy was taken away from outside and is in force again", {
     pod: podLabel(next.pod),
   });
-}
-
-/** Does policy isolate anything there? */
-function hasRules({ rules }: PodNetns): boolean {
-  return rules.ruleset !== "" || rules.hostRuleset !== "";
 }
 
 /** Are the tables of a pod there, by their comment? Cheap: their rules are not compared. */

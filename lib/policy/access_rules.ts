@@ -96,29 +96,23 @@ function matchNamespaced(pattern: string, namespace: string, name: string): bool
 
 /**
  * True when `pattern` covers all of `text`: `*` is any run of characters, `?` any one.
- * An unknown text, "", is covered by nothing. Only the last `*` is ever tried again, so that the
- * steps are at most pattern × text, both bounded by the config and by Kubernetes.
+ * An unknown text, "", is covered by nothing. What stands between two `*` is taken where it comes
+ * first, so that the steps are at most pattern × text, both bounded by the config and by Kubernetes.
  */
 export function matchGlob(pattern: string, text: string): boolean {
-  if (text === "") return false;
-  let p = 0;
-  let t = 0;
-  let star = -1;
-  let starText = 0;
-  while (t < text.length) {
-    if (pattern[p] === "*") {
-      star = p++;
-      starText = t;
-    } else if (pattern[p] === "?" || pattern[p] === text[t]) {
-      p++;
-      t++;
-    } else if (star >= 0) {
-      p = star + 1;
-      t = ++starText;
-    } else return false;
+  const [head = "", ...parts] = pattern.split("*");
+  const isAt = (part: string, at: number) =>
+    at + part.length <= text.length &&
+    part.split("").every((char, i) => char === "?" || char === text[at + i]);
+  const tail = parts.pop();
+  if (text === "" || !isAt(head, 0)) return false;
+  if (tail === undefined) return head.length === text.length;
+  let at = head.length;
+  for (const part of parts) {
+    while (!isAt(part, at)) if (++at > text.length) return false;
+    at += part.length;
   }
-  while (pattern[p] === "*") p++;
-  return p === pattern.length;
+  return at + tail.length <= text.length && isAt(tail, text.length - tail.length);
 }
 
 /**

@@ -19,6 +19,7 @@
 import type { PodAttachment, Policy, PolicyPod, PolicyProblem } from "./objects.ts";
 import {
   type AddressSet,
+  hostSets,
   mergeRanges,
   type NumberRange,
   namedPeers,
@@ -363,21 +364,19 @@ function matchable(name: string): string | undefined {
 }
 
 function chainLines(chain: Chain, attachment: PolicyAttachment, grants: Grant[]): string[] {
-  const { dialect, direction } = chain;
+  const { world, dialect, direction } = chain;
   const { isDefault, nodeIps = [] } = attachment;
-  const nodes = direction === "ingress" && isDefault ? nodeLines(nodeIps) : [];
+  const nodes = hostSets(
+    world,
+    direction === "ingress" && isDefault ? new Set(nodeIps.toSorted()) : [],
+  );
   const lines = new Set(grants.flatMap((grant) => grantLines(chain, grant)));
-  const all = [...always(dialect), ...nodes, ...lines, "drop"];
+  const fromNode = nodes.map(
+    ({ family, elements }) => `${family} saddr { ${elements} } accept comment "node"`,
+  );
+  const all = [...always(dialect), ...fromNode, ...lines, "drop"];
   if (direction === "ingress" || dialect !== inPod) return all;
   return all.map((line) => line.replace(/\baccept\b/, "meta mark set $seal accept"));
-}
-
-function nodeLines(ips: string[]): string[] {
-  return ["ip", "ip6"].flatMap((family) => {
-    const own = ips.filter((ip) => ip.includes(":") === (family === "ip6"));
-    const listed = [...new Set(own)].sort().join(", ");
-    return listed === "" ? [] : [`${family} saddr { ${listed} } accept comment "node"`];
-  });
 }
 
 function grantLines(chain: Chain, grant: Grant): string[] {

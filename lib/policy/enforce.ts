@@ -34,7 +34,6 @@ import {
   aliveSince,
   neededResources,
   readInputs,
-  readPod,
   type StoredRuleset,
   storedRuleset,
 } from "./store.ts";
@@ -256,7 +255,7 @@ async function compileFor(
  * @throws CniError 11 when neither knows it
  */
 async function findPod({ host, config, state, pod, objects }: Work): Promise<PolicyPod> {
-  const stored = readPod(state, pod);
+  const [stored] = readInputs(state, "pods", [pod.namespace], pod.name);
   if (stored && pod.uid !== "" && stored.uid === pod.uid) return stored;
   const unknown = (reason: string, cause?: unknown) => {
     const what = "policies of its namespace are enforced, and its labels are not known";

@@ -209,7 +209,8 @@ export function networkAddresses(world: PolicyWorld, scope: Scope): AddressSet[]
   });
 }
 
-function hostSets(world: PolicyWorld, hosts: Iterable<string>): AddressSet[] {
+/** Single addresses as sets, one for each family. */
+export function hostSets(world: PolicyWorld, hosts: Iterable<string>): AddressSet[] {
   const { ip = [], ip6 = [] } = Object.groupBy(hosts, (one) => (one.includes(":") ? "ip6" : "ip"));
   return [...asSet(world, "ip", false, ip), ...asSet(world, "ip6", false, ip6)];
 }

@@ -4,10 +4,10 @@
  * there, so ADD, DEL, CHECK and the node agent take turns by a lock of the namespace. What is to be
  * in force is on record before it is.
  */
-import { dlopen, FFIType } from "bun:ffi";
 import { closeSync, openSync } from "node:fs";
 import { dirname, join } from "node:path";
 import type { Host } from "../call.ts";
+import { kernelCalls } from "../check.ts";
 import { CniError, code, log, toCniError } from "../cni.ts";
 import { type State, write } from "../database.ts";
 import { netnsId } from "../kernel.ts";
@@ -220,28 +220,14 @@ function openLock(file: string): number {
   }
 }
 
-let fcntl: ((fd: number, command: number, lock: Uint8Array) => number) | undefined;
-
-/** `fcntl(2)`, opened apart from what every ADD needs; undefined without glibc. */
-function openFcntl(): typeof fcntl {
-  try {
-    return dlopen("libc.so.6", {
-      fcntl: { args: [FFIType.i32, FFIType.i32, FFIType.ptr], returns: FFIType.i32 },
-    }).symbols.fcntl;
-  } catch (error) {
-    if (error instanceof Error) return undefined;
-    throw error;
-  }
-}
-
 /** `F_OFD_SETLK`, and `F_WRLCK`. */
 const setLock = 37;
 const writeLock = 1n;
 
 /** Without glibc there are no locks to be had: two at a time are better than none. */
 function tryLock(descriptor: number, thing: string): boolean {
-  fcntl ??= openFcntl();
+  const calls = kernelCalls();
   // `struct flock` of 64-bit Linux: its type, where the range begins, its length, a process.
   const lock = new BigInt64Array([writeLock, BigInt(Bun.hash.crc32(thing)), 1n, 0n]);
-  return !fcntl || fcntl(descriptor, setLock, new Uint8Array(lock.buffer)) === 0;
+  return !calls || calls.fcntl(descriptor, setLock, new Uint8Array(lock.buffer)) === 0;
 }

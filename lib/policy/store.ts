@@ -68,18 +68,21 @@ export function putInputs({ database }: State, changes: Iterable<InputChange>): 
 }
 
 /**
- * Reads stored objects of a collection: all, or of some namespaces.
+ * Reads stored objects of a collection: all, of some namespaces, or one.
  * @throws SyntaxError for a damaged row: a policy that is left out would be an open door
  */
 export function readInputs<R extends keyof Kept>(
   { database }: State,
   resource: R,
   namespaces?: readonly string[],
+  name?: string,
 ): Kept[R][] {
   const where = namespaces ? "AND namespace IN (SELECT value FROM json_each(?2))" : "";
+  const one = name === undefined ? "" : "AND name = ?3";
+  const values = [resource, namespaces && JSON.stringify(namespaces), name];
   const rows = database
-    .query(`SELECT object FROM policy_inputs WHERE resource = ?1 ${where}`)
-    .values(...(namespaces ? [resource, JSON.stringify(namespaces)] : [resource]));
+    .query(`SELECT object FROM policy_inputs WHERE resource = ?1 ${where} ${one}`)
+    .values(...values.filter((value) => value !== undefined));
   const objects = JSON.parse(`[${rows.join(",")}]`) as Kept[R][];
   if (resource.endsWith("policies") && !objects.every(isPolicy)) {
     throw new SyntaxError("no stored policy");
@@ -97,16 +100,6 @@ function isPolicy(value: unknown): boolean {
     [namespace, name].every((one) => typeof one === "string") &&
     [problems, pods ?? [], ...lists].every(Array.isArray)
   );
-}
-
-/** Reads one stored pod. */
-export function readPod(
-  { database }: State,
-  { namespace, name }: { namespace: string; name: string },
-): PolicyPod | undefined {
-  const query = database.query(`SELECT object FROM policy_inputs ${ofOne}`);
-  const row = query.get("pods", namespace, name) as { object: string } | null;
-  return row ? (JSON.parse(row.object) as PolicyPod) : undefined;
 }
 
 /** Notes when each collection was known in full for the last time. Call inside a transaction. */
