@@ -272,11 +272,9 @@ export function readNetwork(netns: string): KernelNetwork | undefined {
 
 /** Reads the namespace that this thread is in. */
 export function readOwnNetwork(): KernelNetwork | undefined {
-  const calls = kernelCalls();
-  if (!calls) return undefined;
-  const links = dump(calls, getLink, 16);
-  const addresses = dump(calls, getAddress, 8);
-  const routes = dump(calls, getRoute, 12);
+  const links = dump(getLink, 16);
+  const addresses = dump(getAddress, 8);
+  const routes = dump(getRoute, 12);
   if (!links || !addresses || !routes) return undefined;
   return {
     links: links.map(toLink),
@@ -302,7 +300,7 @@ const bufferBytes = 256 * 1024;
 const triesMax = 5;
 
 /** One message: its fixed part, and its attributes by number, the last of each. */
-export interface Message {
+interface Message {
   fixed: DataView;
   attributes: Map<number, Uint8Array>;
 }
@@ -311,14 +309,15 @@ export interface Message {
  * Lists everything of a kind, or what a body of its fixed part and attributes asks for; undefined
  * where the kernel does not answer.
  */
-export function dump(calls: KernelCalls, kind: number, fixedBytes: number, body?: Uint8Array) {
+export function dump(kind: number, fixedBytes: number, body?: Uint8Array) {
+  const calls = kernelCalls();
   const request = new Uint8Array(headerBytes + (body?.length ?? fixedBytes));
   if (body) request.set(body, headerBytes);
   const header = new DataView(request.buffer);
   header.setUint32(0, request.length, true);
   header.setUint16(4, kind, true);
   header.setUint16(6, body ? oneFlags : dumpFlags, true);
-  for (let tries = 0; tries < triesMax; tries++) {
+  for (let tries = 0; calls && tries < triesMax; tries++) {
     const socket = calls.socket(netlinkFamily, rawSocket, routeProtocol);
     if (socket < 0) return undefined;
     try {
@@ -332,11 +331,7 @@ export function dump(calls: KernelCalls, kind: number, fixedBytes: number, body?
   return undefined;
 }
 
-function receive(
-  calls: KernelCalls,
-  socket: number,
-  fixedBytes: number,
-): Message[] | "changed" | undefined {
+function receive(calls: KernelCalls, socket: number, fixedBytes: number) {
   const messages: Message[] = [];
   const buffer = new Uint8Array(bufferBytes);
   let isChanged = false;

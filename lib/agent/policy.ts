@@ -61,7 +61,7 @@ const writersMax = 4;
 const lockWaitMs = 5_000;
 /** Freshness is written this often where nothing else is, at most, in ms. */
 const aliveWriteMs = 10_000;
-/** One namespace after the other is compared with the kernel, this far apart, in ms. */
+/** One namespace after the other, and the node's addresses, are looked at this far apart, in ms. */
 const auditMs = 2_000;
 /** Problems are gathered this long after a change, in ms: nobody waits for them. */
 const problemsMs = 2_000;
@@ -186,7 +186,7 @@ async function round(work: PolicyWork): Promise<void> {
   }
   watch.flush(work.state, aliveWriteMs);
   const isReread = await readAttached(work);
-  readNode(work);
+  if (isReread || performance.now() >= work.auditDueMs) readNode(work);
   if (!watch.isComplete()) return;
   const sinceMs = work.changedMs;
   const startedMs = performance.now();
@@ -252,8 +252,7 @@ function readLocal({ host, config, state, local, node }: PolicyWork): PolicyWork
     const { netns, pod } = first.attachment;
     const stored = rulesets.get(id);
     const { containerId } = stored ?? first.attachment;
-    const { ruleset = "", hostRuleset = "" } = stored ?? {};
-    const rules = { ruleset, hostRuleset };
+    const rules: Rules = stored ?? { ruleset: "", hostRuleset: "" };
     const known = local.get(id);
     const { problems = [] } = known ?? {};
     const isSame = known !== undefined && isSameMade(known.made, made);
@@ -344,8 +343,7 @@ async function reconcile(work: PolicyWork, id: string, isForced: boolean): Promi
       one.made = made;
       const compiled = made.length > 0 ? compile(work, one) : undefined;
       if (!compiled) return false;
-      const { ruleset, hostRuleset } = compiled;
-      one.rules = { ruleset, hostRuleset };
+      one.rules = compiled;
       if (sameRules(storedRuleset(state, id), one.rules) && !isForced) return false;
       const { containerId, pod } = one;
       const row = { containerId, podNamespace: pod.namespace, podName: pod.name };

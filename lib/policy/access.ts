@@ -158,14 +158,6 @@ async function withServiceAccount(call: AccessCall, pod: Pod): Promise<Pod> {
   return { ...pod, serviceAccount: serviceAccount ?? "default" };
 }
 
-/** Attachments on record that count against a plan. */
-export interface Held {
-  /** Of the same container. */
-  pod: number;
-  /** Of the pods of its namespace on this node. */
-  namespace: number;
-}
-
 /**
  * Refuses a plan that is too much. Call inside a transaction, with the plan not on record yet; one
  * of an earlier attempt of the same call has been undone.
@@ -180,8 +172,8 @@ export function checkQuota(
 }
 
 /**
- * Counts what is on record. What a failing DEL left counts as long as its runtime may come back for
- * it; what is leaked is the node's matter.
+ * Counts what the container, and the pods of its namespace here, have on record. What a failing DEL
+ * left counts as long as its runtime may come back for it; what is leaked is the node's matter.
  */
 export function readHeld({ database }: Pick<State, "database">, planned: readonly Attachment[]) {
   const count = (where: string, value = ""): number => {
@@ -203,7 +195,7 @@ export function readHeld({ database }: Pick<State, "database">, planned: readonl
 export function judgeQuota(
   { file, access: { maxAttachments } }: Pick<Config, "file" | "access">,
   planned: readonly Attachment[],
-  held: Held,
+  held: ReturnType<typeof readHeld>,
 ): void {
   const [first] = planned;
   if (!maxAttachments || !first) return;
@@ -265,10 +257,5 @@ export async function checkWanted(
 }
 
 /** Stands for the config of an object that was not even read. */
-const unread: NetworkConfigList = {
-  cniVersion: "0.1.0",
-  name: "",
-  plugins: [],
-  disableCheck: false,
-  disableGC: false,
-};
+const nothing = { plugins: [], disableCheck: false, disableGC: false };
+const unread: NetworkConfigList = { ...nothing, cniVersion: "0.1.0", name: "" };

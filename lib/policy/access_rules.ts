@@ -97,7 +97,7 @@ function matchNamespaced(pattern: string, namespace: string, name: string): bool
 /**
  * True when `pattern` covers all of `text`: `*` is any run of characters, `?` any one.
  * An unknown text, "", is covered by nothing. What stands between two `*` is taken where it comes
- * first, so that the steps are at most pattern × text, both bounded by the config and by Kubernetes.
+ * first: the steps are at most pattern × text, both bounded by the config and by Kubernetes.
  */
 export function matchGlob(pattern: string, text: string): boolean {
   const [head = "", ...parts] = pattern.split("*");

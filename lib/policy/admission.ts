@@ -37,24 +37,15 @@ export function compileAccess(config: Config): AccessObject[] {
 /** @param about what it matches, and the variables of its validations */
 function policy(name: string, about: object, validations: Validation[]): AccessObject[] {
   const apiVersion = "admissionregistration.k8s.io/v1";
+  const object = (kind: string, spec: object) => ({ apiVersion, kind, metadata: { name }, spec });
   return [
-    {
-      apiVersion,
-      kind: "ValidatingAdmissionPolicy",
-      metadata: { name },
-      spec: {
-        // What cannot be evaluated, such as a text so long that it costs too much, is refused.
-        failurePolicy: "Fail",
-        ...about,
-        validations: validations.map((one) => ({ ...one, reason: "Forbidden" })),
-      },
-    },
-    {
-      apiVersion,
-      kind: "ValidatingAdmissionPolicyBinding",
-      metadata: { name },
-      spec: { policyName: name, validationActions: ["Deny"] },
-    },
+    object("ValidatingAdmissionPolicy", {
+      // What cannot be evaluated, such as a text so long that it costs too much, is refused.
+      failurePolicy: "Fail",
+      ...about,
+      validations: validations.map((one) => ({ ...one, reason: "Forbidden" })),
+    }),
+    object("ValidatingAdmissionPolicyBinding", { policyName: name, validationActions: ["Deny"] }),
   ];
 }
 
@@ -62,6 +53,11 @@ function matching(apiGroup: string, version: string, resource: string): object {
   const operations = ["CREATE", "UPDATE"];
   const rule = { apiGroups: [apiGroup], apiVersions: [version], operations, resources: [resource] };
   return { resourceRules: [rule] };
+}
+
+/** Expressions with their names, as the API lists them. */
+function named(expressions: Record<string, string>): object[] {
+  return Object.entries(expressions).map(([name, expression]) => ({ name, expression }));
 }
 
 const isCreated = "request.operation == 'CREATE'";
@@ -89,36 +85,27 @@ function podSpec(config: Config): object {
   );
   return {
     matchConstraints: matching("", "v1", "pods"),
-    matchConditions: [
-      {
-        name: "has-networks",
-        expression: "!has(object.spec.hostNetwork) || !object.spec.hostNetwork",
-      },
+    matchConditions: named({
+      "has-networks": "!has(object.spec.hostNetwork) || !object.spec.hostNetwork",
       // Any other change of a running pod does not touch its networks.
-      { name: "selects-anew", expression: [isCreated, ...changes].join(" || ") },
-    ],
-    variables: [
-      { name: "podNamespace", expression: "request.namespace" },
-      { name: "name", expression: "has(object.metadata.name) ? object.metadata.name : ''" },
-      {
-        name: "account",
-        expression:
-          "has(object.spec.serviceAccountName) && object.spec.serviceAccountName != '' " +
-          "? object.spec.serviceAccountName : 'default'",
-      },
-      { name: "selected", expression: annotationOf("object", npwgKeys.networks) },
-      { name: "primary", expression: annotationOf("object", npwgKeys.defaultNetwork) },
-      { name: "cni", expression: annotationOf("object", annotationKeys.cni) },
-      {
-        name: "asked",
-        expression:
-          "(variables.primary.exists(t, t.trim() != '') ? [] : " +
-          `size(variables.cni) == 0 ? ${names(initial)} : ` +
-          "variables.cni[0].trim() == '' ? [] : " +
-          "variables.cni[0].split(',').map(e, e.split('@')[0].trim())) + " +
-          `(variables.podNamespace in ${list(systemNamespaces)} ? [] : ${names(always)})`,
-      },
-    ],
+      "selects-anew": [isCreated, ...changes].join(" || "),
+    }),
+    variables: named({
+      podNamespace: "request.namespace",
+      name: "has(object.metadata.name) ? object.metadata.name : ''",
+      account:
+        "has(object.spec.serviceAccountName) && object.spec.serviceAccountName != '' " +
+        "? object.spec.serviceAccountName : 'default'",
+      selected: annotationOf("object", npwgKeys.networks),
+      primary: annotationOf("object", npwgKeys.defaultNetwork),
+      cni: annotationOf("object", annotationKeys.cni),
+      asked:
+        "(variables.primary.exists(t, t.trim() != '') ? [] : " +
+        `size(variables.cni) == 0 ? ${names(initial)} : ` +
+        "variables.cni[0].trim() == '' ? [] : " +
+        "variables.cni[0].split(',').map(e, e.split('@')[0].trim())) + " +
+        `(variables.podNamespace in ${list(systemNamespaces)} ? [] : ${names(always)})`,
+    }),
   };
 }
 
@@ -196,16 +183,13 @@ const valuesOf = (key: string) =>
   `variables.config.findAll(${quote(`"${key}"${blank}:${blank}"[^"]*"`)})`;
 const nadSpec = {
   matchConstraints: matching("k8s.cni.cncf.io", "*", "network-attachment-definitions"),
-  matchConditions: [
-    {
-      name: "is-new",
-      expression: `${isCreated} || ${configOf("object")} != ${configOf("oldObject")}`,
-    },
-  ],
-  variables: [
-    { name: "config", expression: configOf("object") },
-    { name: "types", expression: `${valuesOf("type")}.map(k, k.split('"')[3])` },
-  ],
+  matchConditions: named({
+    "is-new": `${isCreated} || ${configOf("object")} != ${configOf("oldObject")}`,
+  }),
+  variables: named({
+    config: configOf("object"),
+    types: `${valuesOf("type")}.map(k, k.split('"')[3])`,
+  }),
 };
 
 function nadValidation({ file }: Config, rules: readonly NadRule[]): Validation {

@@ -187,13 +187,13 @@ interface Grant {
   rules?: PolicyRule[];
 }
 
-type Isolation = [direction: Direction, grants: Grant[]];
-
 /** In which directions an interface is isolated, and what may pass all the same. */
-function isolations(table: Table, attachment: PolicyAttachment): Isolation[] {
+function isolations(table: Table, attachment: PolicyAttachment): [Direction, Grant[]][] {
   const { pod, dialect, problems } = table;
-  const all = directions.map((one): Isolation => [one, grantsFor(table, attachment, one)]);
-  const isolated = all.filter(([, grants]) => grants.length > 0);
+  const isolated = directions.flatMap((one): [Direction, Grant[]][] => {
+    const grants = grantsFor(table, attachment, one);
+    return grants.length > 0 ? [[one, grants]] : [];
+  });
   const { hostEnd, ifName: closes, network } = attachment;
   const [policy] = isolated.flatMap(([, grants]) => grants.map((grant) => grant.policy));
   if (!policy || dialect !== inPod || hostEnd === undefined) return isolated;
@@ -366,15 +366,12 @@ function matchable(name: string): string | undefined {
 function chainLines(chain: Chain, attachment: PolicyAttachment, grants: Grant[]): string[] {
   const { world, dialect, direction } = chain;
   const { isDefault, nodeIps = [] } = attachment;
-  const nodes = hostSets(
-    world,
-    direction === "ingress" && isDefault ? new Set(nodeIps.toSorted()) : [],
-  );
+  const ips = direction === "ingress" && isDefault ? new Set(nodeIps.toSorted()) : [];
   const lines = new Set(grants.flatMap((grant) => grantLines(chain, grant)));
-  const fromNode = nodes.map(
+  const nodes = hostSets(world, ips).map(
     ({ family, elements }) => `${family} saddr { ${elements} } accept comment "node"`,
   );
-  const all = [...always(dialect), ...fromNode, ...lines, "drop"];
+  const all = [...always(dialect), ...nodes, ...lines, "drop"];
   if (direction === "ingress" || dialect !== inPod) return all;
   return all.map((line) => line.replace(/\baccept\b/, "meta mark set $seal accept"));
 }

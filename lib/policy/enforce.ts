@@ -3,14 +3,13 @@
  * (design D10), from what the node agent keeps in the record. Loaded only where the table asks for
  * policy. What is not known is closed: an ADD fails rather than open a door.
  */
-import type { Chain, Host } from "../call.ts";
+import type { Call, Chain, Host } from "../call.ts";
 import { CniError, code, log, toCniError } from "../cni.ts";
-import type { Config } from "../config/schema.ts";
 import type { State } from "../database.ts";
 import { netnsId } from "../kernel.ts";
 import { fetchPodObject, type Objects } from "../kubernetes/objects_of_call.ts";
 import { notePlugin } from "../ledger.ts";
-import type { Journal, PodIdentity } from "../record.ts";
+import type { PodIdentity } from "../record.ts";
 import { attachments } from "../recorded.ts";
 import { isConfigured } from "../settings.ts";
 import { compileHostPolicies, compilePolicies, type Rules, reachesOut } from "./compile.ts";
@@ -39,12 +38,7 @@ import {
 } from "./store.ts";
 
 /** The ADD that policy is enforced for. */
-export interface EnforcedCall {
-  host: Host;
-  config: Config;
-  state: State;
-  journal: Journal;
-}
+export type EnforcedCall = Pick<Call, "host" | "config" | "state" | "journal">;
 
 /** What policy needs of the plan of an ADD. */
 export interface PolicyPlan {
@@ -52,7 +46,7 @@ export interface PolicyPlan {
   objects: Objects;
 }
 
-type Work = EnforcedCall & PolicyPlan;
+type Work = EnforcedCall & PolicyPlan & { place: NetnsPlace };
 
 /** Policy in force; the namespace stays locked until `release`, so that the commit is in it. */
 export interface Enforced {
@@ -79,11 +73,11 @@ export async function enforceAdd(
   { netns, deadlineMs }: Chain,
 ): Promise<Enforced | undefined> {
   const { host, state, journal } = call;
-  const work: Work = { ...call, pod, objects };
   const id = netnsId(netns);
+  const place = { netnsId: id, netns };
+  const work: Work = { ...call, pod, objects, place };
   const [first] = done;
   if (!first || id === "") return undefined;
-  const place = { netnsId: id, netns };
   if (call.config.policy.where === "host") keepHostEnds(state, place, done);
   if (!concernsAny(work, done) && !storedRuleset(state, id)) return undefined;
   const lock = await lockNetns(host, state, id, deadlineMs);
@@ -100,12 +94,10 @@ export async function enforceAdd(
     // What a DEL could not take away was of another pod, in a namespace of the same number.
     const unknown = concerned && before && all.length > done.length ? before : noRules;
     const ifUnknown = known === "stale" ? unknown : undefined;
-    const compiling = () =>
-      compileFor({ ...work, place }, all, containerId, ifUnknown).catch(throwDamage(pod));
+    const compiling = () => compileFor(work, all, containerId, ifUnknown).catch(throwDamage(pod));
     const rules: CompiledRules = known === "nothing" ? unknown : await compiling();
-    const isOurs = ({ closes }: PolicyProblem) =>
-      done.some(({ attachment }) => attachment.ifName === closes);
-    const closed = rules.problems?.find(isOurs);
+    const names: unknown[] = done.map(({ attachment }) => attachment.ifName);
+    const closed = rules.problems?.find(({ closes }) => names.includes(closes));
     if (closed) throw cannotAttach(pod, closed.text, code.invalidConfig);
     if (!sameRules(rules, noRules) || before) {
       const { namespace: podNamespace, name: podName } = pod;
@@ -174,17 +166,12 @@ function checkFresh({ host, config, state, pod }: Work): "fresh" | "stale" | "no
       : `network policies were last known ${Math.round(ageMs / 1000)} s ago, at ` +
         `${timeText(aliveMs)}, and policy.max_age allows ${maxAgeMs / 1000} s`;
   const advice = "check that genie agent runs on this node and reaches the API server";
-  if (whenStale === "closed") throw cannotAttach(pod, `${since}; ${advice}`);
+  if (whenStale === "closed") throw cannotAttach(pod, `${since}; ${advice}`, code.tryAgainLater);
   log(host, "warn", `Attached by policy.when_stale = "open" though ${since}; ${advice}`);
   return aliveMs === 0 ? "nothing" : "stale";
 }
 
-function cannotAttach(
-  pod: PodIdentity,
-  reason: string,
-  of: number = code.tryAgainLater,
-  cause?: unknown,
-) {
+function cannotAttach(pod: PodIdentity, reason: string, of: number, cause?: unknown) {
   return new CniError(of, `Cannot attach pod ${pod.namespace}/${pod.name}: ${reason}`, { cause });
 }
 
@@ -209,7 +196,7 @@ function throwDamage(pod: PodIdentity): (error: unknown) => never {
  * @param ifUnknown instead of a failure where nobody knows the pod
  */
 async function compileFor(
-  work: Work & { place: NetnsPlace },
+  work: Work,
   all: readonly Attached[],
   containerId: string,
   ifUnknown?: Rules,

@@ -5,8 +5,8 @@
  * CAP_NET_ADMIN can rename its interface, or move it away.
  * Source: rtnetlink(7); if_link.h and net_namespace.h of Linux.
  */
-import { closeSync, openSync } from "node:fs";
-import { dump, kernelCalls, type Message, parseAttributes } from "../check.ts";
+import { closeSync, openSync, readFileSync } from "node:fs";
+import { dump, parseAttributes } from "../check.ts";
 import type { Config } from "../config/schema.ts";
 import { type State, write } from "../database.ts";
 import { inNetns, isForeignNetns } from "../kernel.ts";
@@ -28,11 +28,14 @@ export function hostEndsOf(
   made: readonly Attached[],
 ): HostEnds {
   if (where === "pod") return new Map();
+  // One that was kept may be of an interface that is gone.
+  const onNode = readFileSync("/proc/self/net/dev", "utf8").split(/[\s:]+/);
   const kept = readInputs(state, "host-ends", [netnsId]);
-  const ends: HostEnds = new Map();
+  const there = kept.filter(({ end }) => onNode.includes(end.ifName));
+  const ends: HostEnds = new Map(there.map(({ name, end }) => [name, end]));
   for (const { ifName, state: at } of made.map((one) => one.attachment)) {
-    const known = kept.find(({ name }) => name === ifName);
-    if (at !== "planned") ends.set(ifName, known?.end ?? findHostEnd(netns, ifName));
+    if (at === "planned") ends.delete(ifName);
+    else ends.getOrInsertComputed(ifName, () => findHostEnd(netns, ifName));
   }
   return ends;
 }
@@ -59,27 +62,27 @@ const [linkBytes, netnsIdBytes] = [16, 4];
 const [linkName, linkPeer, linkInfo, linkPeerNetns] = [3, 5, 18, 37];
 /** `IFLA_INFO_KIND`, `IFLA_INFO_SLAVE_KIND`. */
 const [infoKind, infoSlaveKind] = [1, 4];
+/** `IFF_UP`. */
+const up = 1;
 /** `NETNSA_NSID`, `NETNSA_FD`. */
 const [netnsNumber, netnsFile] = [1, 3];
 
 /** The end of an interface on the node; null where it has none, or the kernel cannot be asked. */
 function findHostEnd(netns: string, ifName: string): HostEnd | null {
-  const calls = kernelCalls();
-  if (!calls || !isForeignNetns(netns)) return null;
-  const links = () => (dump(calls, getLink, linkBytes) ?? []).map(readLink);
+  if (!isForeignNetns(netns)) return null;
   const own = openSync("/proc/self/ns/net", "r");
   try {
     const inside = inNetns(netns, () => {
       // A link that is shown gives the namespace of its peer a number: so the links come first.
-      const link = links().find(({ name }) => name === ifName);
+      const link = readLinks().find(({ name }) => name === ifName);
       const question = new Uint8Array(Int32Array.of(0, (netnsFile << 16) | 8, own).buffer);
-      const [answer] = dump(calls, getNetnsId, netnsIdBytes, question) ?? [];
+      const [answer] = dump(getNetnsId, netnsIdBytes, question) ?? [];
       return { link, node: numberOf(answer?.attributes.get(netnsNumber)) };
     });
     const link = inside?.link;
     // The index of a peer means nothing in another namespace than its own: there it is some link.
     if (link?.kind !== "veth" || link.peerNetns < 0 || link.peerNetns !== inside?.node) return null;
-    const end = links().find(({ index }) => index === link.peer);
+    const end = readLinks().find(({ index }) => index === link.peer);
     if (end?.kind !== "veth" || end.peer !== link.index) return null;
     // Packets of a port of Open vSwitch and its like are seen by no table of ours.
     if (!["", "bridge", "vrf"].includes(end.slaveKind)) return null;
@@ -89,16 +92,20 @@ function findHostEnd(netns: string, ifName: string): HostEnd | null {
   }
 }
 
-function readLink({ fixed, attributes }: Message) {
-  const info = parseAttributes(attributes.get(linkInfo) ?? new Uint8Array(), 0);
-  return {
-    index: fixed.getInt32(4, true),
-    name: textOf(attributes.get(linkName)),
-    kind: textOf(info.get(infoKind)),
-    slaveKind: textOf(info.get(infoSlaveKind)),
-    peer: numberOf(attributes.get(linkPeer)),
-    peerNetns: numberOf(attributes.get(linkPeerNetns)),
-  };
+/** The interfaces of the namespace that this thread is in. */
+export function readLinks() {
+  return (dump(getLink, linkBytes) ?? []).map(({ fixed, attributes }) => {
+    const info = parseAttributes(attributes.get(linkInfo) ?? new Uint8Array(), 0);
+    return {
+      index: fixed.getInt32(4, true),
+      isUp: (fixed.getUint32(8, true) & up) !== 0,
+      name: textOf(attributes.get(linkName)),
+      kind: textOf(info.get(infoKind)),
+      slaveKind: textOf(info.get(infoSlaveKind)),
+      peer: numberOf(attributes.get(linkPeer)),
+      peerNetns: numberOf(attributes.get(linkPeerNetns)),
+    };
+  });
 }
 
 function textOf(bytes?: Uint8Array): string {

@@ -2,8 +2,9 @@
  * Which addresses are the node's. What it sends to its pods counts as the node (kubelet's probes),
  * whichever of its addresses that leaves with. The agent keeps them on record, for ADDs.
  */
-import { dump, kernelCalls, toAddress } from "../check.ts";
+import { dump, toAddress } from "../check.ts";
 import { canonicalIP } from "../ip.ts";
+import { readLinks } from "./host_ends.ts";
 import type { Attached } from "./rulesets.ts";
 
 /** What is known of the node, and of its pods. */
@@ -19,7 +20,8 @@ export interface NodeAddresses {
  * of the node's own, but none that a pod of this node holds. That one would pass for the node.
  */
 export function nodeIpsOf({ ips, held }: NodeAddresses, gateways: string[]): string[] {
-  return [...gateways, ...ips].filter((ip) => !held.has(canonicalIP(ip) ?? ip));
+  const all = [...gateways, ...ips].flatMap((ip) => canonicalIP(ip) ?? []);
+  return all.filter((ip) => !held.has(ip));
 }
 
 /** The addresses of an attachment in its pod, and their gateways. */
@@ -36,11 +38,9 @@ export function heldBy(made: readonly Attached[]): Set<string> {
   return new Set(made.flatMap(ownIps).map(({ ip }) => canonicalIP(ip) ?? ip));
 }
 
-const [getLink, getAddress] = [18, 22];
-/** Bytes of `struct ifinfomsg` and of `struct ifaddrmsg`. */
-const [linkBytes, addressBytes] = [16, 8];
-/** `IFF_UP`. */
-const up = 1;
+const getAddress = 22;
+/** Bytes of `struct ifaddrmsg`. */
+const addressBytes = 8;
 /** `RT_SCOPE_LINK`: from here on an address means something on one link, or on the node alone. */
 const linkScope = 253;
 
@@ -49,13 +49,10 @@ const linkScope = 253;
  * of an interface that is down are left out: kube-proxy keeps there what is no node's (IPVS).
  */
 export function readNodeIps(): string[] | undefined {
-  const calls = kernelCalls();
-  const links = calls && dump(calls, getLink, linkBytes);
-  const addresses = calls && dump(calls, getAddress, addressBytes);
-  if (!links || !addresses) return undefined;
-  const isUp = ({ fixed }: (typeof links)[number]) => (fixed.getUint32(8, true) & up) !== 0;
-  const usable = new Set(links.filter(isUp).map(({ fixed }) => fixed.getInt32(4, true)));
-  const found = addresses.filter(({ fixed }) => fixed.getUint8(3) < linkScope).flatMap(toAddress);
-  const ips = found.filter(({ index }) => usable.has(index)).map(({ ip }) => ip);
+  const addresses = dump(getAddress, addressBytes);
+  const up = new Set(readLinks().flatMap(({ index, isUp }) => (isUp ? [index] : [])));
+  if (!addresses || up.size === 0) return undefined;
+  const wide = addresses.filter(({ fixed }) => fixed.getUint8(3) < linkScope).flatMap(toAddress);
+  const ips = wide.flatMap(({ index, ip }) => (up.has(index) ? [ip] : []));
   return [...new Set(ips)].sort();
 }
