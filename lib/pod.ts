@@ -14,9 +14,8 @@ import { parseArgs, podIdentity } from "./request.ts";
 export const annotationsCapability = "io.kubernetes.cri.pod-annotations";
 /** Longest text of all annotations together, as Kubernetes limits them, in characters. */
 const annotationsLengthMax = 256 * 1024;
-/** Keys in CNI_ARGS that are for genie and never reach a delegate. */
+/** Keys in CNI_ARGS that are for genie and never reach a delegate; and those for one interface. */
 const ownArgs = new Set(["K8S_ANNOT", "cni", "networks"]);
-/** Keys in CNI_ARGS by which plugins configure an interface, so they are for one interface. */
 const interfaceArgs = new Set(["IP", "MAC", "GATEWAY"]);
 
 /** A pod as far as the call knows it. */
@@ -28,10 +27,7 @@ export interface Pod extends PodIdentity {
   source: "runtime" | "mesos" | "cni-args" | "api" | "none";
 }
 
-/**
- * CNI_ARGS for the delegates: as received, without our own keys (fact 24). The address and the MAC
- * that a runtime asks for are those of its own interface, the `primary` one.
- */
+/** CNI_ARGS for delegates (fact 24). What is asked for one interface is for the `primary` one. */
 export function delegateArgs(args: string, primary: boolean): string {
   const parts = args.split(";").filter((part) => {
     const key = part.replace(/=.*/s, "").trim();

@@ -190,7 +190,8 @@ describe("parseNetworkSelection(), JSON (§4.1.2)", () => {
     ["interfaceRequest", ""],
   ];
   test.each(emptyValues)("takes an empty %s for an absent one, and says so: %j", (key, value) => {
-    const warning = `k8s.v1.cni.cncf.io/networks, element 1: "${key}" is empty and counts as absent`;
+    const place = "k8s.v1.cni.cncf.io/networks, element 1";
+    const warning = `${place}: "${key}" is empty and counts as absent`;
     const text = JSON.stringify([{ name: "n", [key]: value }]);
     expect(parseNetworkSelection(text, "team")).toEqual([{ ...plain("n"), warning }]);
   });

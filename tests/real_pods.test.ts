@@ -249,7 +249,7 @@ describe.skipIf(skipReason !== undefined)("a failed ADD leaves nothing:", () => 
     });
   });
 
-  test("a second ADD without DEL into an empty namespace with the number of the old one", async () => {
+  test("a second ADD without DEL, into an empty namespace of the same number", async () => {
     await withNode(async (node) => {
       threeNetworks(node);
       const pod = node.pod();

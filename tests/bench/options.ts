@@ -16,9 +16,9 @@ const usage = `Usage: bun run bench [options]
 
 Measures genie against the delegates it calls: time, CPU, memory, storms of calls, large records,
 and where the time of a call goes, in ms and in floors: what a compiled Bun program that
-only reads stdin and answers takes in the same run. Needs root, and the packages containernetworking-plugins and iproute2; what strace and
-perf would tell is left out without them. Writes tests/bench/results.md, unless --quick, --only or
---compare.
+only reads stdin and answers takes in the same run. Needs root, and the packages
+containernetworking-plugins and iproute2; what strace and perf would tell is left out without them.
+Writes tests/bench/results.md, unless --quick, --only or --compare.
 
   --rounds N        rounds, one of every contender each (default 31)
   --only NAME       one part (${parts.join(", ")}), or the contenders whose name holds
