@@ -18,7 +18,7 @@ import {
 } from "../node/files.ts";
 import { callsGenie, ownListText } from "../node/genie_config.ts";
 import { copyToken, noted, openSite, ownDir, paths } from "../node/installation.ts";
-import { orUndefined } from "../report/record_reader.ts";
+import { orUndefined } from "../recovery/tried.ts";
 import { isConfigured, serviceAccountDirDefault } from "../settings.ts";
 import type { Agent } from "./task.ts";
 

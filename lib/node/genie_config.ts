@@ -12,6 +12,7 @@ import { CniError, code, isNetworkName, isSupported } from "../cni.ts";
 import type { Config } from "../config/schema.ts";
 import { isObject, parseJson } from "../json.ts";
 import { configFiles } from "../networks.ts";
+import { orUndefined } from "../recovery/tried.ts";
 import { hostPath, listFolder, readIfThere, readText, statIfThere } from "./files.ts";
 import { noted, paths, type Site } from "./installation.ts";
 
@@ -79,21 +80,8 @@ export function readConfs(root: string, confDir: string): ConfFile[] {
   const names = configFiles(dir).map((path) => basename(path));
   return names.sort(compareNames).map((name) => ({
     name,
-    value: ifValid(() => parseJson(readText(hostPath(root, join(confDir, name))), name)),
+    value: orUndefined(() => parseJson(readText(hostPath(root, join(confDir, name))), name)),
   }));
-}
-
-/** A value; undefined where it cannot be read. */
-export function ifValid<T>(
-  read: () => T,
-  kind: new (...args: never[]) => Error = CniError,
-): T | undefined {
-  try {
-    return read();
-  } catch (error) {
-    if (error instanceof kind) return undefined;
-    throw error;
-  }
 }
 
 /** As Go sorts: by bytes. */
@@ -136,7 +124,7 @@ export function readOwnConfig(file: string | undefined): StdinConfig {
   }
   for (const path of configFiles(paths.confDir)) {
     // Other files may be broken; genie validate reports those that a network needs.
-    const own = ifValid(() => ownConfigIn(path));
+    const own = orUndefined(() => ownConfigIn(path));
     if (own) return own;
   }
   return { cniVersion: "1.1.0", name: "genie", type: "genie" };
@@ -218,7 +206,7 @@ function below(value: unknown, ...keys: string[]): unknown {
 function readToml(root: string, path: string): unknown {
   const text = readIfThere(hostPath(root, path));
   // A runtime with a broken file says so itself, and does not start.
-  return text === undefined ? undefined : ifValid(() => parse(text), Error);
+  return text === undefined ? undefined : orUndefined(() => parse(text), Error);
 }
 
 function containerd(root: string): RuntimeSettings[] {

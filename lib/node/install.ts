@@ -23,6 +23,7 @@ import { type Flags, parseDuration, text, UsageError } from "../config/usage.ts"
 import { isObject, parseJson } from "../json.ts";
 import { findAccount, readSecrets } from "../kubernetes/kubeconfig.ts";
 import { type Network, resolveNetwork } from "../networks.ts";
+import { orElse } from "../recovery/tried.ts";
 import { liveAttachments, readRecord } from "../report/record_reader.ts";
 import { isConfigured, serviceAccountDirDefault } from "../settings.ts";
 import { askNetworks, neededNetworks } from "../status.ts";
@@ -499,10 +500,5 @@ function removeCached(root: string): number {
   return files.length;
 }
 
-function removeEmpty(dir: string): void {
-  try {
-    rmdirSync(dir);
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === undefined) throw error;
-  }
-}
+/** Removes a folder, unless something is left in it. */
+const removeEmpty = (dir: string): void => orElse(undefined, () => rmdirSync(dir));

@@ -13,10 +13,11 @@ import { type Network, resolveNetwork } from "../networks.ts";
 import { listNetworks } from "../node_networks.ts";
 import { knownPlugins, matchGlob } from "../policy/access_rules.ts";
 import { oneInterfacePlugins, oneInterfaceTypes, rivalOf } from "../recovery/plugin_keys.ts";
+import { orUndefined } from "../recovery/tried.ts";
 import { formatTable } from "../report/table.ts";
 import { readPath } from "../request.ts";
 import { isConfigured, loadConfig } from "../settings.ts";
-import { askedPath, ifValid, readOwnConfig } from "./genie_config.ts";
+import { askedPath, readOwnConfig } from "./genie_config.ts";
 import { askCniVersions } from "./node_view.ts";
 
 /** What is to be said of a network, or of the whole table where `network` is "-". */
@@ -159,7 +160,7 @@ async function checkVersions(
 /** Networks that every pod gets, of a plugin that gives a container one interface. */
 function sharedDefaults(config: Config): NetworkFinding[] {
   const names = onNode([...config.default.networks, ...config.default.always]);
-  const all = names.flatMap((name) => ifValid(() => resolveNetwork(config, name)) ?? []);
+  const all = names.flatMap((name) => orUndefined(() => resolveNetwork(config, name)) ?? []);
   return all.flatMap((one, i) => {
     const rival = rivalOf(one, all.slice(0, i), oneInterfaceTypes(config));
     if (!rival) return [];

@@ -18,6 +18,7 @@ import { parseResult } from "../result.ts";
 import { nameInterfaces, onNode, selectWanted } from "../selection.ts";
 import { loadConfig } from "../settings.ts";
 import { sharedError } from "./plugin_keys.ts";
+import { orUndefined } from "./tried.ts";
 
 /**
  * DEL without a record: plans again from what the request itself carries, never from the API, and
@@ -51,14 +52,9 @@ export async function deleteByGuess(
   }
 }
 
-function carriedResult(request: Request): Result | undefined {
-  if (!isObject(request.config.prevResult)) return undefined;
-  try {
-    return parseResult(request.config.prevResult, request.cniVersion, "prevResult");
-  } catch (error) {
-    if (error instanceof CniError) return undefined;
-    throw error;
-  }
+function carriedResult({ config: { prevResult }, cniVersion }: Request): Result | undefined {
+  if (!isObject(prevResult)) return undefined;
+  return orUndefined(() => parseResult(prevResult, cniVersion, "prevResult"));
 }
 
 /**

@@ -15,6 +15,7 @@ import { interfacesIn } from "../kernel.ts";
 import { type NetworkConfigList, resolveNetwork } from "../networks.ts";
 import type { Attachment, StoredAttachment } from "../record.ts";
 import { ip } from "./moved_routes.ts";
+import { orUndefined } from "./tried.ts";
 
 /** By type: what it keeps its state by within a container; two with one key share it. */
 const keyOf: Readonly<Record<string, (list: NetworkConfigList) => string>> = {
@@ -37,16 +38,11 @@ const fixedName: Readonly<Record<string, string>> = { romana: "eth0" };
 export function oneInterfaceTypes(config: Config): ReadonlySet<string> {
   const entries = [...config.plugins.values()].filter(({ oneInterface }) => oneInterface);
   const types = entries.flatMap(({ name }) => {
-    try {
-      const [plugin] = resolveNetwork(config, name).list.plugins;
-      if (!plugin) return [];
-      const { type, ipam } = plugin;
-      return exactTypes.has(type) && isObject(ipam) ? `${ipam["type"]}` : type;
-    } catch (error) {
-      // A network that is not there has no attachment.
-      if (error instanceof CniError) return [];
-      throw error;
-    }
+    // A network that is not there has no attachment.
+    const [plugin] = orUndefined(() => resolveNetwork(config, name))?.list.plugins ?? [];
+    if (!plugin) return [];
+    const { type, ipam } = plugin;
+    return exactTypes.has(type) && isObject(ipam) ? `${ipam["type"]}` : type;
   });
   return new Set(types);
 }

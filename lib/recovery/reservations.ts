@@ -12,6 +12,7 @@ import { CniError, code, isNetworkName, log, toCniError } from "../cni.ts";
 import { canonicalIP, isIP } from "../ip.ts";
 import { isObject } from "../json.ts";
 import type { NetworkConfigList } from "../networks.ts";
+import { orElse } from "./tried.ts";
 
 /** An address that host-local keeps for a container. */
 export interface Reservation {
@@ -57,16 +58,10 @@ export function readReservations(list: NetworkConfigList, nowMs: number): Reserv
   );
 }
 
+/** Addresses with a file in a folder; none where no address was ever given, or it is no folder. */
 function namesIn(dir: string): string[] {
-  try {
-    return readdirSync(dir)
-      .filter((name) => isIP(name) !== 0)
-      .sort();
-  } catch (error) {
-    // No address was ever given, or it is no folder.
-    if ((error as NodeJS.ErrnoException).code === undefined) throw error;
-    return [];
-  }
+  const names = orElse<string[]>([], () => readdirSync(dir));
+  return names.filter((name) => isIP(name) !== 0).sort();
 }
 
 /** Who has an address, from its file in a store; undefined where it is none, or too young. */
@@ -76,7 +71,8 @@ export function readReservation(
   nowMs: number,
 ): Pick<Reservation, "containerId" | "ifName"> | undefined {
   const file = join(dir, address);
-  try {
+  // It may be released meanwhile.
+  return orElse(undefined, () => {
     const found = statSync(file);
     if (!found.isFile() || found.size > fileBytesMax) return undefined;
     if (Math.abs(nowMs - found.mtimeMs) < youngMs) return undefined;
@@ -84,11 +80,7 @@ export function readReservation(
     const [, containerId, ifName = ""] =
       /^([A-Za-z0-9][A-Za-z0-9_.-]*)(?:\r?\n([^\s/:]{1,15}))?\s*$/.exec(text) ?? [];
     return containerId === undefined ? undefined : { containerId, ifName };
-  } catch (error) {
-    // Released meanwhile.
-    if ((error as NodeJS.ErrnoException).code === undefined) throw error;
-    return undefined;
-  }
+  });
 }
 
 /** What shows whether somebody still has an address. */

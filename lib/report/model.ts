@@ -3,6 +3,7 @@ import manifest from "../../package.json";
 import type { Host } from "../call.ts";
 import { code } from "../cni.ts";
 import { isObject, parseJson } from "../json.ts";
+import { orUndefined } from "../recovery/tried.ts";
 import { family } from "../result.ts";
 import {
   type ChoiceReport,
@@ -19,7 +20,6 @@ import {
   ledgerSpan,
   liveAttachments,
   type NumberedRow,
-  orUndefined,
   type RecordReader,
   readOrEmpty,
   readPolicy,

@@ -17,6 +17,7 @@ import { isObject, parseJson } from "../json.ts";
 import type { Network, NetworkConfigList } from "../networks.ts";
 import type { LedgerRow } from "../record.ts";
 import { openCopy } from "../recovery/database.ts";
+import { orUndefined } from "../recovery/tried.ts";
 import { parseResult } from "../result.ts";
 import type { AttachmentReport, PolicyReport, RulesetReport } from "./document.ts";
 import { isoTime } from "./quantity.ts";
@@ -309,16 +310,6 @@ function addressesOf(result: string | null): string[] {
 
 const textOf = (value: unknown): string => (typeof value === "string" ? value : "");
 const objectOf = (value: unknown): Record<string, unknown> => (isObject(value) ? value : {});
-
-/** What `parse` returns; undefined where it throws a CniError. */
-export function orUndefined<T>(parse: () => T): T | undefined {
-  try {
-    return parse();
-  } catch (error) {
-    if (error instanceof CniError) return undefined;
-    throw error;
-  }
-}
 
 /** Bytes per second of each network's attachments, both directions; only where it was measured. */
 export function traffic({ database, tables }: RecordReader): Map<string, number> {
