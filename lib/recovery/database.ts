@@ -4,18 +4,7 @@
  * it is 0600 in a folder of 0700.
  */
 import type { Database } from "bun:sqlite";
-import {
-  chmodSync,
-  closeSync,
-  copyFileSync,
-  existsSync,
-  mkdirSync,
-  mkdtempSync,
-  openSync,
-  renameSync,
-  rmSync,
-  statSync,
-} from "node:fs";
+import * as fs from "node:fs";
 import { dirname, join } from "node:path";
 import type { Host } from "../call.ts";
 import { CniError, code, log } from "../cni.ts";
@@ -65,16 +54,16 @@ function renewState(host: Host, file: string): State {
  */
 export function openCopy(dir: string): State {
   const file = join(dir, "genie.db");
-  const parent = ["/dev/shm", "/run"].find((path) => existsSync(path)) ?? "/tmp";
+  const parent = ["/dev/shm", "/run"].find((path) => fs.existsSync(path)) ?? "/tmp";
   let copyDir = "";
   try {
-    copyDir = mkdtempSync(join(parent, "genie-"));
+    copyDir = fs.mkdtempSync(join(parent, "genie-"));
     const copy = join(copyDir, "genie.db");
-    copyFileSync(file, copy);
-    if (existsSync(`${file}-wal`)) copyFileSync(`${file}-wal`, `${copy}-wal`);
+    fs.copyFileSync(file, copy);
+    if (fs.existsSync(`${file}-wal`)) fs.copyFileSync(`${file}-wal`, `${copy}-wal`);
     return { database: openFile(copy), file, copyDir, staysOpen: false };
   } catch (error) {
-    if (copyDir !== "") rmSync(copyDir, { recursive: true, force: true });
+    if (copyDir !== "") fs.rmSync(copyDir, { recursive: true, force: true });
     throw unavailable(file, error);
   }
 }
@@ -142,11 +131,11 @@ const walPollMs = 5;
 
 /** SQLite would make the file with the umask's mode; it must never be readable by others. */
 function makeFile(file: string): void {
-  const found = statSync(file, { throwIfNoEntry: false });
+  const found = fs.statSync(file, { throwIfNoEntry: false });
   if (!found) {
-    mkdirSync(dirname(file), { recursive: true, mode: 0o700 });
-    closeSync(openSync(file, "a", 0o600));
-  } else if ((found.mode & 0o077) !== 0) chmodSync(file, 0o600);
+    fs.mkdirSync(dirname(file), { recursive: true, mode: 0o700 });
+    fs.closeSync(fs.openSync(file, "a", 0o600));
+  } else if ((found.mode & 0o077) !== 0) fs.chmodSync(file, 0o600);
 }
 
 /** Thrown for a database that someone else made. */
@@ -182,7 +171,7 @@ function isUnusable(error: unknown): boolean {
 /** Renames a file; another process that closes the database may just have removed its log. */
 function moveIfThere(from: string, to: string): void {
   try {
-    renameSync(from, to);
+    fs.renameSync(from, to);
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
   }
@@ -194,8 +183,8 @@ function moveIfThere(from: string, to: string): void {
  */
 function setAside(host: Host, file: string): void {
   const marker = `${file}.setting-aside`;
-  const age = host.now() - (statSync(marker, { throwIfNoEntry: false })?.mtimeMs ?? host.now());
-  if (Math.abs(age) > 10_000) rmSync(marker, { force: true });
+  const age = host.now() - (fs.statSync(marker, { throwIfNoEntry: false })?.mtimeMs ?? host.now());
+  if (Math.abs(age) > 10_000) fs.rmSync(marker, { force: true });
   for (let tries = 0; !takeMarker(marker); tries++) {
     if (tries === markerTriesMax) throw new Error(`${marker} stays taken`);
     Bun.sleepSync(markerPollMs);
@@ -210,7 +199,7 @@ function setAside(host: Host, file: string): void {
       kept: aside,
     });
   } finally {
-    rmSync(marker, { force: true });
+    fs.rmSync(marker, { force: true });
   }
 }
 
@@ -219,7 +208,7 @@ const markerTriesMax = 200;
 
 function takeMarker(marker: string): boolean {
   try {
-    closeSync(openSync(marker, "wx", 0o600));
+    fs.closeSync(fs.openSync(marker, "wx", 0o600));
     return true;
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;

@@ -14,23 +14,7 @@ import {
   type RequestReport,
 } from "./document.ts";
 import { isoTime } from "./quantity.ts";
-import {
-  type LedgerFilter,
-  ledgerRows,
-  ledgerSpan,
-  liveAttachments,
-  type NumberedRow,
-  type RecordReader,
-  readOrEmpty,
-  readPolicy,
-  readRulesets,
-  recordFile,
-  requests,
-  rowsById,
-  type SetAside,
-  setAsideRecords,
-  traffic,
-} from "./record_reader.ts";
+import * as reader from "./record_reader.ts";
 import { type RequestTally, rankedNetworks, tally } from "./tally.ts";
 
 /** Where the record is, and what the configuration adds to it. */
@@ -44,7 +28,7 @@ export interface ReportSource {
 
 /** Which requests are meant, and how many of the newest requests and choices are listed. */
 export interface ReportLimits {
-  filter: LedgerFilter;
+  filter: reader.LedgerFilter;
   limit: number;
 }
 
@@ -57,7 +41,7 @@ const stuckMax = 1000;
  * @throws CniError as `readRecord()`
  */
 export function makeReport(host: Host, source: ReportSource, limits: ReportLimits): Report {
-  const { tables, view } = readOrEmpty(source.stateDir, (record) => ({
+  const { tables, view } = reader.readOrEmpty(source.stateDir, (record) => ({
     tables: record.tables,
     view: readReport(host, record, limits, source.totals),
   }));
@@ -66,23 +50,23 @@ export function makeReport(host: Host, source: ReportSource, limits: ReportLimit
 
 function readReport(
   host: Host,
-  record: RecordReader,
+  record: reader.RecordReader,
   { filter, limit }: ReportLimits,
   addressTotals: ReportSource["totals"],
 ): Omit<Report, keyof ReportHead> {
-  const span = ledgerSpan(record);
+  const span = reader.ledgerSpan(record);
   const toMs = span ? Math.max(span.lastMs, filter.sinceMs === undefined ? 0 : host.now()) : 0;
   const fromMs = Math.min(toMs, filter.sinceMs ?? span?.firstMs ?? 0);
-  const counted = tally(requests(record, filter), { fromMs, toMs, limit });
+  const counted = tally(reader.requests(record, filter), { fromMs, toMs, limit });
   const { stuck, loads, ...live } = readLive(record, filter);
   const { requests: all, failures, denied, add } = counted;
-  const policy = readPolicy(record);
+  const policy = reader.readPolicy(record);
   return {
     filter: reportedFilter(filter),
     from: isoTime(fromMs),
     to: isoTime(toMs),
     totals: { requests: all, failures, denied, add, ...live },
-    networks: networksOf(counted, loads, addressTotals, traffic(record)),
+    networks: networksOf(counted, loads, addressTotals, reader.traffic(record)),
     stuck,
     timeline: {
       bucketMs: counted.bucketMs,
@@ -93,9 +77,9 @@ function readReport(
     latencyEdgesUs,
     causes: causesOf(counted, record),
     decisions: decisionsOf(counted),
-    choices: choicesOf(rowsById(record, counted.choiceIds)).slice(0, limit),
-    requests: rowsById(record, counted.newestIds).map(requestReport),
-    failed: rowsById(record, counted.failedIds).map(requestReport),
+    choices: choicesOf(reader.rowsById(record, counted.choiceIds)).slice(0, limit),
+    requests: reader.rowsById(record, counted.newestIds).map(requestReport),
+    failed: reader.rowsById(record, counted.failedIds).map(requestReport),
     ...(policy && { policy }),
   };
 }
@@ -112,11 +96,11 @@ export function makePodReport(
   { filter, limit }: ReportLimits,
 ): PodReport {
   const own = { ...filter, namespace: pod.namespace, pod: pod.name };
-  const view = readOrEmpty(source.stateDir, (record) => ({
+  const view = reader.readOrEmpty(source.stateDir, (record) => ({
     tables: record.tables,
-    attachments: [...liveAttachments(record, own)],
-    rows: [...ledgerRows(record, own, limit)],
-    rulesets: readRulesets(record, pod),
+    attachments: [...reader.liveAttachments(record, own)],
+    rows: [...reader.ledgerRows(record, own, limit)],
+    rulesets: reader.readRulesets(record, pod),
   }));
   const { tables, attachments, rows, rulesets } = view;
   return {
@@ -137,8 +121,8 @@ function makeHead(
   { stateDir, notices }: ReportSource,
   tables: ReadonlySet<string>,
 ): ReportHead {
-  const record = recordFile(stateDir);
-  const aside = setAsideRecords(stateDir);
+  const record = reader.recordFile(stateDir);
+  const aside = reader.setAsideRecords(stateDir);
   const all = [...notices];
   if (tables.size === 0) {
     all.push(`No record yet: ${record} is absent or empty, no pod was attached here`);
@@ -155,7 +139,7 @@ function makeHead(
   };
 }
 
-function asideNotice({ file, atMs }: SetAside): string {
+function asideNotice({ file, atMs }: reader.SetAside): string {
   const at = isoTime(atMs);
   return (
     `An unusable record was set aside${at ? ` at ${at}` : ""}: its requests and attachments are ` +
@@ -164,7 +148,7 @@ function asideNotice({ file, atMs }: SetAside): string {
 }
 
 /** A filter as the JSON of a report has it. */
-export function reportedFilter(filter: LedgerFilter): Report["filter"] {
+export function reportedFilter(filter: reader.LedgerFilter): Report["filter"] {
   const { network = null, namespace = null, pod = null, command = null, only = null } = filter;
   const since = filter.sinceMs === undefined ? null : iso(filter.sinceMs);
   return { since, network, namespace, pod, command, only };
@@ -175,11 +159,11 @@ type NetworkLoad = Record<"attachments" | "ipv4" | "ipv6", number>;
 const noLoad: NetworkLoad = { attachments: 0, ipv4: 0, ipv6: 0 };
 
 /** Counts the attachments of now, also by network, and lists those that are stuck. */
-function readLive(record: RecordReader, filter: LedgerFilter) {
+function readLive(record: reader.RecordReader, filter: reader.LedgerFilter) {
   const live = { attachments: 0, failing: 0, leaked: 0 };
   const loads = new Map<string, NetworkLoad>();
   const stuck: Report["stuck"] = [];
-  for (const one of liveAttachments(record, filter)) {
+  for (const one of reader.liveAttachments(record, filter)) {
     const load = loads.getOrInsert(one.network, { ...noLoad });
     load.attachments++;
     for (const address of new Set(one.addresses)) load[family(address) === 6 ? "ipv6" : "ipv4"]++;
@@ -229,9 +213,9 @@ function causeName(number: number): string {
   return words ?? `plugin error ${number}`;
 }
 
-function causesOf({ causes }: RequestTally, record: RecordReader): Report["causes"] {
+function causesOf({ causes }: RequestTally, record: reader.RecordReader): Report["causes"] {
   const ids = causes.map(({ newestId }) => newestId);
-  const newest = new Map(rowsById(record, ids).map((row) => [row.id, row]));
+  const newest = new Map(reader.rowsById(record, ids).map((row) => [row.id, row]));
   return causes.map(({ code: number, denied, requests, newestId, networks }) => {
     const row = newest.get(newestId);
     return {
@@ -255,13 +239,13 @@ function decisionsOf({ networks }: RequestTally): Report["decisions"] {
   });
 }
 
-function requestReport({ atMs, choice: _, ...row }: NumberedRow): RequestReport {
+function requestReport({ atMs, choice: _, ...row }: reader.NumberedRow): RequestReport {
   return { at: iso(atMs), ...row };
 }
 
 /** The choices among rows; one may be in the row of the call and in that of the network. */
-function choicesOf(rows: NumberedRow[]): ChoiceReport[] {
-  const calls = new Map<string, NumberedRow>();
+function choicesOf(rows: reader.NumberedRow[]): ChoiceReport[] {
+  const calls = new Map<string, reader.NumberedRow>();
   for (const row of rows) {
     if (row.choice !== "") calls.set(`${row.containerId} ${row.atMs} ${row.choice}`, row);
   }

@@ -17,27 +17,7 @@ import page from "./page.html" with { type: "text" };
 // @ts-expect-error a text, not page.ts
 import script from "./page.js" with { type: "text" };
 import { formatCount, formatDuration, formatShare, formatSpan, formatTime } from "./quantity.ts";
-import {
-  asciiJson,
-  busiest,
-  candidatesOf,
-  coloursMax,
-  factsOf,
-  fullerFamily,
-  networkColumns,
-  nodeColumns,
-  numberColumn,
-  problemColumns,
-  type ReportColumn,
-  rankedNodes,
-  requestColumns,
-  shownAddresses,
-  shownError,
-  shownNetwork,
-  shownPod,
-  stuckColumns,
-  visibleText,
-} from "./table.ts";
+import * as tables from "./table.ts";
 import { fill, type Values } from "./template.ts";
 
 /** HTML that may be put into other HTML as it is. */
@@ -79,7 +59,7 @@ const trusted = (markup: string): Markup => ({ markup });
  * a parser could take for the end of a line.
  */
 export function scriptJson(value: unknown): Markup {
-  return trusted(asciiJson(JSON.stringify(value)).replaceAll("<", "\\u003c"));
+  return trusted(tables.asciiJson(JSON.stringify(value)).replaceAll("<", "\\u003c"));
 }
 
 /** Formats the page. Its size does not depend on how many requests there were. */
@@ -93,7 +73,7 @@ export function formatPage(report: Report | ClusterReport): string {
     policy,
     style: trusted(style),
     ...charts,
-    ...factsOf(report, "No requests on record"),
+    ...tables.factsOf(report, "No requests on record"),
     ...tablesOf(report),
     licence,
     data: scriptJson(charts),
@@ -118,14 +98,14 @@ const rowsMax = 150;
  */
 function table<T>(
   caption: string,
-  columns: readonly ReportColumn<T>[],
+  columns: readonly tables.ReportColumn<T>[],
   rows: readonly T[],
   layout: "cards" | "" = "",
 ): Markup | "" {
   if (rows.length === 0) return "";
   const shown = columns
     .filter(({ only }) => only !== "terminal")
-    .map((column) => ({ ...column, title: visibleText(column.title) }));
+    .map((column) => ({ ...column, title: tables.visibleText(column.title) }));
   const more = rows.length - rowsMax;
   return html`<div class="scroll" role="region" aria-label="${caption}" tabindex="0">
 <table class="${layout}"><caption>${caption}</caption>
@@ -142,8 +122,8 @@ ${rows
 ${more > 0 ? html`<p class="about">${formatCount(more)} more: genie report --json.</p>` : ""}`;
 }
 
-function cellOf<T>({ title, kind = "list", isHead, cell }: ReportColumn<T>, row: T): Markup {
-  const text = visibleText(cell(row));
+function cellOf<T>({ title, kind = "list", isHead, cell }: tables.ReportColumn<T>, row: T): Markup {
+  const text = tables.visibleText(cell(row));
   const inside = html`data-label="${title}"><span>${text}</span>`;
   if (isHead) return html`<th scope="row" class="words" ${inside}</th>`;
   const isPlain = kind === "number" || kind === "time" || kind === "state";
@@ -162,26 +142,26 @@ function tablesOf(report: Report | ClusterReport): Values {
       bucketColumns,
       times.toReversed(),
     ),
-    networksTable: table("Networks and their numbers", networkColumns, networks),
+    networksTable: table("Networks and their numbers", tables.networkColumns, networks),
     nodesTable:
       "nodes" in report
-        ? table("Nodes and their numbers", nodeColumns, rankedNodes(report.nodes))
+        ? table("Nodes and their numbers", tables.nodeColumns, tables.rankedNodes(report.nodes))
         : "",
     latencyTable: table("Successful ADDs by duration", latencyColumns(report), usedSpans(report)),
     causesTable: table("The newest message of each cause", causeColumns, causes, "cards"),
     occupancyTable: table("Addresses of the attachments that exist now", addressColumns, networks),
     decisionsTable: table("ADDs by network and who decided", decisionColumns, decisions),
     choices: report.choices.slice(0, rowsMax).map(choiceOf),
-    stuckTable: table("Attachments whose DEL failed", stuckColumns(stuck), stuck, "cards"),
+    stuckTable: table("Attachments whose DEL failed", tables.stuckColumns(stuck), stuck, "cards"),
     problemsTable: table(
       "Problems in policies; the rest of each is in force",
-      problemColumns,
+      tables.problemColumns,
       policy?.problems ?? [],
       "cards",
     ),
     requestsTable: table(
       "Newest requests, the newest first",
-      requestColumns(requests),
+      tables.requestColumns(requests),
       requests,
       "cards",
     ),
@@ -189,49 +169,50 @@ function tablesOf(report: Report | ClusterReport): Values {
 }
 
 function choiceOf({ at, namespace, pod, network, choice }: Report["choices"][number]): Values {
-  const { columns, rows } = candidatesOf(choice);
-  const title = `${formatTime(at)}: ${shownNetwork(network)} for ${shownPod(namespace, pod)}`;
-  const raw = html`<p>${visibleText(JSON.stringify(choice))}</p>`;
+  const { columns, rows } = tables.candidatesOf(choice);
+  const who = tables.shownPod(namespace, pod);
+  const title = `${formatTime(at)}: ${tables.shownNetwork(network)} for ${who}`;
+  const raw = html`<p>${tables.visibleText(JSON.stringify(choice))}</p>`;
   const candidates = table("The candidates and their numbers", columns, rows);
-  return { title: visibleText(title), candidates: candidates || raw };
+  return { title: tables.visibleText(title), candidates: candidates || raw };
 }
 
 type Bucket = Report["timeline"]["buckets"][number];
-const bucketColumns: ReportColumn<Bucket>[] = [
+const bucketColumns: tables.ReportColumn<Bucket>[] = [
   { title: "From (UTC)", kind: "time", cell: ({ at }) => formatTime(at) },
-  numberColumn("OK", ({ ok }) => ok),
-  numberColumn("Failed", ({ failed }) => failed),
-  numberColumn("Denied", ({ denied }) => denied),
+  tables.numberColumn("OK", ({ ok }) => ok),
+  tables.numberColumn("Failed", ({ failed }) => failed),
+  tables.numberColumn("Denied", ({ denied }) => denied),
 ];
 
-function latencyColumns(report: Report): ReportColumn<number>[] {
-  return [
-    { title: "Took", isHead: true, cell: (span) => shownSpan(report.latencyEdgesUs, span) },
-    ...busiest(report).map(({ network, add }) =>
-      numberColumn<number>(shownNetwork(network), (span) => add.histogram[span] ?? 0),
-    ),
-  ];
+function latencyColumns(report: Report): tables.ReportColumn<number>[] {
+  const networks = tables.busiest(report).map(({ network, add }) => {
+    const title = tables.shownNetwork(network);
+    return tables.numberColumn(title, (span: number) => add.histogram[span] ?? 0);
+  });
+  const cell = (span: number) => shownSpan(report.latencyEdgesUs, span);
+  return [{ title: "Took", isHead: true, cell }, ...networks];
 }
 
-const addressColumns: ReportColumn<NetworkReport>[] = [
-  { title: "Network", isHead: true, cell: ({ network }) => shownNetwork(network) },
-  numberColumn("IPv4", ({ addresses }) => addresses.ipv4.used),
-  numberColumn("IPv4 total", ({ addresses }) => addresses.ipv4.total ?? "unknown"),
-  numberColumn("IPv6", ({ addresses }) => addresses.ipv6.used),
-  numberColumn("IPv6 total", ({ addresses }) => addresses.ipv6.total ?? "unknown"),
+const addressColumns: tables.ReportColumn<NetworkReport>[] = [
+  { title: "Network", isHead: true, cell: ({ network }) => tables.shownNetwork(network) },
+  tables.numberColumn("IPv4", ({ addresses }) => addresses.ipv4.used),
+  tables.numberColumn("IPv4 total", ({ addresses }) => addresses.ipv4.total ?? "unknown"),
+  tables.numberColumn("IPv6", ({ addresses }) => addresses.ipv6.used),
+  tables.numberColumn("IPv6 total", ({ addresses }) => addresses.ipv6.total ?? "unknown"),
 ];
 
-const causeColumns: ReportColumn<Report["causes"][number]>[] = [
+const causeColumns: tables.ReportColumn<Report["causes"][number]>[] = [
   { title: "Cause", isHead: true, cell: ({ cause }) => cause },
-  numberColumn("Code", ({ code }) => String(code)),
-  numberColumn("Requests", ({ requests }) => requests),
-  { title: "Newest", cell: shownError },
+  tables.numberColumn("Code", ({ code }) => String(code)),
+  tables.numberColumn("Requests", ({ requests }) => requests),
+  { title: "Newest", cell: tables.shownError },
 ];
 
-const decisionColumns: ReportColumn<Report["decisions"][number]>[] = [
-  { title: "Network", isHead: true, cell: ({ network }) => shownNetwork(network) },
+const decisionColumns: tables.ReportColumn<Report["decisions"][number]>[] = [
+  { title: "Network", isHead: true, cell: ({ network }) => tables.shownNetwork(network) },
   { title: "Decided by", cell: ({ decidedBy }) => decidedBy || "not recorded" },
-  numberColumn("ADDs", ({ requests }) => requests),
+  tables.numberColumn("ADDs", ({ requests }) => requests),
 ];
 
 /** Horizontal bars, stacked. */
@@ -253,7 +234,7 @@ const barsMax = 12;
 const nameLengthMax = 60;
 
 function shortName(network: string): string {
-  const name = visibleText(shownNetwork(network));
+  const name = tables.visibleText(tables.shownNetwork(network));
   return name.length <= nameLengthMax ? name : `${name.slice(0, nameLengthMax - 1)}…`;
 }
 
@@ -323,7 +304,7 @@ function latencyChart(report: Report) {
     /** Middle of each span on a logarithmic scale. */
     centresUs: spans.map((span) => Math.round(centre(span))),
     labels: spans.map((span) => shownSpan(edges, span)),
-    series: busiest(report).map(({ network, add }, i) => ({
+    series: tables.busiest(report).map(({ network, add }, i) => ({
       name: shortName(network),
       tint: `c${i}`,
       shares: spans.map((span) => twoDigits(((add.histogram[span] ?? 0) / add.count) * 100)),
@@ -336,10 +317,11 @@ const twoDigits = (value: number): number => Math.round(value * 100) / 100;
 
 /** Shares where a total is known, else the counts. */
 function occupancyChart({ networks }: Report): BarChart | null {
-  const known = networks.filter((one) => fullerFamily(one).total !== null);
-  const drawn = known.length > 0 ? known : networks.filter((one) => fullerFamily(one).used > 0);
+  const known = networks.filter((one) => tables.fullerFamily(one).total !== null);
+  const used = networks.filter((one) => tables.fullerFamily(one).used > 0);
+  const drawn = known.length > 0 ? known : used;
   const size = (one: NetworkReport) => {
-    const { used, total } = fullerFamily(one);
+    const { used, total } = tables.fullerFamily(one);
     return total === null ? used : Math.min(100, twoDigits((used / total) * 100));
   };
   const bars = drawn.toSorted((a, b) => size(b) - size(a)).slice(0, barsMax);
@@ -350,8 +332,8 @@ function occupancyChart({ networks }: Report): BarChart | null {
     names: bars.map(({ network }) => shortName(network)),
     series: [{ name: "used", tint: "c0", values: bars.map(size) }],
     labels: bars.map((one) => {
-      const { used, total } = fullerFamily(one);
-      if (total === null) return shownAddresses(one);
+      const { used, total } = tables.fullerFamily(one);
+      if (total === null) return tables.shownAddresses(one);
       return `${formatShare(used, total)} of ${formatCount(total)}`;
     }),
     ...(known.length > 0 && { max: 100 }),
@@ -384,9 +366,10 @@ function decisionsChart({ decisions }: Report): BarChart | null {
   };
   const bars = ranked("network").slice(0, barsMax);
   const deciders = ranked("decidedBy").map(([name]) => name);
-  const own = deciders.length > coloursMax ? deciders.slice(0, coloursMax - 1) : deciders;
-  const names = own.map((decider) => visibleText(decider) || "not recorded");
-  if (deciders.length > own.length) names.push("others");
+  const isMany = deciders.length > tables.coloursMax;
+  const own = isMany ? deciders.slice(0, tables.coloursMax - 1) : deciders;
+  const names = own.map((decider) => tables.visibleText(decider) || "not recorded");
+  if (isMany) names.push("others");
   const value = (network: string, decider: string | undefined) =>
     decisions
       .filter((one) => one.network === network)
