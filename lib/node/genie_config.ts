@@ -14,38 +14,18 @@ import { isObject, parseJson } from "../json.ts";
 import { configFiles } from "../networks.ts";
 import { orUndefined } from "../recovery/tried.ts";
 import { hostPath, listFolder, readIfThere, readText, statIfThere } from "./files.ts";
+import conflist from "./genie.json";
 import { noted, paths, type Site } from "./installation.ts";
 
 /**
- * What runtimes hand over where a plugin declares it (CNI CONVENTIONS.md; the first one: containerd
- * 1.5, CRI-O 1.29). genie passes it to the plugins of the pod's first network that declare it too.
- */
-const runtimeCapabilities = [
-  "io.kubernetes.cri.pod-annotations",
-  "portMappings",
-  "bandwidth",
-  "dns",
-  "ipRanges",
-  "ips",
-  "mac",
-  "infinibandGUID",
-  "aliases",
-  "cgroupPath",
-];
-
-/**
  * The config list by which a runtime calls genie. containerd 1.7 takes no version above 1.0.0 and
- * does not know `cniVersions`; containerd 2 takes the highest of them.
+ * does not know `cniVersions`; containerd 2 takes the highest of them. Its capabilities are what
+ * runtimes hand over where a plugin declares it (CNI CONVENTIONS.md; the annotations: containerd
+ * 1.5, CRI-O 1.29), and genie passes it to the plugins of the pod's first network that declare it.
  * @param keys of CNI-Genie's config, where ours takes its place
  */
 export function ownList(keys: object = {}): object {
-  const capabilities = Object.fromEntries(runtimeCapabilities.map((name) => [name, true]));
-  return {
-    cniVersion: "1.0.0",
-    cniVersions: ["0.4.0", "1.0.0", "1.1.0"],
-    name: "genie",
-    plugins: [{ ...keys, type: "genie", capabilities }],
-  };
+  return { ...conflist, plugins: conflist.plugins.map((own) => ({ ...keys, ...own })) };
 }
 
 /** The text of {@link ownList}, as `genie install` writes it. */

@@ -14,7 +14,7 @@ import { dirname, isAbsolute, join } from "node:path";
 import manifest from "../../package.json";
 import defaultTable from "../../plugins.toml" with { type: "text" };
 import type { Host } from "../call.ts";
-import { toYaml } from "../cluster/yaml.ts";
+import { fillTemplate, toYaml } from "../cluster/yaml.ts";
 import { CniError, code, log } from "../cni.ts";
 import { isGenieConfig } from "../config/foreign_config.ts";
 import { parseConfig, parseNodeSettings } from "../config/parse.ts";
@@ -53,6 +53,7 @@ import {
   takeOff,
   writeNote,
 } from "./installation.ts";
+import kubeconfigTemplate from "./kubeconfig.yaml" with { type: "text" };
 import { askVersion, configAt, isExecutable } from "./node_view.ts";
 
 const pollMs = 500;
@@ -326,7 +327,9 @@ export async function kubeAccess(
   const account = findAccount(host, inPod);
   const { tls, headers } = await readSecrets(account);
   const token = headers["Authorization"]?.replace(/^Bearer /, "") ?? "";
-  const text = formatKubeconfig(account.server, tls.ca ?? "");
+  const ca = Buffer.from(tls.ca ?? "").toString("base64");
+  const values = { server: account.server, ca, tokenFile: paths.token };
+  const text = toYaml(fillTemplate(kubeconfigTemplate, values));
   // The token first: a kubeconfig without it fails every call that needs the API.
   return [putSecret(site, "token", `${token}\n`), putSecret(site, "kubeconfig", text)];
 }
@@ -334,21 +337,6 @@ export async function kubeAccess(
 function putSecret(site: Site, kind: "kubeconfig" | "token", text: string): FileOutcome {
   files.makeFolder(files.hostPath(site.root, ownDir), 0o700);
   return put(site, { kind, path: paths[kind], content: { text }, mode: 0o600 });
-}
-
-/** A kubeconfig by which a call on the node uses the token in the file beside it. */
-function formatKubeconfig(server: string, ca: string): string {
-  const name = "genie";
-  const cluster = { server, "certificate-authority-data": Buffer.from(ca).toString("base64") };
-  const config = {
-    apiVersion: "v1",
-    kind: "Config",
-    clusters: [{ name, cluster }],
-    users: [{ name, user: { tokenFile: paths.token } }],
-    contexts: [{ name, context: { cluster: name, user: name } }],
-    "current-context": name,
-  };
-  return toYaml([config]);
 }
 
 const pathKeys = ["certificate-authority", "client-certificate", "client-key", "tokenFile"];

@@ -170,30 +170,20 @@ const ledgerCsvHeader =
   "id,at,kind,command,container_id,pod_namespace,pod_name,pod_uid,network,plugin,interface," +
   "duration_us,outcome,code,error,addresses,config_hash,decided_by,rule,choice\r\n";
 
-const nodeCsvColumns: [name: string, cell: (node: NodeReport) => string | number][] = [
-  ["node", ({ node }) => node],
-  ["error", ({ error }) => error],
-  ["genie", ({ genie }) => genie],
-  ["generated_at", ({ generatedAt }) => generatedAt ?? ""],
-  ["requests", ({ totals }) => totals.requests],
-  ["failures", ({ totals }) => totals.failures],
-  ["denied", ({ totals }) => totals.denied],
-  ["adds", ({ totals }) => totals.add.count],
-  ["p50_us", ({ totals }) => totals.add.p50Us ?? ""],
-  ["p95_us", ({ totals }) => totals.add.p95Us ?? ""],
-  ["p99_us", ({ totals }) => totals.add.p99Us ?? ""],
-  ["attachments", ({ totals }) => totals.attachments],
-  ["failing", ({ totals }) => totals.failing],
-  ["leaked", ({ totals }) => totals.leaked],
-  ["ipv4", ({ addresses }) => addresses.ipv4],
-  ["ipv6", ({ addresses }) => addresses.ipv6],
-];
+const nodeCsvHeader =
+  "node,error,genie,generated_at,requests,failures,denied,adds,p50_us,p95_us,p99_us," +
+  "attachments,failing,leaked,ipv4,ipv6\r\n";
 
 /** Formats the nodes of a report of many; one that has no report has an error, and no numbers. */
 export function formatNodesCsv(nodes: readonly NodeReport[]): string {
-  const cells = (one: NodeReport) =>
-    nodeCsvColumns.map(([, cell], i) => (one.error === "" || i < 2 ? cell(one) : ""));
-  return [nodeCsvColumns.map(([name]) => name), ...nodes.map(cells)].map(csvLine).join("");
+  const lines = nodes.map(({ node, error, genie, generatedAt, totals, addresses }) => {
+    const { requests, failures, denied, add, attachments, failing, leaked } = totals;
+    const counts = [requests, failures, denied, add.count, add.p50Us, add.p95Us, add.p99Us];
+    const { ipv4, ipv6 } = addresses;
+    const rest = [genie, generatedAt, ...counts, attachments, failing, leaked, ipv4, ipv6];
+    return csvLine([node, error, ...rest.map((cell) => (error === "" ? (cell ?? "") : ""))]);
+  });
+  return nodeCsvHeader + lines.join("");
 }
 
 /** Lines in one chunk. */
