@@ -15,17 +15,11 @@ import { firstOfGenie, listCandidates } from "../node_networks.ts";
 import { annotationKeys, type Pod } from "../pod.ts";
 import { checkMayUse, entriesOf } from "../policy/access.ts";
 import type { Journal } from "../record.ts";
+import { sampleOldest } from "../recovery/traffic_rate.ts";
 import { onNode } from "../selection.ts";
 import { statusChain } from "../status.ts";
 import { keepStore, type Reader, storeBelievedMs } from "./ipam.ts";
-import {
-  type Figures,
-  type NetworkKpis,
-  networkKpis,
-  occupancyWith,
-  readFigures,
-  sampleOldest,
-} from "./kpi.ts";
+import { type Figures, type NetworkKpis, networkKpis, occupancyWith, readFigures } from "./kpi.ts";
 import { type Ranked, rank } from "./rank.ts";
 
 /** A candidate that cannot take the pod. */

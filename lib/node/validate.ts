@@ -12,7 +12,12 @@ import { findAccount, readSecrets } from "../kubernetes/kubeconfig.ts";
 import { type Network, resolveNetwork } from "../networks.ts";
 import { listNetworks } from "../node_networks.ts";
 import { knownPlugins, matchGlob } from "../policy/access_rules.ts";
-import { oneInterfacePlugins, oneInterfaceTypes, rivalOf } from "../recovery/plugin_keys.ts";
+import {
+  oneInterfacePlugins,
+  oneInterfaceTypes,
+  rivalOf,
+  typesOf,
+} from "../recovery/plugin_keys.ts";
 import { orUndefined } from "../recovery/tried.ts";
 import { formatTable } from "../report/table.ts";
 import { readPath } from "../request.ts";
@@ -138,12 +143,8 @@ async function checkVersions(
   dirs: string[],
   asked: Map<string, Promise<unknown[] | undefined>>,
 ): Promise<void> {
-  const types = list.plugins.flatMap(({ type, ipam }) => [
-    type,
-    isObject(ipam) ? ipam["type"] : "",
-  ]);
-  for (const type of types) {
-    const path = typeof type === "string" && type !== "" ? findPlugin(type, dirs) : undefined;
+  for (const type of typesOf(list)) {
+    const path = findPlugin(type, dirs);
     if (path === undefined) continue;
     const answer = asked.get(path) ?? askCniVersions(path);
     asked.set(path, answer);

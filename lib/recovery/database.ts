@@ -70,12 +70,21 @@ export function openCopy(dir: string): State {
 
 /** Opens the file, which another process may be setting aside at this moment. */
 function openFile(file: string): Database {
+  return persist(isMoving, { pollMs: 10, triesMax: 5 }, () => openOnce(file));
+}
+
+/** What `action` returns; again after a pause while it throws what may pass, so many times. */
+function persist<T>(
+  mayPass: (error: unknown) => boolean,
+  { pollMs, triesMax }: { pollMs: number; triesMax: number },
+  action: () => T,
+): T {
   for (let tries = 1; ; tries++) {
     try {
-      return openOnce(file);
+      return action();
     } catch (error) {
-      if (!isMoving(error) || tries === openTriesMax) throw error;
-      Bun.sleepSync(openPollMs);
+      if (!mayPass(error) || tries >= triesMax) throw error;
+      Bun.sleepSync(pollMs);
     }
   }
 }
@@ -84,9 +93,6 @@ function openFile(file: string): Database {
 function isMoving(error: unknown): boolean {
   return /^SQLITE_(CANTOPEN|IOERR)/.test(sqliteCode(error));
 }
-
-const openPollMs = 10;
-const openTriesMax = 5;
 
 function openOnce(file: string): Database {
   makeFile(file);
@@ -116,15 +122,9 @@ function openOnce(file: string): Database {
  * find a new file SQLite sends all but one away at once, `busy_timeout` or not.
  */
 function useWal(database: Database): void {
-  for (let waitedMs = 0; ; waitedMs += walPollMs) {
-    try {
-      database.run("PRAGMA journal_mode = WAL");
-      return;
-    } catch (error) {
-      if (!/^SQLITE_BUSY/.test(sqliteCode(error)) || waitedMs >= busyTimeoutMs) throw error;
-      Bun.sleepSync(walPollMs);
-    }
-  }
+  const isBusy = (error: unknown) => /^SQLITE_BUSY/.test(sqliteCode(error));
+  const times = { pollMs: walPollMs, triesMax: busyTimeoutMs / walPollMs };
+  persist(isBusy, times, () => database.run("PRAGMA journal_mode = WAL"));
 }
 
 const walPollMs = 5;
@@ -168,12 +168,14 @@ function isUnusable(error: unknown): boolean {
   return error instanceof ForeignFile || /^SQLITE_(CORRUPT|NOTADB)/.test(sqliteCode(error));
 }
 
+const reasonOf = (error: unknown) => (error as NodeJS.ErrnoException).code;
+
 /** Renames a file; another process that closes the database may just have removed its log. */
 function moveIfThere(from: string, to: string): void {
   try {
     fs.renameSync(from, to);
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
+    if (reasonOf(error) !== "ENOENT") throw error;
   }
 }
 
@@ -185,10 +187,9 @@ function setAside(host: Host, file: string): void {
   const marker = `${file}.setting-aside`;
   const age = host.now() - (fs.statSync(marker, { throwIfNoEntry: false })?.mtimeMs ?? host.now());
   if (Math.abs(age) > 10_000) fs.rmSync(marker, { force: true });
-  for (let tries = 0; !takeMarker(marker); tries++) {
-    if (tries === markerTriesMax) throw new Error(`${marker} stays taken`);
-    Bun.sleepSync(markerPollMs);
-  }
+  const isTaken = (error: unknown) => reasonOf(error) === "EEXIST";
+  const take = () => fs.closeSync(fs.openSync(marker, "wx", 0o600));
+  persist(isTaken, { pollMs: 10, triesMax: 200 }, take);
   try {
     if (isSound(file)) return;
     const aside = `${file}.unusable-${host.now()}`;
@@ -200,19 +201,6 @@ function setAside(host: Host, file: string): void {
     });
   } finally {
     fs.rmSync(marker, { force: true });
-  }
-}
-
-const markerPollMs = 10;
-const markerTriesMax = 200;
-
-function takeMarker(marker: string): boolean {
-  try {
-    fs.closeSync(fs.openSync(marker, "wx", 0o600));
-    return true;
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
-    return false;
   }
 }
 

@@ -49,18 +49,19 @@ export function oneInterfaceTypes(config: Config): ReadonlySet<string> {
 
 /** Keys of a list, each with its plugin. @param own types of {@link oneInterfaceTypes} */
 function keysOf(list: NetworkConfigList, own?: ReadonlySet<string>): Map<string, string> {
-  const types = list.plugins.flatMap(({ type, ipam }) => [
-    type,
-    isObject(ipam) ? ipam["type"] : "",
-  ]);
   return new Map(
-    types.flatMap((type) => {
-      if (typeof type !== "string") return [];
+    typesOf(list).flatMap((type) => {
       const known = Object.hasOwn(keyOf, type) ? keyOf[type] : undefined;
       if (known) return [[known(list), type] as const];
       return own?.has(type) ? [[type, type] as const] : [];
     }),
   );
+}
+
+/** The types of all plugins of a list, its IPAM plugins included. */
+export function typesOf({ plugins }: NetworkConfigList): string[] {
+  const types = plugins.flatMap(({ type, ipam }) => [type, isObject(ipam) ? ipam["type"] : ""]);
+  return types.filter((type): type is string => typeof type === "string" && type !== "");
 }
 
 /** The plugins of a network that give a container one interface. */
