@@ -37,22 +37,18 @@ function entryOf<T>(all: ByLabels<T>, labels: Labels, first: () => T) {
   return all.getOrInsertComputed(JSON.stringify(labels), () => ({ labels, value: first() }));
 }
 
-/** What was counted of the ledger. */
-export interface LedgerCounts {
-  /** Calls of genie, by command, outcome and code. */
-  requests: ByLabels<number>;
-  /** Networks of these calls, by command and network. */
-  durations: ByLabels<Histogram>;
-  /** Counts what was written since. @returns true when there may be more */
-  read(state: State): boolean;
-  /** Where it stands, for {@link openLedgerCounts}. */
-  position(): LedgerPosition | undefined;
-}
+/** See {@link openLedgerCounts}. */
+export type LedgerCounts = ReturnType<typeof openLedgerCounts>;
 
-/** @param position where an earlier one stood; what is before it was counted then */
-export function openLedgerCounts(position?: LedgerPosition): LedgerCounts {
-  const requests: LedgerCounts["requests"] = new Map();
-  const durations: LedgerCounts["durations"] = new Map();
+/**
+ * What was counted of the ledger.
+ * @param position where an earlier one stood; what is before it was counted then
+ */
+export function openLedgerCounts(position?: LedgerPosition) {
+  /** Calls of genie, by command, outcome and code. */
+  const requests: ByLabels<number> = new Map();
+  /** Networks of these calls, by command and network. */
+  const durations: ByLabels<Histogram> = new Map();
   const networks = new Set<string>();
   const codes = new Set<string>();
   let at = position;
@@ -72,7 +68,8 @@ export function openLedgerCounts(position?: LedgerPosition): LedgerCounts {
   return {
     requests,
     durations,
-    read: ({ database, file }) => {
+    /** Counts what was written since. @returns true when there may be more */
+    read: ({ database, file }: State) => {
       const inode = inodeOf(file);
       const newest = database.query("SELECT ifnull(max(id), 0) AS id FROM ledger").get();
       const { id: last } = newest as { id: number };
@@ -86,6 +83,7 @@ export function openLedgerCounts(position?: LedgerPosition): LedgerCounts {
       at.id = rows.at(-1)?.id ?? at.id;
       return rows.length === rowsMax;
     },
+    /** Where it stands, for another one. */
     position: () => at && { ...at },
   };
 }
