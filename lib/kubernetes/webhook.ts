@@ -57,11 +57,9 @@ export async function runWebhook(host: Host, flags: Flags): Promise<number> {
   const files = { cert: needed(flags, "cert"), key: needed(flags, "key") };
   const address = parseAddress(text(flags, "listen") ?? "0.0.0.0:8443");
   if (!isConfigured(host, config.kubernetes)) {
-    throw new CniError(
-      code.invalidConfig,
-      "Cannot run the webhook: there are no credentials for the Kubernetes API, give " +
-        "--kubeconfig or run it in a pod",
-    );
+    const why = "there are no credentials for the Kubernetes API";
+    const remedy = "give --kubeconfig or run it in a pod";
+    throw new CniError(code.invalidConfig, `Cannot run the webhook: ${why}, ${remedy}`);
   }
   host.catchSignals?.();
   const server = serveRotating(host, address, files, (request) => answer(host, config, request));

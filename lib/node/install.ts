@@ -243,11 +243,9 @@ async function waitUntilReady(host: Host, site: Site, options: Options): Promise
     const reason = await whyNotReady(host, site.root, config);
     if (reason === undefined) return;
     if (host.now() >= deadlineMs) {
-      throw new CniError(
-        code.unavailable,
-        `Cannot write ${join(confDir, conflistName)}: the default network is not ready: ` +
-          `${reason}. Install that network and run this again, or use --no-wait`,
-      );
+      const what = `Cannot write ${join(confDir, conflistName)}: the default network is not ready`;
+      const remedy = "Install that network and run this again, or use --no-wait";
+      throw new CniError(code.unavailable, `${what}: ${reason}. ${remedy}`);
     }
     const line = `genie: info: waiting for the default network: ${reason}\n`;
     if (line !== printed) host.stderr(line);

@@ -84,11 +84,9 @@ export function openSite(root: string): Site {
   if (content === undefined) return { root, note: { version: 1, genie: "", files: [] } };
   const parsed = v.safeParse(Installation, parseJson(content, file));
   if (parsed.success) return { root, note: parsed.output };
-  throw new CniError(
-    code.invalidConfig,
-    `Invalid note of the installation ${file}: move it away, genie install then takes what it ` +
-      "finds for somebody else's and keeps it",
-  );
+  const then = "genie install then takes what it finds for somebody else's and keeps it";
+  const message = `Invalid note of the installation ${file}: move it away, ${then}`;
+  throw new CniError(code.invalidConfig, message);
 }
 
 /** Writes the note. @throws CniError 5 when it cannot be written */

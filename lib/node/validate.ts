@@ -126,11 +126,8 @@ function checkIpam(network: Network, dirs: string[]): void {
   for (const { type, ipam } of network.list.plugins) {
     const ipamType = isObject(ipam) ? ipam["type"] : undefined;
     if (typeof ipamType !== "string" || ipamType === "" || findPlugin(ipamType, dirs)) continue;
-    throw new CniError(
-      code.delegateNotFound,
-      `Cannot attach network "${network.name}": IPAM plugin "${ipamType}" of plugin "${type}" is ` +
-        `in none of ${dirs.join(", ")}`,
-    );
+    const what = `IPAM plugin "${ipamType}" of plugin "${type}" is in none of ${dirs.join(", ")}`;
+    throw new CniError(code.delegateNotFound, `Cannot attach network "${network.name}": ${what}`);
   }
 }
 
@@ -150,11 +147,10 @@ async function checkVersions(
     asked.set(path, answer);
     const spoken = await answer;
     if (!spoken || spoken.includes(list.cniVersion)) continue;
-    throw new CniError(
-      code.incompatibleVersion,
-      `Cannot attach network "${name}": plugin "${type}" does not know CNI ${list.cniVersion}, ` +
-        `which ${source} asks for: set cniVersion to ${spoken.at(-1)}, or install a newer ${type}`,
-    );
+    const what = `plugin "${type}" does not know CNI ${list.cniVersion}, which ${source} asks for`;
+    const remedy = `set cniVersion to ${spoken.at(-1)}, or install a newer ${type}`;
+    const message = `Cannot attach network "${name}": ${what}: ${remedy}`;
+    throw new CniError(code.incompatibleVersion, message);
   }
 }
 

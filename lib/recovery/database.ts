@@ -7,7 +7,7 @@ import type { Database } from "bun:sqlite";
 import * as fs from "node:fs";
 import { dirname, join } from "node:path";
 import type { Host } from "../call.ts";
-import { CniError, code, log } from "../cni.ts";
+import { CniError, log } from "../cni.ts";
 import {
   applicationId,
   busyTimeoutMs,
@@ -99,13 +99,6 @@ function openOnce(file: string): Database {
   const database = openAsItIs(file);
   try {
     const found = readVersion(database);
-    if (found > schemaVersion) {
-      throw new CniError(
-        code.stateUnavailable,
-        `Cannot use ${file}: its schema version ${found} is newer than ${schemaVersion}, install ` +
-          "the genie that wrote it or a later one",
-      );
-    }
     if (found < schemaVersion) {
       useWal(database);
       migrate(database);
@@ -141,16 +134,22 @@ function makeFile(file: string): void {
 /** Thrown for a database that someone else made. */
 class ForeignFile extends Error {}
 
-/** The schema version; 0 for a file that is still empty. One read: another process may migrate. */
-function readVersion(database: Database): number {
+/**
+ * The schema version; 0 for a file that is still empty. One read: another process may migrate.
+ * @throws Error for a database that is another program's, or of a newer genie
+ */
+export function readVersion(database: Database): number {
   const { isEmpty, found, id } = database
     .query(
       `SELECT NOT EXISTS (SELECT 1 FROM sqlite_schema) AS isEmpty, user_version AS found,
          application_id AS id FROM pragma_user_version, pragma_application_id`,
     )
     .get() as { isEmpty: number; found: number; id: number };
-  if (id === applicationId || (isEmpty === 1 && id === 0 && found === 0)) return found;
-  throw new ForeignFile("it is another program's database");
+  const isOurs = id === applicationId || (isEmpty === 1 && id === 0 && found === 0);
+  if (!isOurs) throw new ForeignFile("it is another program's database");
+  if (found <= schemaVersion) return found;
+  const remedy = "install the genie that wrote it or a later one";
+  throw new Error(`its schema version ${found} is newer than ${schemaVersion}, ${remedy}`);
 }
 
 function migrate(database: Database): void {

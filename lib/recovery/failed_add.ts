@@ -43,11 +43,9 @@ function findLeftovers(host: Host, state: State, planned: Attachment[]): StoredA
     (one) => one.state === "attached" && [here, netnsId(one.netns)].includes(one.netnsId),
   );
   if (!live) return inTheWay;
-  throw new CniError(
-    code.interfaceConflict,
-    `Container ${first.containerId} has interface "${live.ifName}" on network "${live.network}" ` +
-      "already: DEL it before another ADD",
-  );
+  const has = `has interface "${live.ifName}" on network "${live.network}" already`;
+  const message = `Container ${first.containerId} ${has}: DEL it before another ADD`;
+  throw new CniError(code.interfaceConflict, message);
 }
 
 /**
@@ -79,11 +77,9 @@ export async function undoLeftovers(call: Call, planned: Attachment[]): Promise<
       continue;
     }
     if (errors.length > 0) {
-      throw new CniError(
-        code.tryAgainLater,
-        `Cannot undo an earlier attempt on interface "${attachment.ifName}": ${errors[0]?.message}`,
-        { cause: errors[0] },
-      );
+      const [cause] = errors;
+      const what = `Cannot undo an earlier attempt on interface "${attachment.ifName}"`;
+      throw new CniError(code.tryAgainLater, `${what}: ${cause?.message}`, { cause });
     }
     write(state, () => onRecord.forget(state, attachment));
     if (!onRecord.hasRuleset(state, attachment.netnsId)) continue;

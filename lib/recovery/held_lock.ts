@@ -98,11 +98,9 @@ export async function waitForLock<T>(
     const { holder } = taken;
     await onBusy(holder);
     if (signal?.aborted || host.now() >= deadlineMs) {
-      throw new CniError(
-        code.tryAgainLater,
-        `Cannot ${operation.command} container ${operation.containerId}: ${holder.command} of ` +
-          `process ${holder.pid} is still running`,
-      );
+      const what = `Cannot ${operation.command} container ${operation.containerId}`;
+      const why = `${holder.command} of process ${holder.pid} is still running`;
+      throw new CniError(code.tryAgainLater, `${what}: ${why}`);
     }
     await Bun.sleep(lockPollMs);
   }

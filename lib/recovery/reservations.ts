@@ -150,16 +150,14 @@ export async function releaseReservation(
   deadlineMs: number,
 ): Promise<void> {
   const { network, dir, address } = one;
+  const what = `Cannot release ${address} of network "${network}"`;
   let lock: number | undefined;
   try {
     // As host-local opens it, so that either may be first.
     lock = openSync(join(dir, "lock"), "a", 0o644);
     while (kernelCalls()?.flock(lock, exclusiveNow) !== 0) {
       if (host.signal.aborted || host.now() >= deadlineMs) {
-        throw new CniError(
-          code.tryAgainLater,
-          `Cannot release ${address} of network "${network}": host-local is at work`,
-        );
+        throw new CniError(code.tryAgainLater, `${what}: host-local is at work`);
       }
       await Bun.sleep(pollMs);
     }
@@ -169,8 +167,7 @@ export async function releaseReservation(
   } catch (error) {
     const reason = (error as NodeJS.ErrnoException).code;
     if (error instanceof CniError || reason === undefined) throw error;
-    const msg = `Cannot release ${address} of network "${network}": ${reason}`;
-    throw new CniError(code.ioFailure, msg, { cause: error });
+    throw new CniError(code.ioFailure, `${what}: ${reason}`, { cause: error });
   } finally {
     if (lock !== undefined) closeSync(lock);
   }

@@ -85,10 +85,9 @@ function readEndpoint(given: string): URL {
   const url = URL.parse(given.trim());
   const isWeb = url?.protocol === "http:" || url?.protocol === "https:";
   if (url && isWeb && url.username === "" && url.password === "" && url.search === "") return url;
-  throw new UsageError(
-    `Invalid --endpoints "${url?.password ? "..." : given}": expected http://ADDRESS:PORT or an ` +
-      "https one, with commas between",
-  );
+  const shown = url?.password ? "..." : given;
+  const expected = "http://ADDRESS:PORT or an https one, with commas between";
+  throw new UsageError(`Invalid --endpoints "${shown}": expected ${expected}`);
 }
 
 /** Finds it as kubectl does; undefined for the service account of the pod we run in. */
@@ -97,10 +96,8 @@ function findKubeconfig(host: Host, given: string | undefined): string | undefin
   if (given !== undefined) return given;
   const files = variable.split(":").filter((file) => file !== "");
   if (files.length > 1) {
-    throw new UsageError(
-      "KUBECONFIG names several files: give one with --kubeconfig, as from kubectl config view " +
-        "--flatten --minify",
-    );
+    const remedy = "give one with --kubeconfig, as from kubectl config view --flatten --minify";
+    throw new UsageError(`KUBECONFIG names several files: ${remedy}`);
   }
   const usual = home === "" ? "" : join(home, ".kube", "config");
   return files[0] ?? (usual !== "" && exists(usual) ? usual : undefined);
@@ -166,11 +163,8 @@ async function findTargets(
     targets.push({ node, ask: () => kube.get(path, asking.query) });
   }
   if (targets.length > 0) return { origin: `${kind} of ${kube.server}`, targets };
-  const place = isPods ? ` in namespace ${namespace}` : "";
-  throw new CniError(
-    code.unavailable,
-    `No node to ask: ${kube.server} has no running ${kind}${place} with ${selector}`,
-  );
+  const sought = `${kind}${isPods ? ` in namespace ${namespace}` : ""} with ${selector}`;
+  throw new CniError(code.unavailable, `No node to ask: ${kube.server} has no running ${sought}`);
 }
 
 async function* items(kube: Kube, collection: readonly string[], labelSelector: string) {

@@ -12,11 +12,11 @@ import { join } from "node:path";
 import { rangesOf } from "../choice/ipam.ts";
 import { networkKpis } from "../choice/kpi.ts";
 import { CniError, code, toCniError } from "../cni.ts";
-import { applicationId, closeState, schemaVersion, sqliteCode } from "../database.ts";
+import { closeState, sqliteCode } from "../database.ts";
 import { isObject, parseJson } from "../json.ts";
 import type { Network, NetworkConfigList } from "../networks.ts";
 import type { LedgerRow } from "../record.ts";
-import { openCopy } from "../recovery/database.ts";
+import { openCopy, readVersion } from "../recovery/database.ts";
 import { orUndefined } from "../recovery/tried.ts";
 import { parseResult } from "../result.ts";
 import type { AttachmentReport, PolicyReport, RulesetReport } from "./document.ts";
@@ -97,26 +97,12 @@ function readAndClose<T>(
     return database.transaction(() => {
       const names = database.query("SELECT name FROM sqlite_schema WHERE type = 'table'").values();
       if (names.length === 0) return undefined;
-      checkLayout(database);
+      readVersion(database);
       return inside({ database, tables: new Set(names.map(([name]) => String(name))) });
     })();
   } finally {
     close();
   }
-}
-
-function checkLayout(database: Database): void {
-  const pragma = (name: string) => Number(database.query(`PRAGMA ${name}`).values()[0]?.[0]);
-  if (pragma("application_id") !== applicationId) {
-    throw new CniError(code.stateUnavailable, "it is another program's database");
-  }
-  const version = pragma("user_version");
-  if (version <= schemaVersion) return;
-  throw new CniError(
-    code.stateUnavailable,
-    `its schema version ${version} is newer than ${schemaVersion}, use the genie that wrote it ` +
-      "or a later one",
-  );
 }
 
 function cannotRead(file: string, error: unknown): CniError {
