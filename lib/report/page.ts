@@ -3,7 +3,7 @@
  * script draws from the same numbers. Its words are in page.html.
  *
  * The page loads nothing: its policy allows its own two scripts and its own style, by hash, and no
- * request at all. Names come from others: `html` and `fill()` escape what is put in; the charts get
+ * request at all. Names come from others: `fill()` escapes what is put in; the charts get
  * their names as JSON that cannot end its script, and draw them as text, never as HTML. Scripts
  * and styles are texts in the binary; genie itself runs none of them.
  */
@@ -11,22 +11,20 @@ import { createHash } from "node:crypto";
 import library from "uplot/dist/uPlot.iife.min.js" with { type: "text" };
 import libraryStyle from "uplot/dist/uPlot.min.css" with { type: "text" };
 import licence from "uplot/LICENSE" with { type: "text" };
+import { isObject } from "../json.ts";
 import type { ClusterReport, NetworkReport, Report } from "./document.ts";
 import pageStyle from "./page.css" with { type: "text" };
 import page from "./page.html" with { type: "text" };
 // @ts-expect-error a text, not page.ts
 import script from "./page.js" with { type: "text" };
+import tableTemplate from "./page_table.html" with { type: "text" };
 import { formatCount, formatDuration, formatShare, formatSpan, formatTime } from "./quantity.ts";
 import * as tables from "./table.ts";
 import { fill, type Values } from "./template.ts";
 
-/** HTML that may be put into other HTML as it is. */
-export interface Markup {
-  markup: string;
-}
-
-/** What a template takes; a list is its items one after the other. */
-export type Value = string | number | Markup | readonly Value[];
+/** HTML, style or script of our own, which needs no escaping. */
+export type Markup = { markup: string };
+const trusted = (markup: string): Markup => ({ markup });
 
 const entities: Record<string, string> = {
   "&": "amp",
@@ -36,23 +34,11 @@ const entities: Record<string, string> = {
   "'": "#39",
 };
 
-function toMarkup(value: Value): string {
-  if (typeof value === "number") return String(value);
-  if (typeof value === "string") return value.replace(/[&<>"']/g, (char) => `&${entities[char]};`);
-  return "markup" in value ? value.markup : value.map(toMarkup).join("");
+/** A value as HTML. Those of attributes must stand in double quotes. */
+export function toMarkup(value: unknown): string {
+  if (isObject(value)) return String(value["markup"]);
+  return String(value).replace(/[&<>"']/g, (char) => `&${entities[char]};`);
 }
-
-/** Template tag: ``html`<p>${name}</p>` ``. Attribute values must stand in double quotes. */
-export function html(strings: TemplateStringsArray, ...values: readonly Value[]): Markup {
-  const texts = strings.map((text, i) => {
-    const value = values[i];
-    return value === undefined ? text : text + toMarkup(value);
-  });
-  return { markup: texts.join("") };
-}
-
-/** HTML, style or script of our own, which needs no escaping. */
-const trusted = (markup: string): Markup => ({ markup });
 
 /**
  * JSON for a `<script type="application/json">`: no `<` that could end it, and no character that
@@ -81,7 +67,7 @@ export function formatPage(report: Report | ClusterReport): string {
     script: trusted(script),
   };
   // The template is a text, although Bun's types declare a bundle.
-  return fill(String(page), values, (value) => toMarkup(value as Value));
+  return fill(String(page), values, toMarkup);
 }
 
 /** A source expression of the policy that allows exactly this text. */
@@ -103,32 +89,25 @@ function table<T>(
   layout: "cards" | "" = "",
 ): Markup | "" {
   if (rows.length === 0) return "";
-  const shown = columns
-    .filter(({ only }) => only !== "terminal")
-    .map((column) => ({ ...column, title: tables.visibleText(column.title) }));
+  const shown = columns.filter(({ only }) => only !== "terminal");
   const more = rows.length - rowsMax;
-  return html`<div class="scroll" role="region" aria-label="${caption}" tabindex="0">
-<table class="${layout}"><caption>${caption}</caption>
-<thead><tr>${shown.map(
-    ({ title, kind }) =>
-      html`<th scope="col" class="${kind === "number" ? "number" : ""}">${title}</th>`,
-  )}</tr></thead>
-<tbody>
-${rows
-  .slice(0, rowsMax)
-  .map(
-    (row) => html`<tr>${shown.map((column) => cellOf(column, row))}</tr>\n`,
-  )}</tbody></table></div>
-${more > 0 ? html`<p class="about">${formatCount(more)} more: genie report --json.</p>` : ""}`;
+  const values = {
+    caption,
+    layout,
+    heads: shown.map(({ title, kind }) => {
+      return { title: tables.visibleText(title), mark: kind === "number" ? kind : "" };
+    }),
+    rows: rows.slice(0, rowsMax).map((row) => ({ cells: shown.map((one) => cellOf(one, row)) })),
+    more: more > 0 ? formatCount(more) : "",
+  };
+  return trusted(fill(String(tableTemplate), values, toMarkup));
 }
 
-function cellOf<T>({ title, kind = "list", isHead, cell }: tables.ReportColumn<T>, row: T): Markup {
+function cellOf<T>({ title, kind, isHead, cell }: tables.ReportColumn<T>, row: T): Values {
   const text = tables.visibleText(cell(row));
-  const inside = html`data-label="${title}"><span>${text}</span>`;
-  if (isHead) return html`<th scope="row" class="words" ${inside}</th>`;
   const isPlain = kind === "number" || kind === "time" || kind === "state";
   const mark = isPlain ? kind : kind === "fault" && text !== "ok" ? "words bad" : "words";
-  return html`<td class="${mark}" ${inside}</td>`;
+  return { title: tables.visibleText(title), text, isHead, mark };
 }
 
 /** Every table; "" for one without rows. */
@@ -172,9 +151,9 @@ function choiceOf({ at, namespace, pod, network, choice }: Report["choices"][num
   const { columns, rows } = tables.candidatesOf(choice);
   const who = tables.shownPod(namespace, pod);
   const title = `${formatTime(at)}: ${tables.shownNetwork(network)} for ${who}`;
-  const raw = html`<p>${tables.visibleText(JSON.stringify(choice))}</p>`;
+  const raw = toMarkup(tables.visibleText(JSON.stringify(choice)));
   const candidates = table("The candidates and their numbers", columns, rows);
-  return { title: tables.visibleText(title), candidates: candidates || raw };
+  return { title: tables.visibleText(title), candidates: candidates || trusted(`<p>${raw}</p>`) };
 }
 
 type Bucket = Report["timeline"]["buckets"][number];
