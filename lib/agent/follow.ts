@@ -289,7 +289,6 @@ const isAsked = ({ reason }: { reason: string }): boolean => reason.startsWith("
 /**
  * Compares what a pod asks for now with what it has, as far as it asked for that. What every pod
  * gets, and what an operator attached, stays.
- *
  * @param rows what the pod has, all of one call
  * @param ownCniArgs `args.cni` of our own CNI config, which every attachment has besides its own
  * @returns what to do, and why the primary network stays though another one is asked for; "" where

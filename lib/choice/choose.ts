@@ -60,7 +60,6 @@ interface Choosing {
 
 /**
  * Chooses a network for a pod.
- *
  * @throws CniError 101 when there is no candidate at all; when none can take the pod: 100 when it
  *   may use none of them, 11 when another try may find one, else the code of the first reason
  */

@@ -57,7 +57,6 @@ const measured = (value: number, source: string, ageMs = 0): Measured => ({ valu
 
 /**
  * Measures a network.
- *
  * @param record undefined when there is none that can be read
  * @param options `isBrief` measures no more than a choice needs, so that attachments may stay
  *   unknown; `figures` are those that {@link readFigures} has read already

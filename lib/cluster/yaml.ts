@@ -19,7 +19,6 @@ export const comment = Symbol("comment");
  * Plain JSON values as YAML, one document each. Strings are quoted whenever a reader of YAML 1.1 or
  * 1.2 could take them for something else; Bun's own emitter leaves 1_000 and 2024-01-01 bare, which
  * kubectl reads as a number and a time.
- *
  * @param objects the documents; keys with the value undefined are left out
  */
 export function toYaml(objects: readonly object[]): string {

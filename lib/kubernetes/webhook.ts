@@ -92,7 +92,6 @@ type Certificate = { cert: string; key: string };
  * Serves with the certificate that the files hold at the time. Bun cannot change the certificate of
  * a server: a new server takes over the port, and the old one ends with its last request. Files
  * that do not match are wrong or in the middle of a change: the old certificate stays.
- *
  * @throws CniError 5 when it cannot start
  */
 function serveRotating(

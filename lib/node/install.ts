@@ -28,14 +28,7 @@ import { liveAttachments, readRecord } from "../report/record_reader.ts";
 import { isConfigured, serviceAccountDirDefault } from "../settings.ts";
 import { askNetworks, neededNetworks } from "../status.ts";
 import * as files from "./files.ts";
-import {
-  callsGenie,
-  cniFolders,
-  confsBefore,
-  lastList,
-  ownListText,
-  readConfs,
-} from "./genie_config.ts";
+import * as conf from "./genie_config.ts";
 import {
   conflistName,
   type FileOutcome,
@@ -96,7 +89,7 @@ export async function runInstall(host: Host, flags: Flags, program: string): Pro
 }
 
 function readOptions(flags: Flags, site: Site) {
-  const usual = cniFolders(site);
+  const usual = conf.cniFolders(site);
   const named = folderOption(flags, "bin-dir");
   const binDirs = named === undefined ? usual.binDirs : [named];
   const wait = text(flags, "wait") ?? "2m";
@@ -127,8 +120,8 @@ function makeTable({ table, confDir, binDirs }: Options): string {
 
 /** Refuses where the runtime would go on with another config. @throws CniError 7 */
 function checkOrder({ root }: Site, { confDir }: Options): void {
-  const [first] = confsBefore(readConfs(root, confDir), conflistName);
-  if (first === undefined || callsGenie(first)) return;
+  const [first] = conf.confsBefore(conf.readConfs(root, confDir), conflistName);
+  if (first === undefined || conf.callsGenie(first)) return;
   const better = `10-${first.name.replace(/^\d+-/, "")}`;
   throw refusal(
     `Cannot install: ${first.name} stands before ${conflistName} in ${confDir}, and runtimes ` +
@@ -189,8 +182,8 @@ function putTable(site: Site, { table }: Options, content: string): FileOutcome 
  */
 function putConflist(site: Site, { confDir }: Options): FileOutcome[] {
   const path = join(confDir, conflistName);
-  const confs = readConfs(site.root, confDir);
-  const [first] = confsBefore(confs, conflistName);
+  const confs = conf.readConfs(site.root, confDir);
+  const [first] = conf.confsBefore(confs, conflistName);
   const isGenies = isObject(first?.value) && isGenieConfig(first.value);
   if (first && !isGenies) {
     return [{ did: "skipped", path, detail: `${first.name} calls genie already` }];
@@ -200,10 +193,10 @@ function putConflist(site: Site, { confDir }: Options): FileOutcome[] {
   const kept = noted(site, "taken")?.replaced;
   const keys = kept === undefined ? undefined : keysOfGenie(site, kept);
   const there = confs.find(({ name }) => name === conflistName);
-  const keepsOthers = there !== undefined && callsGenie(there);
+  const keepsOthers = there !== undefined && conf.callsGenie(there);
   // It may have a token.
   const mode = keys ? 0o600 : 0o644;
-  const content = { text: ownListText(keys) };
+  const content = { text: conf.ownListText(keys) };
   const outcome = put(site, { kind: "conflist", path, content, keepsOthers, mode });
   if (!first) return [outcome];
   // Only now: runtimes find a config at any moment.
@@ -429,10 +422,9 @@ function attachedPods({ root }: Site, stateDir: string): string[] {
 /** Replaces our config by the network that follows, with genie behind it to answer DEL. */
 function retire(site: Site, { path, replaced }: InstalledFile): FileOutcome {
   const kept = replaced && files.readIfThere(files.hostFile(site.root, replaced));
-  const next = readConfs(site.root, dirname(path)).find(
-    ({ name, value }) => name !== conflistName && value !== undefined,
-  );
-  const list = lastList(kept === undefined ? next?.value : JSON.parse(kept));
+  const confs = conf.readConfs(site.root, dirname(path));
+  const next = confs.find(({ name, value }) => name !== conflistName && value !== undefined);
+  const list = conf.lastList(kept === undefined ? next?.value : JSON.parse(kept));
   const content = { text: `${JSON.stringify(list, null, 2)}\n` };
   const outcome = put(site, { kind: "conflist", path, content, keepsOthers: true });
   if (outcome.did !== "replaced" && outcome.did !== "wrote") return outcome;

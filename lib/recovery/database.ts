@@ -8,51 +8,40 @@ import * as fs from "node:fs";
 import { dirname, join } from "node:path";
 import type { Host } from "../call.ts";
 import { CniError, log } from "../cni.ts";
-import {
-  applicationId,
-  busyTimeoutMs,
-  openFile as openAsItIs,
-  type State,
-  schemaVersion,
-  sqliteCode,
-  transact,
-  unavailable,
-} from "../database.ts";
+import * as record from "../database.ts";
 import { migrations } from "./migrations.ts";
 
 /**
  * Opens `<dir>/genie.db`, making folder and file when absent. A file that is no database any more,
  * or not ours, is set aside under another name and reported, and a new one begun (D4).
- *
  * @throws CniError 106 when it cannot be opened, or was written by a newer genie
  */
-export function openState(host: Host, dir: string): State {
+export function openState(host: Host, dir: string): record.State {
   const file = join(dir, "genie.db");
   try {
     return { database: openFile(file), file, copyDir: "", staysOpen: host.endsAtOnce === true };
   } catch (error) {
-    if (!isUnusable(error)) throw unavailable(file, error);
+    if (!isUnusable(error)) throw record.unavailable(file, error);
     return renewState(host, file);
   }
 }
 
 /** Sets an unusable file aside and begins a new one. */
-function renewState(host: Host, file: string): State {
+function renewState(host: Host, file: string): record.State {
   try {
     setAside(host, file);
     return { database: openFile(file), file, copyDir: "", staysOpen: host.endsAtOnce === true };
   } catch (error) {
-    throw unavailable(file, error);
+    throw record.unavailable(file, error);
   }
 }
 
 /**
  * Opens a copy of the record, in memory where there is such a folder: SQLite cannot even read its
  * file on a disk that is full or read-only, and DEL must work there. Nothing written to it lasts.
- *
  * @throws CniError 106 when there is no record, or it cannot be read
  */
-export function openCopy(dir: string): State {
+export function openCopy(dir: string): record.State {
   const file = join(dir, "genie.db");
   const parent = ["/dev/shm", "/run"].find((path) => fs.existsSync(path)) ?? "/tmp";
   let copyDir = "";
@@ -64,7 +53,7 @@ export function openCopy(dir: string): State {
     return { database: openFile(copy), file, copyDir, staysOpen: false };
   } catch (error) {
     if (copyDir !== "") fs.rmSync(copyDir, { recursive: true, force: true });
-    throw unavailable(file, error);
+    throw record.unavailable(file, error);
   }
 }
 
@@ -91,15 +80,15 @@ function persist<T>(
 
 /** What a file gives that is renamed while it is used; others say so for good. */
 function isMoving(error: unknown): boolean {
-  return /^SQLITE_(CANTOPEN|IOERR)/.test(sqliteCode(error));
+  return /^SQLITE_(CANTOPEN|IOERR)/.test(record.sqliteCode(error));
 }
 
 function openOnce(file: string): Database {
   makeFile(file);
-  const database = openAsItIs(file);
+  const database = record.openFile(file);
   try {
     const found = readVersion(database);
-    if (found < schemaVersion) {
+    if (found < record.schemaVersion) {
       useWal(database);
       migrate(database);
     }
@@ -115,8 +104,8 @@ function openOnce(file: string): Database {
  * find a new file SQLite sends all but one away at once, `busy_timeout` or not.
  */
 function useWal(database: Database): void {
-  const isBusy = (error: unknown) => /^SQLITE_BUSY/.test(sqliteCode(error));
-  const times = { pollMs: walPollMs, triesMax: busyTimeoutMs / walPollMs };
+  const isBusy = (error: unknown) => /^SQLITE_BUSY/.test(record.sqliteCode(error));
+  const times = { pollMs: walPollMs, triesMax: record.busyTimeoutMs / walPollMs };
   persist(isBusy, times, () => database.run("PRAGMA journal_mode = WAL"));
 }
 
@@ -145,26 +134,26 @@ export function readVersion(database: Database): number {
          application_id AS id FROM pragma_user_version, pragma_application_id`,
     )
     .get() as { isEmpty: number; found: number; id: number };
-  const isOurs = id === applicationId || (isEmpty === 1 && id === 0 && found === 0);
+  const isOurs = id === record.applicationId || (isEmpty === 1 && id === 0 && found === 0);
   if (!isOurs) throw new ForeignFile("it is another program's database");
-  if (found <= schemaVersion) return found;
+  if (found <= record.schemaVersion) return found;
   const remedy = "install the genie that wrote it or a later one";
-  throw new Error(`its schema version ${found} is newer than ${schemaVersion}, ${remedy}`);
+  throw new Error(`its schema version ${found} is newer than ${record.schemaVersion}, ${remedy}`);
 }
 
 function migrate(database: Database): void {
-  transact(database, () => {
+  record.transact(database, () => {
     // Another process may have done it while we waited for the lock.
     const found = readVersion(database);
-    if (found >= schemaVersion) return;
+    if (found >= record.schemaVersion) return;
     for (const migration of migrations.slice(found)) database.run(migration);
-    database.run(`PRAGMA application_id = ${applicationId}`);
-    database.run(`PRAGMA user_version = ${schemaVersion}`);
+    database.run(`PRAGMA application_id = ${record.applicationId}`);
+    database.run(`PRAGMA user_version = ${record.schemaVersion}`);
   });
 }
 
 function isUnusable(error: unknown): boolean {
-  return error instanceof ForeignFile || /^SQLITE_(CORRUPT|NOTADB)/.test(sqliteCode(error));
+  return error instanceof ForeignFile || /^SQLITE_(CORRUPT|NOTADB)/.test(record.sqliteCode(error));
 }
 
 const reasonOf = (error: unknown) => (error as NodeJS.ErrnoException).code;
@@ -222,10 +211,9 @@ function isSound(file: string): boolean {
  * Goes on from a file that shows its damage only at the first write of an operation, or that
  * another process set aside meanwhile: `state` then has a new one. Later writes must not do that,
  * since they go on from earlier ones.
- *
  * @throws `error` itself, where it means something else
  */
-export function reopen(host: Host, state: State, error: unknown): void {
+export function reopen(host: Host, state: record.State, error: unknown): void {
   const cause = error instanceof CniError ? error.cause : undefined;
   if (!isUnusable(cause) && !isMoving(cause)) throw error;
   state.database.close();

@@ -183,7 +183,6 @@ export function giveUp({ host, state, operation }: Call, planned: Attachment[]):
 /**
  * Rolls an ADD back that failed. Returns only where another try makes sense: the network that
  * failed was of our own choice, and there may be a next best.
- *
  * @throws `error`, or a CniError that also tells of the tries before: why the best network failed
  *   says most
  */

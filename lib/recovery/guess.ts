@@ -23,7 +23,6 @@ import { orUndefined } from "./tried.ts";
 /**
  * DEL without a record: plans again from what the request itself carries, never from the API, and
  * calls DEL on every plugin of that plan. Errors are reported, the DEL succeeds (CNI SPEC 1.1 §2).
- *
  * @param of `ifNames` has the interfaces to delete, absent: all; `others` what other calls of the
  *   container have: a DEL that would take it from them is not sent
  */
@@ -61,7 +60,6 @@ function carriedResult({ config: { prevResult }, cniVersion }: Request): Result 
  * What an ADD of this request would attach, as far as the request and the node's disk tell: for a
  * DEL that has no record. Asks neither the API nor the access rules, since what was attached must
  * go.
- *
  * @returns what is certain, and why the rest is not
  * @throws CniError 7, 101 or 105 when there is no plan at all
  */

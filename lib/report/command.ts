@@ -34,7 +34,6 @@ export interface ReportContext {
 
 /**
  * Runs `genie report`.
- *
  * @returns exit status: 1 where a node of a cluster did not answer
  * @throws UsageError for words that make no sense; CniError 106 for a record that is damaged or
  *   newer, 5 for a file that cannot be written

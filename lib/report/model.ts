@@ -5,14 +5,7 @@ import { code } from "../cni.ts";
 import { isObject, parseJson } from "../json.ts";
 import { orUndefined } from "../recovery/tried.ts";
 import { family } from "../result.ts";
-import {
-  type ChoiceReport,
-  latencyEdgesUs,
-  type PodReport,
-  type Report,
-  type ReportHead,
-  type RequestReport,
-} from "./document.ts";
+import * as doc from "./document.ts";
 import { isoTime } from "./quantity.ts";
 import * as reader from "./record_reader.ts";
 import { type RequestTally, rankedNetworks, tally } from "./tally.ts";
@@ -37,10 +30,9 @@ const stuckMax = 1000;
 
 /**
  * Makes the default view. No record gives an empty one.
- *
  * @throws CniError as `readRecord()`
  */
-export function makeReport(host: Host, source: ReportSource, limits: ReportLimits): Report {
+export function makeReport(host: Host, source: ReportSource, limits: ReportLimits): doc.Report {
   const { tables, view } = reader.readOrEmpty(source.stateDir, (record) => ({
     tables: record.tables,
     view: readReport(host, record, limits, source.totals),
@@ -53,7 +45,7 @@ function readReport(
   record: reader.RecordReader,
   { filter, limit }: ReportLimits,
   addressTotals: ReportSource["totals"],
-): Omit<Report, keyof ReportHead> {
+): Omit<doc.Report, keyof doc.ReportHead> {
   const span = reader.ledgerSpan(record);
   const toMs = span ? Math.max(span.lastMs, filter.sinceMs === undefined ? 0 : host.now()) : 0;
   const fromMs = Math.min(toMs, filter.sinceMs ?? span?.firstMs ?? 0);
@@ -74,7 +66,7 @@ function readReport(
         ? counted.timeline.map(({ atMs, ...rest }) => ({ at: iso(atMs), ...rest }))
         : [],
     },
-    latencyEdgesUs,
+    latencyEdgesUs: doc.latencyEdgesUs,
     causes: causesOf(counted, record),
     decisions: decisionsOf(counted),
     choices: choicesOf(reader.rowsById(record, counted.choiceIds)).slice(0, limit),
@@ -86,7 +78,6 @@ function readReport(
 
 /**
  * Makes the view of one pod.
- *
  * @throws CniError as `readRecord()`
  */
 export function makePodReport(
@@ -94,7 +85,7 @@ export function makePodReport(
   source: ReportSource,
   pod: { namespace: string; name: string },
   { filter, limit }: ReportLimits,
-): PodReport {
+): doc.PodReport {
   const own = { ...filter, namespace: pod.namespace, pod: pod.name };
   const view = reader.readOrEmpty(source.stateDir, (record) => ({
     tables: record.tables,
@@ -120,7 +111,7 @@ function makeHead(
   host: Host,
   { stateDir, notices }: ReportSource,
   tables: ReadonlySet<string>,
-): ReportHead {
+): doc.ReportHead {
   const record = reader.recordFile(stateDir);
   const aside = reader.setAsideRecords(stateDir);
   const all = [...notices];
@@ -148,7 +139,7 @@ function asideNotice({ file, atMs }: reader.SetAside): string {
 }
 
 /** A filter as the JSON of a report has it. */
-export function reportedFilter(filter: reader.LedgerFilter): Report["filter"] {
+export function reportedFilter(filter: reader.LedgerFilter): doc.Report["filter"] {
   const { network = null, namespace = null, pod = null, command = null, only = null } = filter;
   const since = filter.sinceMs === undefined ? null : iso(filter.sinceMs);
   return { since, network, namespace, pod, command, only };
@@ -162,7 +153,7 @@ const noLoad: NetworkLoad = { attachments: 0, ipv4: 0, ipv6: 0 };
 function readLive(record: reader.RecordReader, filter: reader.LedgerFilter) {
   const live = { attachments: 0, failing: 0, leaked: 0 };
   const loads = new Map<string, NetworkLoad>();
-  const stuck: Report["stuck"] = [];
+  const stuck: doc.Report["stuck"] = [];
   for (const one of reader.liveAttachments(record, filter)) {
     const load = loads.getOrInsert(one.network, { ...noLoad });
     load.attachments++;
@@ -183,7 +174,7 @@ function networksOf(
   loads: ReadonlyMap<string, NetworkLoad>,
   addressTotals: ReportSource["totals"],
   bytesPerSecond: ReadonlyMap<string, number>,
-): Report["networks"] {
+): doc.Report["networks"] {
   const nothing = tally([], { fromMs: 0, toMs: 0, limit: 0 });
   const names = new Set([...counted.networks.keys(), ...loads.keys()]);
   return [...names].sort().map((network) => {
@@ -213,7 +204,7 @@ function causeName(number: number): string {
   return words ?? `plugin error ${number}`;
 }
 
-function causesOf({ causes }: RequestTally, record: reader.RecordReader): Report["causes"] {
+function causesOf({ causes }: RequestTally, record: reader.RecordReader): doc.Report["causes"] {
   const ids = causes.map(({ newestId }) => newestId);
   const newest = new Map(reader.rowsById(record, ids).map((row) => [row.id, row]));
   return causes.map(({ code: number, denied, requests, newestId, networks }) => {
@@ -232,19 +223,19 @@ function causesOf({ causes }: RequestTally, record: reader.RecordReader): Report
 }
 
 /** By network, the most frequent decider of each first. */
-function decisionsOf({ networks }: RequestTally): Report["decisions"] {
+function decisionsOf({ networks }: RequestTally): doc.Report["decisions"] {
   return [...networks.keys()].sort().flatMap((network) => {
     const deciders = [...(networks.get(network)?.decidedBy ?? [])].sort((a, b) => b[1] - a[1]);
     return deciders.map(([decidedBy, requests]) => ({ network, decidedBy, requests }));
   });
 }
 
-function requestReport({ atMs, choice: _, ...row }: reader.NumberedRow): RequestReport {
+function requestReport({ atMs, choice: _, ...row }: reader.NumberedRow): doc.RequestReport {
   return { at: iso(atMs), ...row };
 }
 
 /** The choices among rows; one may be in the row of the call and in that of the network. */
-function choicesOf(rows: reader.NumberedRow[]): ChoiceReport[] {
+function choicesOf(rows: reader.NumberedRow[]): doc.ChoiceReport[] {
   const calls = new Map<string, reader.NumberedRow>();
   for (const row of rows) {
     if (row.choice !== "") calls.set(`${row.containerId} ${row.atMs} ${row.choice}`, row);

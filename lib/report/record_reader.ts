@@ -53,7 +53,6 @@ export function recordFile(dir: string): string {
 
 /**
  * Reads the record in one transaction, so that everything read is of the same moment.
- *
  * @returns what `inside` returns, or undefined when there is no record, or an empty one
  * @throws CniError 106 when it is damaged, foreign or newer; 11 when it stays locked; 5 when it may
  *   not be read
