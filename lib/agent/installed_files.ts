@@ -27,11 +27,7 @@ const tokenMs = 30_000;
  * while it still calls genie. `genie uninstall` removes the file before its note of it, so a fault
  * is acted on only when two checks agree, and the note is read last.
  */
-export async function runConflist(
-  { host, health }: FileTask,
-  root = "/",
-  everyMs = conflistMs,
-): Promise<void> {
+export async function runConflist({ host, health }: FileTask, root = "/", everyMs = conflistMs) {
   let before = "";
   let logged = "";
   for (; !host.signal.aborted; await pause(everyMs, host.signal)) {
@@ -91,11 +87,7 @@ function restoreConflist(host: Host, root: string): void {
 }
 
 /** True in a pod of a node whose kubeconfig reads its token from the file that install wrote. */
-export function keepsToken(
-  host: Host,
-  root = "/",
-  serviceAccountDir = serviceAccountDirDefault,
-): boolean {
+export function keepsToken(host: Host, root = "/", serviceAccountDir = serviceAccountDirDefault) {
   const inPod = { kubeconfigIsExplicit: false, timeoutMs: 0, serviceAccountDir };
   return isConfigured(host, inPod) && hasToken(root);
 }

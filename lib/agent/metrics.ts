@@ -185,11 +185,8 @@ function measureRecord({ host, config, health }: Agent, state: State): Measured 
 }
 
 function attachmentSamples({ database }: State): Sample[] {
-  const rows = database.query(sql("states")).all() as {
-    network: string;
-    state: string;
-    value: number;
-  }[];
+  type Row = Record<"network" | "state", string> & { value: number };
+  const rows = database.query(sql("states")).all() as Row[];
   const networks = new Set<string>();
   const sums: ByLabels<number> = new Map();
   for (const { network, state, value } of rows) {

@@ -78,10 +78,7 @@ function scalar(value: unknown): string {
  * becomes the items of a list; within a longer text `${name}` becomes text. Comments above the keys
  * of an object stay, see {@link comment}. What stands before the first `---` is about the file.
  */
-export function fillTemplate(
-  template: string,
-  values: Readonly<Record<string, unknown>> = {},
-): KubeObject[] {
+export function fillTemplate(template: string, values: Readonly<Record<string, unknown>> = {}) {
   const documents = template.slice(template.indexOf("---\n"));
   const keyed = documents.replace(
     /^( *(?:- )?)# (.*(?:\n *# .*)*)/gm,

@@ -159,15 +159,15 @@ export function askedPath({ binDirs }: Pick<Config, "binDirs">): string[] {
 /** The CNI folders as the runtimes say, else those where genie was put before, else the usual. */
 export function cniFolders(site: Site): { confDir: string; binDirs: string[] } {
   const runtimes = enabledRuntimes(site.root);
-  const conf = noted(site, "conflist");
-  const binary = noted(site, "binary");
+  const [confDir] = runtimes.flatMap((one) => one.confDir ?? []);
+  const named = runtimes.find(({ binDirs }) => binDirs.length > 0);
+  const before = (kind: "conflist" | "binary") => {
+    const path = noted(site, kind)?.path;
+    return path === undefined ? undefined : dirname(path);
+  };
   return {
-    confDir:
-      runtimes.find(({ confDir }) => confDir !== undefined)?.confDir ??
-      (conf ? dirname(conf.path) : paths.confDir),
-    binDirs: runtimes.find(({ binDirs }) => binDirs.length > 0)?.binDirs ?? [
-      binary ? dirname(binary.path) : paths.binDir,
-    ],
+    confDir: confDir ?? before("conflist") ?? paths.confDir,
+    binDirs: named?.binDirs ?? [before("binary") ?? paths.binDir],
   };
 }
 

@@ -334,19 +334,15 @@ const pathKeys = ["certificate-authority", "client-certificate", "client-key", "
 
 /** Refuses relative paths: they would mean another file once the kubeconfig is copied. */
 function checkPaths(file: string, text: string): void {
-  const visit = (value: unknown): void => {
-    if (Array.isArray(value)) value.forEach(visit);
-    if (!isObject(value)) return;
-    for (const [key, one] of Object.entries(value)) {
-      if (pathKeys.includes(key) && typeof one === "string" && one !== "" && !isAbsolute(one)) {
-        const remedy = "embed it: kubectl config view --flatten";
-        throw unusable(file, `its ${key} is a relative path, ${remedy}`);
-      }
-      visit(one);
+  const check = (key: string, one: unknown) => {
+    if (pathKeys.includes(key) && typeof one === "string" && one !== "" && !isAbsolute(one)) {
+      const remedy = "embed it: kubectl config view --flatten";
+      throw unusable(file, `its ${key} is a relative path, ${remedy}`);
     }
+    return one;
   };
   try {
-    visit(Bun.YAML.parse(text));
+    JSON.stringify(Bun.YAML.parse(text), check);
   } catch (error) {
     if (error instanceof CniError) throw error;
     // The parser's own message may quote a token.

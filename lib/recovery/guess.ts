@@ -63,10 +63,7 @@ function carriedResult({ config: { prevResult }, cniVersion }: Request): Result 
  * @returns what is certain, and why the rest is not
  * @throws CniError 7, 101 or 105 when there is no plan at all
  */
-export async function guessPlan(
-  config: Config,
-  request: Request,
-): Promise<{ attachments: Attachment[]; problems: CniError[] }> {
+export async function guessPlan(config: Config, request: Request) {
   const pod = carriedPod(request) ?? podWithoutAnnotations(request);
   const search = pluginSearch(config, request);
   const { decision, primarySet, further } = await selectWanted(config, pod);

@@ -12,6 +12,7 @@ import { CniError, code, isNetworkName, log, toCniError } from "../cni.ts";
 import { canonicalIP, isIP } from "../ip.ts";
 import { isObject } from "../json.ts";
 import type { NetworkConfigList } from "../networks.ts";
+import type { LiveContainers } from "../node/live_containers.ts";
 import { orElse } from "./tried.ts";
 
 /** An address that host-local keeps for a container. */
@@ -65,11 +66,7 @@ function namesIn(dir: string): string[] {
 }
 
 /** Who has an address, from its file in a store; undefined where it is none, or too young. */
-export function readReservation(
-  dir: string,
-  address: string,
-  nowMs: number,
-): Pick<Reservation, "containerId" | "ifName"> | undefined {
+export function readReservation(dir: string, address: string, nowMs: number) {
   const file = join(dir, address);
   // It may be released meanwhile.
   return orElse(undefined, () => {
@@ -83,14 +80,11 @@ export function readReservation(
   });
 }
 
-/** What shows whether somebody still has an address. */
-interface Evidence {
-  /** Containers whose addresses stay: on record, or of the runtime's list. */
-  known: ReadonlySet<string>;
-  /** Addresses of all interfaces of the node and its pods. */
-  addresses: ReadonlySet<string>;
-  hasContainer: (id: string) => boolean;
-}
+/**
+ * What shows whether somebody still has an address: who is alive, and `known` containers whose
+ * addresses stay, on record or of the runtime's list.
+ */
+type Evidence = Omit<LiveContainers, "netns"> & { known: ReadonlySet<string> };
 
 /** Does nobody have this address any more? */
 export function isUnowned({ address, containerId }: Reservation, evidence: Evidence): boolean {
@@ -100,10 +94,7 @@ export function isUnowned({ address, containerId }: Reservation, evidence: Evide
 }
 
 /** The reservations of several lists, each once: two versions of a list may share a store. */
-export function readAllReservations(
-  lists: readonly NetworkConfigList[],
-  nowMs: number,
-): Reservation[] {
+export function readAllReservations(lists: readonly NetworkConfigList[], nowMs: number) {
   const all = lists.flatMap((list) => readReservations(list, nowMs));
   return [...new Map(all.map((one) => [`${one.dir}/${one.address}`, one])).values()];
 }
@@ -144,11 +135,7 @@ const pollMs = 5;
  * Removes a reservation, unless it is another's by now.
  * @throws CniError 11 when the store stays locked until the deadline, 5 for a file that stays
  */
-export async function releaseReservation(
-  host: Host,
-  one: Reservation,
-  deadlineMs: number,
-): Promise<void> {
+export async function releaseReservation(host: Host, one: Reservation, deadlineMs: number) {
   const { network, dir, address } = one;
   const what = `Cannot release ${address} of network "${network}"`;
   let lock: number | undefined;

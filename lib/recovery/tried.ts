@@ -2,10 +2,7 @@
 import { CniError } from "../cni.ts";
 
 /** What `read` returns; undefined where it throws an error of this kind. */
-export function orUndefined<T>(
-  read: () => T,
-  kind: new (...args: never[]) => Error = CniError,
-): T | undefined {
+export function orUndefined<T>(read: () => T, kind: new (...args: never[]) => Error = CniError) {
   try {
     return read();
   } catch (error) {

@@ -114,11 +114,7 @@ function readTimeout(given: string | undefined): number {
  * @returns them, and who named them
  * @throws CniError 5, 7 or 11 when the nodes cannot be found
  */
-async function findTargets(
-  host: Host,
-  flags: Flags,
-  asking: AskOptions,
-): Promise<{ origin: string; targets: Target[] }> {
+async function findTargets(host: Host, flags: Flags, asking: AskOptions) {
   const endpoints = text(flags, "endpoints");
   if (endpoints !== undefined) {
     const targets = endpoints.split(",").map((given) => {

@@ -44,7 +44,7 @@ export function startMerge({
   return {
     add(node: string, report: doc.ParsedReport) {
       nodes.push(nodeOf(node, report));
-      addTo(totals, report.totals, [...countKeys, "attachments", "failing", "leaked"]);
+      addTo(totals, report.totals);
       latency.add(report.totals.add);
       for (const one of report.networks) networks.add(one);
       for (const one of report.causes) causes.add(node, one);
@@ -85,19 +85,15 @@ const byText = (a: string, b: string): number => (a < b ? -1 : a > b ? 1 : 0);
 const inOrder = <T>(map: ReadonlyMap<string, T>): [string, T][] =>
   [...map].sort(([a], [b]) => byText(a, b));
 
-const countKeys = ["requests", "failures", "denied"] as const;
-
-function addTo<K extends string>(
-  to: Record<K, number>,
-  one: Record<K, number>,
-  keys: readonly K[],
-): void {
-  for (const key of keys) to[key] += one[key];
+/** Adds to each number of a sum the one of that name. */
+function addTo<K extends string>(sum: Record<K, number>, one: Record<NoInfer<K>, number>): void {
+  for (const key of Object.keys(sum) as K[]) sum[key] += one[key];
 }
 
 const noLatency = { count: 0, p50Us: null, p95Us: null, p99Us: null };
 
-const noTotals = { requests: 0, failures: 0, denied: 0, attachments: 0, failing: 0, leaked: 0 };
+const noCounts = { requests: 0, failures: 0, denied: 0, attachments: 0 };
+const noTotals = { ...noCounts, failing: 0, leaked: 0 };
 
 const missingNode = {
   genie: "",
@@ -167,14 +163,13 @@ function upperEdge(histogram: readonly number[], rank: number): number {
   return doc.latencyEdgesUs[span] ?? Number.POSITIVE_INFINITY;
 }
 
-type MergedLatency = ReturnType<typeof mergeLatency>;
-type NetworkSum = Omit<NetworkReport, "network" | "add"> & { latency: MergedLatency };
+type NetworkSum = Pick<NetworkReport, "bytesPerSecond" | "addresses"> & {
+  counts: typeof noCounts;
+  latency: ReturnType<typeof mergeLatency>;
+};
 
 const newNetwork = (): NetworkSum => ({
-  requests: 0,
-  failures: 0,
-  denied: 0,
-  attachments: 0,
+  counts: { ...noCounts },
   bytesPerSecond: null,
   latency: mergeLatency(),
   addresses: { ipv4: { used: 0, total: 0 }, ipv6: { used: 0, total: 0 } },
@@ -186,7 +181,7 @@ function mergeNetworks() {
     add(one: NetworkReport) {
       const name = keyIn(sums, one.network, namesMax, otherNetworks);
       const sum = sums.getOrInsertComputed(name, newNetwork);
-      addTo(sum, one, [...countKeys, "attachments"]);
+      addTo(sum.counts, one);
       sum.latency.add(one.add);
       for (const family of ["ipv4", "ipv6"] as const) {
         const to = sum.addresses[family];
@@ -199,11 +194,9 @@ function mergeNetworks() {
       }
     },
     result: (): NetworkReport[] =>
-      inOrder(sums).map(([network, { latency, ...rest }]) => ({
-        network,
-        ...rest,
-        add: latency.result(),
-      })),
+      inOrder(sums).map(([network, { counts, latency, ...rest }]) => {
+        return { network, ...counts, ...rest, add: latency.result() };
+      }),
   };
 }
 
@@ -243,14 +236,14 @@ function addDecision(decisions: Map<string, Decision>, one: Decision): void {
 
 /** Counts by time. Nodes have different buckets: each is added to the one it begins in. */
 function mergeTimes() {
-  const keys = ["ok", "failed", "denied"] as const;
-  const counts = new Map<string, Record<(typeof keys)[number], number>>();
+  const outcomes = ["ok", "failed", "denied"] as const;
+  const counts = new Map<string, Record<(typeof outcomes)[number], number>>();
   const times: string[] = [];
   return {
     add(report: doc.ParsedReport) {
       times.push(...[report.from, report.to].filter((time) => time !== null));
       for (const bucket of report.timeline.buckets) {
-        addTo(counts.getOrInsert(bucket.at, { ok: 0, failed: 0, denied: 0 }), bucket, keys);
+        addTo(counts.getOrInsert(bucket.at, { ok: 0, failed: 0, denied: 0 }), bucket);
       }
     },
     result(): Pick<doc.ClusterReport, "from" | "to" | "timeline"> {
@@ -262,7 +255,7 @@ function mergeTimes() {
       for (const [at, sum] of counts) {
         const place = Math.floor((Date.parse(at) - startMs) / bucketMs);
         const bucket = timeline[Math.max(0, Math.min(timeline.length - 1, place))];
-        if (bucket) addTo(bucket, sum, keys);
+        if (bucket) for (const key of outcomes) bucket[key] += sum[key];
       }
       const buckets = timeline.map(({ atMs, ...rest }) => ({
         at: new Date(atMs).toISOString(),

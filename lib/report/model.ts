@@ -107,11 +107,7 @@ export function makePodReport(
 const iso = (ms: number): string => isoTime(ms) ?? "";
 
 /** @param tables of the record; none where it is absent */
-function makeHead(
-  host: Host,
-  { stateDir, notices }: ReportSource,
-  tables: ReadonlySet<string>,
-): doc.ReportHead {
+function makeHead(host: Host, { stateDir, notices }: ReportSource, tables: ReadonlySet<string>) {
   const record = reader.recordFile(stateDir);
   const aside = reader.setAsideRecords(stateDir);
   const all = [...notices];
@@ -121,7 +117,7 @@ function makeHead(
     all.push(`${record} has no ledger: it was last written by a genie that keeps none`);
   }
   return {
-    version: 1,
+    version: 1 as const,
     genie: manifest.version,
     generatedAt: iso(host.now()),
     record,

@@ -191,10 +191,7 @@ const callSpan = 512;
  * denied, unknown or malformed. Such a call counts for no network, as its row names genie's own
  * config. Calls that are no request but carry the numbers of a choice come with `isRequest` 0.
  */
-export function* requests(
-  { database, tables }: RecordReader,
-  filter: LedgerFilter,
-): Generator<TallyRow, void> {
+export function* requests({ database, tables }: RecordReader, filter: LedgerFilter) {
   if (!tables.has("ledger")) return;
   const { where, parameters } = conditions(filter);
   const rows = database.query(sql("requests", where)).iterate(...parameters) as IterableIterator<
@@ -310,15 +307,11 @@ const listedMax = 1000;
 export function readPolicy(record: RecordReader): PolicyReport | undefined {
   const { database, tables } = record;
   if (!tables.has("policy_watches") || !tables.has("rulesets")) return undefined;
-  const { knownMs, enforced } = database.query(sql("policy")).get() as {
-    knownMs: number | null;
-    enforced: number;
-  };
+  type Row = { knownMs: number | null; enforced: number };
+  const { knownMs, enforced } = database.query(sql("policy")).get() as Row;
   if (knownMs === null && enforced === 0) return undefined;
-  const problems = database.query(sql("problems")).all(listedMax) as (Omit<
-    PolicyReport["problems"][number],
-    "at"
-  > & { atMs: number })[];
+  type Problem = Omit<PolicyReport["problems"][number], "at"> & { atMs: number };
+  const problems = database.query(sql("problems")).all(listedMax) as Problem[];
   return {
     knownAt: isoTime(knownMs ?? 0),
     enforced,
