@@ -2,7 +2,7 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { CniError, code } from "../lib/cni.ts";
-import { assignDevices, takeDevice } from "../lib/kubernetes/devices.ts";
+import { assignDevices } from "../lib/kubernetes/devices.ts";
 import { podDevices } from "../lib/kubernetes/grpc.ts";
 import { makeHost, tempDir } from "./fakes.ts";
 import {
@@ -276,55 +276,61 @@ test("podDevices() leaves nothing open: the process ends by itself", async () =>
   expect({ stdout, stderr, status }).toEqual({ stdout: "late", stderr: "", status: 0 });
 });
 
-describe("takeDevice()", () => {
-  test("gives the n-th network of a resource its n-th device", () => {
-    const taken = [0, 1, 2].map((index) => takeDevice(devices, "intel.com/sriov", index, pod));
-    expect(taken).toEqual(["0000:3b:01.7", "0000:3b:02.0", "0000:3b:02.1"]);
-    expect(takeDevice(devices, "nvidia.com/gpu", 0, pod)).toBe("GPU-1");
-  });
-
-  test.each([
-    ["more networks than devices", "nvidia.com/gpu", 1, "device 2", "allocated 1"],
-    ["a resource the pod has none of", "intel.com/dpdk", 0, "device 1", "allocated 0"],
-    ["a resource named like a method", "toString", 0, "device 1", "allocated 0"],
-  ])("refuses %s", (_, resource, index, device, count) => {
-    let error: unknown;
-    try {
-      takeDevice(devices, resource, index, pod);
-    } catch (thrown) {
-      error = thrown;
-    }
-    expect(error).toEqual(
-      new CniError(
-        code.invalidConfig,
-        `Cannot give pod "team-a/web" ${device} of "${resource}": it was ${count}, ` +
-          "name the resource in the limits of its containers once per network",
-      ),
-    );
-  });
-});
-
 describe("assignDevices(), lib/kubernetes/devices.ts", () => {
-  test.each<[string, string[], string[]]>([
-    ["the first ones", [], ["0000:3b:01.7", "0000:3b:02.0"]],
-    ["those that the pod does not use yet", ["0000:3b:01.7"], ["0000:3b:02.0", "0000:3b:02.1"]],
-    ["none where too few are left", ["0000:3b:02.0", "0000:3b:02.1"], []],
-  ])("gives %s", async (_, inUse, given) => {
+  /** Gives networks that name these resources their devices, beside some that the pod uses. */
+  async function assign(names: string[], inUse: string[] = []) {
     await using kubelet = await startKubelet(dir.path, pods, { Get: ["truth"] });
     const folder = join(dir.path, crypto.randomUUID());
     mkdirSync(join(folder, "pod-resources"), { recursive: true });
     symlinkSync(kubelet.socket, join(folder, "pod-resources/kubelet.sock"));
     const resourceName = "intel.com/sriov";
     const held = inUse.map((deviceId) => madeAttachment({ device: { resourceName, deviceId } }));
-    const planned = ["net1", "net2"].map((ifName) => madeAttachment({ ifName }));
-    const wanted = planned.map(() => ({ resourceName }));
-    const assigned = assignDevices(makeHost(), { pod, kubeletDir: folder, held }, planned, wanted);
-    if (given.length === 0) {
-      await expect(assigned).rejects.toMatchObject({ code: code.invalidConfig });
-      return;
-    }
-    await assigned;
+    const planned = names.map((_, i) => madeAttachment({ ifName: `net${i + 1}` }));
+    const wanted = names.map((name) => ({ resourceName: name }));
+    await assignDevices(makeHost(), { pod, kubeletDir: folder, held }, planned, wanted);
+    return planned;
+  }
+  const sriov = "intel.com/sriov";
+  const gpu = "nvidia.com/gpu";
+
+  test.each<[string, string[], string[], string[]]>([
+    ["the first ones", [sriov, sriov], [], ["0000:3b:01.7", "0000:3b:02.0"]],
+    [
+      "those that the pod does not use yet",
+      [sriov, sriov],
+      ["0000:3b:01.7"],
+      ["0000:3b:02.0", "0000:3b:02.1"],
+    ],
+    [
+      "each network the next one of its resource",
+      [sriov, gpu, sriov, sriov],
+      [],
+      ["0000:3b:01.7", "GPU-1", "0000:3b:02.0", "0000:3b:02.1"],
+    ],
+  ])("gives %s", async (_, names, inUse, given) => {
+    const planned = await assign(names, inUse);
     expect(planned.map(({ device }) => device?.deviceId)).toEqual(given);
     expect(planned.map(({ list }) => list.plugins[0]?.["deviceID"])).toEqual(given);
+  });
+
+  test.each<[string, string[], string[], string, string]>([
+    ["more networks than devices", [gpu, gpu], [], "device 2", "allocated 1"],
+    ["a resource the pod has none of", ["intel.com/dpdk"], [], "device 1", "allocated 0"],
+    ["a resource named like a method", ["toString"], [], "device 1", "allocated 0"],
+    [
+      "more networks than devices are left",
+      [sriov, sriov],
+      ["0000:3b:02.0", "0000:3b:02.1"],
+      "device 2",
+      "allocated 1",
+    ],
+  ])("refuses %s", async (_, names, inUse, device, count) => {
+    await expect(assign(names, inUse)).rejects.toEqual(
+      new CniError(
+        code.invalidConfig,
+        `Cannot give pod "team-a/web" ${device} of "${names[0]}": it was ${count}, ` +
+          "name the resource in the limits of its containers once per network",
+      ),
+    );
   });
 });

@@ -7,7 +7,7 @@ import { describe, expect, test } from "bun:test";
 import { existsSync, statSync } from "node:fs";
 import { join } from "node:path";
 import type { Request } from "../lib/call.ts";
-import { noteChoice } from "../lib/choice/choose.ts";
+import { noteNumbers } from "../lib/choice/choose.ts";
 import { CniError, code } from "../lib/cni.ts";
 import { closeState, type State, write } from "../lib/database.ts";
 import {
@@ -125,7 +125,7 @@ describe("rows", () => {
     notePlugin(journal, "portmap", { ...noted, error });
     noteNetwork(journal, { ...noted, error });
     noteNetwork(journal, { ...noted, network: "green" }, ["10.1.0.5/24", "fd00::5/64"]);
-    noteChoice(journal, "blue", "numbers");
+    noteNumbers(journal, { network: "blue", ranking: [], kpis: [], rejected: [] });
     withState((state) => {
       write(state, () => writeJournal(host, state, journal, error));
       const rows = rowsOf(state);
@@ -146,7 +146,14 @@ describe("rows", () => {
       expect(rows).toEqual([
         { ...common, ...ok, ...own, kind: "plugin", network: "blue", plugin: "bridge" },
         { ...common, ...failed, ...own, kind: "plugin", network: "blue", plugin: "portmap" },
-        { ...common, ...failed, ...own, ...chain, network: "blue", choice: "numbers" },
+        {
+          ...common,
+          ...failed,
+          ...own,
+          ...chain,
+          network: "blue",
+          choice: '{"network":"blue","candidates":[],"rejected":[]}',
+        },
         {
           ...{ ...common, ...ok, ...own, ...chain, network: "green" },
           addresses: "10.1.0.5/24,fd00::5/64",

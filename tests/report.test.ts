@@ -24,7 +24,7 @@ import type { LedgerRow } from "../lib/record.ts";
 import { openState } from "../lib/recovery/database.ts";
 import { latencyEdgesUs, type Report } from "../lib/report/document.ts";
 import { makePodReport, makeReport } from "../lib/report/model.ts";
-import { html, scriptJson } from "../lib/report/page.ts";
+import { scriptJson, toMarkup } from "../lib/report/page.ts";
 import {
   formatCount,
   formatDuration,
@@ -763,9 +763,10 @@ describe("words", () => {
     expect(fill("{{a}}", { a: "x" }, (value) => `<${value}>`)).toBe("<x>");
   });
 
-  test("html`` escapes what is put into it, once", () => {
-    const inside = html`<b>${'<a href="x">&\''}</b>`;
-    expect(html`${[inside, 1]}`.markup).toBe("<b>&lt;a href=&quot;x&quot;&gt;&amp;&#39;</b>1");
+  test("toMarkup() escapes what is put into the page, but for what is HTML already", () => {
+    expect(toMarkup('<a href="x">&\'')).toBe("&lt;a href=&quot;x&quot;&gt;&amp;&#39;");
+    expect(toMarkup({ markup: "<b>" })).toBe("<b>");
+    expect(toMarkup(1)).toBe("1");
   });
 
   test("JSON for a page and for a terminal means the same", () => {

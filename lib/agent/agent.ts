@@ -61,7 +61,6 @@ const waitPollMs = 200;
 
 /**
  * Runs the agent until SIGTERM or SIGINT.
- *
  * @returns exit status
  * @throws CniError 7 for a configuration that is wrong, 106 when the record cannot be opened
  */

@@ -15,16 +15,7 @@ import { connect } from "../kubernetes/client.ts";
 import { postEvent } from "../kubernetes/event.ts";
 import { openObjects } from "../kubernetes/objects_of_call.ts";
 import { type Item, type Sink, watchKind } from "../kubernetes/watch.ts";
-import {
-  attachmentsOfCall,
-  firstOf,
-  followedSelections,
-  hasNetns,
-  nameFor,
-  nameOfWanted,
-  planFurther,
-  putFollowed,
-} from "../node/running_pod.ts";
+import * as running from "../node/running_pod.ts";
 import { type ChangeOutcome, changeNetworks } from "../node/switch.ts";
 import { annotationKeys, npwgKeys, type Pod } from "../pod.ts";
 import type { StoredAttachment } from "../record.ts";
@@ -161,14 +152,14 @@ function readPod(object: Item): WatchedPod | undefined {
 /** Begins what is to be done, a few pods at a time. */
 function beginDue(work: FollowWork, state: State): void {
   const { host, pods, busy, failed } = work;
-  const followed = followedSelections(state);
+  const followed = running.followedSelections(state);
   const keyOf = (row: StoredAttachment) => `${row.containerId} ${row.requestIfName}`;
   const calls = Map.groupBy(attachments(host, state), keyOf);
   for (const key of failed.keys()) if (!calls.has(key)) failed.delete(key);
   for (const [key, rows] of calls) {
-    const first = firstOf(rows);
+    const first = running.firstOf(rows);
     const pod = pods.get(podLabel(first.pod));
-    const isPresent = pod && !pod.isGoing && pod.uid === first.pod.uid && hasNetns(first);
+    const isPresent = pod && !pod.isGoing && pod.uid === first.pod.uid && running.hasNetns(first);
     if (!isPresent || followed.get(key) === pod.selection) {
       failed.delete(key);
       continue;
@@ -204,7 +195,7 @@ async function follow(work: FollowWork, key: string, edited: EditedPod): Promise
     state = opened;
     // "": the operator changed its networks before it was ever seen; only the next edit counts.
     if (followed !== "") await changePod(work, opened, edited);
-    write(opened, () => putFollowed(opened, call, pod.selection, host.now()));
+    write(opened, () => running.putFollowed(opened, call, pod.selection, host.now()));
     failed.delete(key);
   } catch (error) {
     if (host.signal.aborted) return;
@@ -228,13 +219,13 @@ async function changePod(work: FollowWork, state: State, { pod: watched, call }:
   const pod: Pod = { ...watched, serviceAccount: undefined, source: "api" };
   const wanted = await selectWanted(config, pod);
   const ownArgs = own.args?.["cni"];
-  const rows = attachmentsOfCall(host, state, call);
+  const rows = running.attachmentsOfCall(host, state, call);
   if (rows.length === 0) return;
   const { steps, primary } = changesOf(wanted, rows, isObject(ownArgs) ? ownArgs : {});
   const notes: string[] = [];
   try {
     for (const step of steps) {
-      const present = attachmentsOfCall(host, state, call);
+      const present = running.attachmentsOfCall(host, state, call);
       if (present.length === 0) throw new CniError(code.tryAgainLater, "the pod has just gone");
       notes.push(describe(await makeStep(work, state, pod, { ...step, rows: present })));
     }
@@ -260,8 +251,9 @@ async function makeStep(
   const gone = detach && rows.find(({ ifName }) => ifName === detach.ifName);
   const change = { planned: rows, ...(gone && { detach: gone }) };
   if (!want) return changeNetworks(context, change);
-  const ifName = nameFor(want, rows, gone);
-  const attach = await planFurther(context, { stdin: own, pod, rows }, { ...want, ifName }, gone);
+  const ifName = running.nameFor(want, rows, gone);
+  const place = { stdin: own, pod, rows };
+  const attach = await running.planFurther(context, place, { ...want, ifName }, gone);
   return changeNetworks(context, { ...change, ...(attach && { attach }) });
 }
 
@@ -297,7 +289,6 @@ const isAsked = ({ reason }: { reason: string }): boolean => reason.startsWith("
 /**
  * Compares what a pod asks for now with what it has, as far as it asked for that. What every pod
  * gets, and what an operator attached, stays.
- *
  * @param rows what the pod has, all of one call
  * @param ownCniArgs `args.cni` of our own CNI config, which every attachment has besides its own
  * @returns what to do, and why the primary network stays though another one is asked for; "" where
@@ -340,7 +331,7 @@ export function changesOf(
 function keptPrimary(primary: Wanted | undefined, row: StoredAttachment | undefined): string {
   if (!row) return "";
   const stays = `its primary network stays "${row.network}"`;
-  const asked = primary && isAsked(primary) ? nameOfWanted(primary) : undefined;
+  const asked = primary && isAsked(primary) ? running.nameOfWanted(primary) : undefined;
   if (asked === row.network) return "";
   if (asked !== undefined) return `${stays} though it asks for "${asked}"`;
   return isAsked(row) ? `${stays}, which it asked for` : "";
@@ -354,7 +345,7 @@ function isSame(want: Wanted, row: StoredAttachment, ownCniArgs: Record<string, 
   const addedArgs = "ips" in cniArgs ? [] : ["ips"];
   return (
     row.state === "attached" &&
-    row.network === nameOfWanted(want) &&
+    row.network === running.nameOfWanted(want) &&
     (want.ifName === undefined || want.ifName === row.ifName) &&
     Bun.deepEquals(capabilityArgs, without(row.capabilityArgs, added)) &&
     Bun.deepEquals({ ...ownCniArgs, ...cniArgs }, without(row.args["cni"] ?? {}, addedArgs)) &&

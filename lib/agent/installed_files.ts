@@ -7,18 +7,10 @@ import type { Host } from "../call.ts";
 import { CniError, log } from "../cni.ts";
 import { parseJson } from "../json.ts";
 import { pause } from "../kubernetes/watch.ts";
-import {
-  digest,
-  hostFile,
-  hostPath,
-  makeFolder,
-  placeFile,
-  readIfThere,
-  removeFile,
-} from "../node/files.ts";
+import * as files from "../node/files.ts";
 import { callsGenie, ownListText } from "../node/genie_config.ts";
 import { copyToken, noted, openSite, ownDir, paths } from "../node/installation.ts";
-import { orUndefined } from "../report/record_reader.ts";
+import { orUndefined } from "../recovery/tried.ts";
 import { isConfigured, serviceAccountDirDefault } from "../settings.ts";
 import type { Agent } from "./task.ts";
 
@@ -35,11 +27,7 @@ const tokenMs = 30_000;
  * while it still calls genie. `genie uninstall` removes the file before its note of it, so a fault
  * is acted on only when two checks agree, and the note is read last.
  */
-export async function runConflist(
-  { host, health }: FileTask,
-  root = "/",
-  everyMs = conflistMs,
-): Promise<void> {
+export async function runConflist({ host, health }: FileTask, root = "/", everyMs = conflistMs) {
   let before = "";
   let logged = "";
   for (; !host.signal.aborted; await pause(everyMs, host.signal)) {
@@ -61,7 +49,7 @@ export async function runConflist(
 /** Path of our config on the node; undefined unless this version of genie installed it. */
 function conflistPath(root: string): string | undefined {
   const entry = noted(openSite(root), "conflist");
-  const isOurs = entry?.written.at(-1) === digest({ text: ownListText() });
+  const isOurs = entry?.written.at(-1) === files.digest({ text: ownListText() });
   return isOurs ? entry?.path : undefined;
 }
 
@@ -69,29 +57,29 @@ function conflistPath(root: string): string | undefined {
 function conflistFault(root: string): string {
   const path = conflistPath(root);
   if (path === undefined) return "";
-  const text = readIfThere(hostFile(root, path));
+  const text = files.readIfThere(files.hostFile(root, path));
   if (text === undefined) return "gone";
   const value = orUndefined(() => parseJson(text, ""));
   if (text === ownListText() || callsGenie({ name: path, value })) return "";
-  return `changed ${digest({ text })}`;
+  return `changed ${files.digest({ text })}`;
 }
 
 /** Puts it back; what stood in its place is kept. @throws CniError 5, 7 */
 function restoreConflist(host: Host, root: string): void {
   const path = conflistPath(root);
   if (path === undefined) return;
-  const target = hostFile(root, path);
-  const others = readIfThere(target);
+  const target = files.hostFile(root, path);
+  const others = files.readIfThere(target);
   const kept = `${ownDir}/replaced/${basename(path)}.changed`;
   if (others !== undefined) {
-    makeFolder(dirname(hostFile(root, kept)), 0o700);
-    placeFile(hostFile(root, kept), { text: others }, 0o600);
+    files.makeFolder(dirname(files.hostFile(root, kept)), 0o700);
+    files.placeFile(files.hostFile(root, kept), { text: others }, 0o600);
   }
-  makeFolder(hostPath(root, dirname(path)), 0o755);
-  placeFile(target, { text: ownListText() }, 0o644);
+  files.makeFolder(files.hostPath(root, dirname(path)), 0o755);
+  files.placeFile(target, { text: ownListText() }, 0o644);
   if (conflistPath(root) === undefined) {
     // It was uninstalled in this moment.
-    removeFile(target);
+    files.removeFile(target);
     return;
   }
   const what = others === undefined ? "had been deleted" : `had been changed, see ${kept}`;
@@ -99,17 +87,13 @@ function restoreConflist(host: Host, root: string): void {
 }
 
 /** True in a pod of a node whose kubeconfig reads its token from the file that install wrote. */
-export function keepsToken(
-  host: Host,
-  root = "/",
-  serviceAccountDir = serviceAccountDirDefault,
-): boolean {
+export function keepsToken(host: Host, root = "/", serviceAccountDir = serviceAccountDirDefault) {
   const inPod = { kubeconfigIsExplicit: false, timeoutMs: 0, serviceAccountDir };
   return isConfigured(host, inPod) && hasToken(root);
 }
 
 function hasToken(root: string): boolean {
-  return readIfThere(hostFile(root, paths.token)) !== undefined;
+  return files.readIfThere(files.hostFile(root, paths.token)) !== undefined;
 }
 
 /**

@@ -13,7 +13,8 @@ import { readIfThere } from "../node/files.ts";
 import { listNetworks } from "../node_networks.ts";
 import { aliveSince, neededResources } from "../policy/store.ts";
 import type { LedgerRow } from "../record.ts";
-import { countWith, orUndefined, sql } from "../report/record_reader.ts";
+import { orUndefined } from "../recovery/tried.ts";
+import { countWith, sql } from "../report/record_reader.ts";
 import { enforcesPolicy } from "../settings.ts";
 import described from "./metrics.json";
 import { type Agent, inodeOf, type Trouble } from "./task.ts";
@@ -36,22 +37,18 @@ function entryOf<T>(all: ByLabels<T>, labels: Labels, first: () => T) {
   return all.getOrInsertComputed(JSON.stringify(labels), () => ({ labels, value: first() }));
 }
 
-/** What was counted of the ledger. */
-export interface LedgerCounts {
-  /** Calls of genie, by command, outcome and code. */
-  requests: ByLabels<number>;
-  /** Networks of these calls, by command and network. */
-  durations: ByLabels<Histogram>;
-  /** Counts what was written since. @returns true when there may be more */
-  read(state: State): boolean;
-  /** Where it stands, for {@link openLedgerCounts}. */
-  position(): LedgerPosition | undefined;
-}
+/** See {@link openLedgerCounts}. */
+export type LedgerCounts = ReturnType<typeof openLedgerCounts>;
 
-/** @param position where an earlier one stood; what is before it was counted then */
-export function openLedgerCounts(position?: LedgerPosition): LedgerCounts {
-  const requests: LedgerCounts["requests"] = new Map();
-  const durations: LedgerCounts["durations"] = new Map();
+/**
+ * What was counted of the ledger.
+ * @param position where an earlier one stood; what is before it was counted then
+ */
+export function openLedgerCounts(position?: LedgerPosition) {
+  /** Calls of genie, by command, outcome and code. */
+  const requests: ByLabels<number> = new Map();
+  /** Networks of these calls, by command and network. */
+  const durations: ByLabels<Histogram> = new Map();
   const networks = new Set<string>();
   const codes = new Set<string>();
   let at = position;
@@ -71,7 +68,8 @@ export function openLedgerCounts(position?: LedgerPosition): LedgerCounts {
   return {
     requests,
     durations,
-    read: ({ database, file }) => {
+    /** Counts what was written since. @returns true when there may be more */
+    read: ({ database, file }: State) => {
       const inode = inodeOf(file);
       const newest = database.query("SELECT ifnull(max(id), 0) AS id FROM ledger").get();
       const { id: last } = newest as { id: number };
@@ -85,6 +83,7 @@ export function openLedgerCounts(position?: LedgerPosition): LedgerCounts {
       at.id = rows.at(-1)?.id ?? at.id;
       return rows.length === rowsMax;
     },
+    /** Where it stands, for another one. */
     position: () => at && { ...at },
   };
 }
@@ -186,11 +185,8 @@ function measureRecord({ host, config, health }: Agent, state: State): Measured 
 }
 
 function attachmentSamples({ database }: State): Sample[] {
-  const rows = database.query(sql("states")).all() as {
-    network: string;
-    state: string;
-    value: number;
-  }[];
+  type Row = Record<"network" | "state", string> & { value: number };
+  const rows = database.query(sql("states")).all() as Row[];
   const networks = new Set<string>();
   const sums: ByLabels<number> = new Map();
   for (const { network, state, value } of rows) {

@@ -13,7 +13,8 @@ import { isObject, parseJson } from "../json.ts";
 import { connect, isNotFound, type Kube, statusOf } from "../kubernetes/client.ts";
 import { forgetStatus, patchStatus } from "../kubernetes/network_status.ts";
 import type { CallId, PodIdentity, WaitingStatus } from "../record.ts";
-import { orUndefined, sql } from "../report/record_reader.ts";
+import { orUndefined } from "../recovery/tried.ts";
+import { sql } from "../report/record_reader.ts";
 import { podLabel } from "../request.ts";
 import { type Agent, forAll, pauseAfter, watchRecord } from "./task.ts";
 

@@ -38,44 +38,38 @@ export interface Task {
 /** What is counted, from the start of the agent on. */
 export type Trouble = "api" | "database" | "garbage" | "task";
 
+/** A task counts as hung after this long without a beat, in ms; `beat` may allow more. */
+const silenceMsDefault = 60_000;
+
+/** See {@link openHealth}. */
+export type Health = ReturnType<typeof openHealth>;
+
 /**
  * Which tasks make progress, and what went wrong so far, for probes and metrics. Trouble of others
  * (an API server that is away, a record that is locked) is counted and is no lack of health: a
  * restart of the agent would not end it.
+ * @param nowMs the monotonic clock
  */
-export interface Health {
-  /** A task begins: until its first {@link beat} the agent is not ready. */
-  begin(task: string): void;
-  /** A task has gone round once, and will again within this time. */
-  beat(task: string, withinMs?: number): void;
-  /** A task ended with an error and is started again, after a pause. */
-  failed(task: string, reason: string): void;
-  /** Counts something that went wrong, so often. */
-  count(what: Trouble, times?: number): void;
-  counted(what: Trouble): number;
-  /** From the newest change of what policies depend on until its rules were in force, in ms. */
-  policyLagMs?: number;
-  /** Why the agent is not healthy, a line for each task; none when it is. */
-  reasons(): string[];
-}
-
-/** A task counts as hung after this long without a beat, in ms; `beat` may allow more. */
-const silenceMsDefault = 60_000;
-
-/** @param nowMs the monotonic clock */
-export function openHealth(nowMs: () => number = () => performance.now()): Health {
+export function openHealth(nowMs: () => number = () => performance.now()) {
   const tasks = new Map<string, { beatMs: number; withinMs: number; reason: string }>();
   const counts = new Map<Trouble, number>();
   const set = (task: string, reason: string, withinMs = silenceMsDefault) =>
     void tasks.set(task, { beatMs: nowMs(), withinMs, reason });
   return {
-    begin: (task) => {
+    /** A task begins: until its first `beat` the agent is not ready. */
+    begin: (task: string) => {
       if (!tasks.has(task)) set(task, "it has not gone round yet");
     },
-    beat: (task, withinMs) => set(task, "", withinMs),
-    failed: (task, reason) => set(task, reason),
-    count: (what, times = 1) => void counts.set(what, (counts.get(what) ?? 0) + times),
-    counted: (what) => counts.get(what) ?? 0,
+    /** A task has gone round once, and will again within this time. */
+    beat: (task: string, withinMs?: number) => set(task, "", withinMs),
+    /** A task ended with an error and is started again, after a pause. */
+    failed: (task: string, reason: string) => set(task, reason),
+    /** Counts something that went wrong, so often. */
+    count: (what: Trouble, times = 1) => void counts.set(what, (counts.get(what) ?? 0) + times),
+    counted: (what: Trouble) => counts.get(what) ?? 0,
+    /** From the newest change of what policies depend on until its rules were in force, in ms. */
+    policyLagMs: undefined as number | undefined,
+    /** Why the agent is not healthy, a line for each task; none when it is. */
     reasons: () =>
       [...tasks].flatMap(([task, { beatMs, withinMs, reason }]) => {
         if (reason !== "") return [`${task}: ${reason}`];
@@ -91,28 +85,22 @@ export function openHealth(nowMs: () => number = () => performance.now()): Healt
  */
 const busyTimeoutMs = 250;
 
-/** The record, kept open, and opened again where another process set the file aside. */
-export interface AgentRecord {
-  /** @throws CniError 106 when it cannot be opened, read or written, 11 when it stays locked */
-  use<T>(inside: (state: State) => T): T;
-  /** For what takes a state and reports its failures itself. @throws CniError as `use` */
-  state(): State;
-  /** Differs after each change of the record, by whomever. @throws CniError as `use` */
-  version(): string;
-  close(): void;
-}
+/** See {@link openRecord}. */
+export type AgentRecord = ReturnType<typeof openRecord>;
 
 /**
- * Opens nothing yet.
+ * The record, kept open, and opened again where another process set the file aside. Opens nothing
+ * yet. What uses it throws CniError 106 when it cannot be opened, read or written, 11 when it stays
+ * locked.
  * @param onError called for each use that fails
  */
-export function openRecord(host: Host, stateDir: string, onError: () => void): AgentRecord {
+export function openRecord(host: Host, stateDir: string, onError: () => void) {
   let open: AgentState | undefined;
   const close = () => {
     if (open) closeState(open);
     open = undefined;
   };
-  const state = () => {
+  const state = (): State => {
     if (open && isReplaced(open)) close();
     open ??= openAgentState(host, stateDir);
     return open;
@@ -128,7 +116,9 @@ export function openRecord(host: Host, stateDir: string, onError: () => void): A
   };
   return {
     use,
+    /** For what takes a state and reports its failures itself. */
     state,
+    /** Differs after each change of the record, by whomever. */
     version: () => {
       // The first counts the changes of this connection alone, the second those of all others.
       const sql = "SELECT total_changes() AS own, data_version AS others FROM pragma_data_version";

@@ -16,9 +16,9 @@ import { pause } from "../kubernetes/watch.ts";
 import { beginJournal } from "../ledger.ts";
 import { collectOne, findGarbage, netnsState, whyStale } from "../node/garbage.ts";
 import { findLiveContainers } from "../node/live_containers.ts";
-import type { StoredAttachment, TrafficSource } from "../record.ts";
+import type { StoredAttachment } from "../record.ts";
 import { attachments, pruneLedger } from "../recorded.ts";
-import { sampleTraffic } from "../recovery/traffic_rate.ts";
+import { oldestSources, sampleOldest } from "../recovery/traffic_rate.ts";
 import { podLabel } from "../request.ts";
 import { type Agent, pauseAfter } from "./task.ts";
 
@@ -59,27 +59,17 @@ export async function runUpkeep(agent: Agent): Promise<void> {
 }
 
 /** Interfaces counted in one transaction, which others wait for, and how old a count may get. */
-const samplesMax = 32;
-const sampleAgeMs = 60_000;
+const turn = { max: 32, minAgeMs: 60_000 };
 
 /** Counts what was not counted for a while, so that a choice between networks has fresh rates. */
 async function sampleAll({ host, record }: Agent): Promise<void> {
   const sample = () =>
     record.use((state) => {
-      const oldestMs = host.now() - sampleAgeMs;
-      const due = state.database.query(
-        `SELECT container_id AS containerId, ifname AS ifName, network, host_ifname AS hostIfName
-         FROM traffic WHERE at_ms < ? ORDER BY at_ms LIMIT ${samplesMax}`,
-      );
       // Mostly there is none: no need to lock the others out.
-      if (due.get(oldestMs) === null) return 0;
-      return write(state, () => {
-        const sources = due.all(oldestMs) as TrafficSource[];
-        sampleTraffic(state, sources, host.now());
-        return sources.length;
-      });
+      if (oldestSources(state, host.now(), turn).length === 0) return 0;
+      return write(state, () => sampleOldest(state, host.now(), turn));
     });
-  while (sample() === samplesMax && !host.signal.aborted) await pause(1, host.signal);
+  while (sample() === turn.max && !host.signal.aborted) await pause(1, host.signal);
 }
 
 /** Steps of one time: more than a busy node writes meanwhile. */

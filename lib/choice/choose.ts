@@ -15,17 +15,11 @@ import { firstOfGenie, listCandidates } from "../node_networks.ts";
 import { annotationKeys, type Pod } from "../pod.ts";
 import { checkMayUse, entriesOf } from "../policy/access.ts";
 import type { Journal } from "../record.ts";
+import { sampleOldest } from "../recovery/traffic_rate.ts";
 import { onNode } from "../selection.ts";
 import { statusChain } from "../status.ts";
 import { keepStore, type Reader, storeBelievedMs } from "./ipam.ts";
-import {
-  type Figures,
-  type NetworkKpis,
-  networkKpis,
-  occupancyWith,
-  readFigures,
-  sampleOldest,
-} from "./kpi.ts";
+import { type Figures, type NetworkKpis, networkKpis, occupancyWith, readFigures } from "./kpi.ts";
 import { type Ranked, rank } from "./rank.ts";
 
 /** A candidate that cannot take the pod. */
@@ -66,7 +60,6 @@ interface Choosing {
 
 /**
  * Chooses a network for a pod.
- *
  * @throws CniError 101 when there is no candidate at all; when none can take the pod: 100 when it
  *   may use none of them, 11 when another try may find one, else the code of the first reason
  */
@@ -114,14 +107,10 @@ function noneUsable(rejected: Rejected[]): CniError {
   return new CniError(number, `Cannot choose a network: ${reasons}`);
 }
 
-/** The record as long as it works: its first failure is logged, and then it is not used again. */
-interface SafeRecord {
-  read: <T>(inside: (reader: Reader) => T) => T | undefined;
-  /** Does nothing for `genie plan`. */
-  write: <T>(inside: (state: State) => T) => T | undefined;
-}
+type SafeRecord = ReturnType<typeof safeRecord>;
 
-function safeRecord({ host, state, reader }: PlanCall): SafeRecord {
+/** The record as long as it works: its first failure is logged, and then it is not used again. */
+function safeRecord({ host, state, reader }: PlanCall) {
   let works = true;
   const guard = <T>(use: () => T | undefined): T | undefined => {
     if (!works) return undefined;
@@ -134,9 +123,11 @@ function safeRecord({ host, state, reader }: PlanCall): SafeRecord {
     }
   };
   return {
-    read: (inside) =>
+    read: <T>(inside: (reader: Reader) => T) =>
       guard(() => (reader ? reader(inside) : state && read(state, () => inside(state)))),
-    write: (inside) => guard(() => state && write(state, () => inside(state))),
+    /** Does nothing for `genie plan`. */
+    write: <T>(inside: (state: State) => T) =>
+      guard(() => state && write(state, () => inside(state))),
   };
 }
 
@@ -279,9 +270,11 @@ function reasonOf({ ranking, rejected }: Choice): string {
   return all === 1 ? "the only candidate" : `best of ${all} candidates by KPIs`;
 }
 
-/** Leaves the numbers of a choice in the ledger, with the network it fell on. */
+/** Leaves the numbers of a choice in the ledger, with the newest ADD of the network it fell on. */
 export function noteNumbers(journal: Journal, choice: Choice): void {
-  noteChoice(journal, choice.network, formatChoice(choice));
+  const adds = journal.rows.filter(({ kind, command }) => kind === "network" && command === "ADD");
+  const row = adds.findLast(({ network }) => network === choice.network);
+  if (row) row.choice = formatChoice(choice);
 }
 
 /**
@@ -303,11 +296,4 @@ export function formatChoice({ network, ranking, rejected }: Choice): string {
     if (text.length <= numbersLengthMax) return text;
   }
   return JSON.stringify({ network, candidates: [], rejected: [] });
-}
-
-/** Gives the newest ADD of a network the numbers of the choice that led to it. */
-export function noteChoice(journal: Journal, network: string, choice: string): void {
-  const adds = journal.rows.filter(({ kind, command }) => kind === "network" && command === "ADD");
-  const row = adds.findLast((one) => one.network === network);
-  if (row) row.choice = choice;
 }

@@ -3,10 +3,7 @@
  * Each has its source and age, or is unknown. Reads the record; `ipam.ts` counts the addresses,
  * `traffic.ts` the bytes. A new KPI is measured here and ranked in `rank.ts`.
  */
-import type { State } from "../database.ts";
 import type { Network } from "../networks.ts";
-import type { TrafficSource } from "../record.ts";
-import { sampleTraffic } from "../recovery/traffic_rate.ts";
 import { type Reader, rangesOf, type StoreCount, sizeOf, usedAddresses } from "./ipam.ts";
 
 /** One figure; `value` undefined: unknown. */
@@ -60,7 +57,6 @@ const measured = (value: number, source: string, ageMs = 0): Measured => ({ valu
 
 /**
  * Measures a network.
- *
  * @param record undefined when there is none that can be read
  * @param options `isBrief` measures no more than a choice needs, so that attachments may stay
  *   unknown; `figures` are those that {@link readFigures} has read already
@@ -200,28 +196,4 @@ export function readFigures(
       return [network, { ...addFigures(adds, all, ageMs), bandwidth }];
     }),
   );
-}
-
-/** Interfaces counted anew at one choice, the one counted longest ago first, and how often. */
-const oldestMax = 2;
-const periodMs = 5_000;
-
-/**
- * Counts those whose turn it is. Call inside a transaction.
- * @param max interfaces at most, which were not counted for `minAgeMs`
- * @returns how many it were
- */
-export function sampleOldest(
-  state: State,
-  nowMs: number,
-  { max, minAgeMs } = { max: oldestMax, minAgeMs: periodMs },
-): number {
-  const sources = state.database
-    .query(
-      `SELECT container_id AS containerId, ifname AS ifName, network, host_ifname AS hostIfName
-       FROM traffic WHERE at_ms < ? ORDER BY at_ms LIMIT ?`,
-    )
-    .all(nowMs - minAgeMs, max) as TrafficSource[];
-  sampleTraffic(state, sources, nowMs);
-  return sources.length;
 }

@@ -52,7 +52,6 @@ const numberMax = 1e15;
 /**
  * Ranks candidates, best first: those that are not full before those that are, then by score. Of
  * equal scores the one with fewer pods on their way comes first, then the earlier in `candidates`.
- *
  * @param weights by KPI, 0 or more
  */
 export function rank(candidates: Candidate[], weights: Record<Kpi, number>): Ranked[] {

@@ -19,7 +19,6 @@ export const comment = Symbol("comment");
  * Plain JSON values as YAML, one document each. Strings are quoted whenever a reader of YAML 1.1 or
  * 1.2 could take them for something else; Bun's own emitter leaves 1_000 and 2024-01-01 bare, which
  * kubectl reads as a number and a time.
- *
  * @param objects the documents; keys with the value undefined are left out
  */
 export function toYaml(objects: readonly object[]): string {
@@ -79,10 +78,7 @@ function scalar(value: unknown): string {
  * becomes the items of a list; within a longer text `${name}` becomes text. Comments above the keys
  * of an object stay, see {@link comment}. What stands before the first `---` is about the file.
  */
-export function fillTemplate(
-  template: string,
-  values: Readonly<Record<string, unknown>> = {},
-): KubeObject[] {
+export function fillTemplate(template: string, values: Readonly<Record<string, unknown>> = {}) {
   const documents = template.slice(template.indexOf("---\n"));
   const keyed = documents.replace(
     /^( *(?:- )?)# (.*(?:\n *# .*)*)/gm,

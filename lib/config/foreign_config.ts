@@ -105,19 +105,12 @@ function invalidStdin(issue: string): CniError {
 const text = v.nullish(v.string());
 const texts = v.nullish(v.array(v.string()));
 const MultusConfig = v.looseObject({
-  clusterNetwork: text,
-  defaultNetworks: texts,
+  ...v.entriesFromList(["clusterNetwork", "confDir", "binDir", "kubeconfig"], text),
+  ...v.entriesFromList(["globalNamespaces", "multusNamespace", "readinessindicatorfile"], text),
+  ...v.entriesFromList(["logFile", "logLevel"], text),
+  ...v.entriesFromList(["defaultNetworks", "systemNamespaces"], texts),
   delegates: v.nullish(v.array(v.custom<Record<string, unknown>>(isObject))),
-  confDir: text,
-  binDir: text,
-  kubeconfig: text,
   namespaceIsolation: v.nullish(v.boolean()),
-  globalNamespaces: text,
-  systemNamespaces: texts,
-  multusNamespace: text,
-  readinessindicatorfile: text,
-  logFile: text,
-  logLevel: text,
 });
 
 /** Multus' levels, and what we call them. */

@@ -15,7 +15,6 @@ const tableLengthMax = 1024 * 1024;
 
 /**
  * Parses a plugin table.
- *
  * @param file its path, for messages
  * @throws CniError 7 naming file, line and key of the first problem; `details` has all of them
  */

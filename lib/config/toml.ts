@@ -3,8 +3,9 @@
  * and its statements, for reading a few keys of a table that is invalid elsewhere. Pure. A parser
  * gives the values (smol-toml); it does not tell lines of what it accepted. Source: TOML 1.0.
  */
-import { TomlDate } from "smol-toml";
+import { parse, TomlDate, TomlError } from "smol-toml";
 import { isObject, parseJson } from "../json.ts";
+import { orUndefined } from "../recovery/tried.ts";
 
 /** Deepest nesting followed. */
 export const depthMax = 64;
@@ -165,22 +166,10 @@ function stringEnd(text: string, start: number): number | undefined {
   }
 }
 
-const escapes = new Map(Object.entries({ b: "\b", t: "\t", n: "\n", f: "\f", r: "\r", e: "\x1b" }));
-
-/** The value of a string token; of any other token, its text. */
+/** The value of a string token; of any other token, and of a string that is wrong, its text. */
 function unquote(token: string): string {
   if (!isQuoted(token)) return token;
-  const isMultiline = token.startsWith('"""') || token.startsWith("'''");
-  const body = isMultiline ? token.slice(3, -3) : token.slice(1, -1);
-  const content = isMultiline ? body.replace(/^\r?\n/, "") : body;
-  if (!token.startsWith('"') || !content.includes("\\")) return content;
-  const sequence = /\\(?:[ \t]*\r?\n[ \t\r\n]*|x(..)|u(.{4})|U(.{8})|(.))/g;
-  return content.replace(sequence, (_, byte, short, long, char) => {
-    const hex = byte ?? short ?? long;
-    if (hex === undefined) return char === undefined ? "" : (escapes.get(char) ?? char);
-    const point = Number(`0x${hex}`);
-    return point <= 0x10ffff ? String.fromCodePoint(point) : "\ufffd";
-  });
+  return orUndefined(() => String(parse(`_ = ${token}`)["_"]), TomlError) ?? token;
 }
 
 /** True for a table; smol-toml gives dates as objects too. */

@@ -32,39 +32,9 @@ type Chunks = AsyncIterable<Uint8Array>;
  * A server and the credentials to use it. A path is its segments: `["api", "v1", "namespaces"]`.
  * Calls throw CniError 11 when there is no usable answer, 5 or 7 for unusable credentials.
  */
-export interface Kube {
-  /** URL of the server, without a trailing slash. */
-  readonly server: string;
-  /** The files to name in errors; never a secret. */
-  readonly credential: string;
-  /** What to put right in the credentials, though they work. */
-  readonly warning?: string | undefined;
-  /** HTTP requests made, repetitions included. */
-  readonly requests: number;
-  /** The server's clock in its last answer, in ms; undefined when no answer carried it. */
-  readonly serverMs: number | undefined;
-  /** Reads an object or a list. @throws CniError 11, see {@link isNotFound} */
-  get(path: Path, query?: Query): Promise<unknown>;
-  /** Reads one page of a list. @throws CniError 11 */
-  list(path: Path, query: Query): Promise<Record<string, unknown>>;
-  /**
-   * Watches a collection: the bytes as they come, until the server, the signal or a broken
-   * connection ends them. @throws CniError 11, also in the middle
-   */
-  watch(path: Path, query: Query, signal: AbortSignal): Promise<Chunks>;
-  /** Reads a pod. @throws CniError 11, also when the answer is no pod */
-  getPod(namespace: string, name: string): Promise<Pod>;
-  /**
-   * Changes an object by JSON merge patch (RFC 7396). A `metadata.resourceVersion` or
-   * `metadata.uid` in it is a precondition: after {@link isConflict}, the caller reads and patches
-   * again.
-   */
-  patch(path: Path, patch: unknown): Promise<unknown>;
-  /** Creates an object. Not repeated after a broken connection: the object may exist by then. */
-  post(path: Path, object: unknown): Promise<unknown>;
-}
+export type Kube = Awaited<ReturnType<typeof connect>>;
 /** What an error says of a server. */
-type Origin = Pick<Kube, "server" | "credential">;
+type Origin = Pick<Account, "server" | "credential">;
 
 /** One request. */
 interface ApiRequest {
@@ -125,27 +95,51 @@ type Answer = { value: Record<string, unknown> } | Failure;
  * @throws CniError 7 when there are none, or for a kubeconfig that is malformed or asks for what we
  *   refuse (TLS without verification, a proxy, impersonation); 5 for a file that cannot be read
  */
-export async function connect(host: Host, settings: KubeSettings): Promise<Kube> {
+export async function connect(host: Host, settings: KubeSettings) {
   const account = findAccount(host, settings);
-  if (account.warning) log(host, "warn", account.warning);
+  const { server, credential, warning } = account;
+  if (warning) log(host, "warn", warning);
   cacheSecrets(account, settings.pluginMs);
   const session: Session = { host, account, settings, requests: 0 };
   return {
-    server: account.server,
-    credential: account.credential,
-    warning: account.warning,
+    /** URL of the server, without a trailing slash. */
+    server,
+    /** The files to name in errors; never a secret. */
+    credential,
+    /** What to put right in the credentials, though they work. */
+    warning,
+    /** HTTP requests made, repetitions included. */
     get requests() {
       return session.requests;
     },
+    /** The server's clock in its last answer, in ms; undefined when no answer carried it. */
     get serverMs() {
       return session.serverMs;
     },
-    get: (path, query) => send(session, { method: "GET", path, query }),
-    list: (path, query) => send(session, { method: "GET", path, query, bytesMax: pageBytesMax }),
-    watch: (path, query, signal) => stream(session, { method: "GET", path, query }, signal),
-    patch: (path, body) => send(session, { method: "PATCH", path, body }),
-    post: (path, body) => send(session, { method: "POST", path, body }),
-    async getPod(namespace, name) {
+    /** Reads an object or a list. @throws CniError 11, see {@link isNotFound} */
+    get: (path: Path, query?: Query): Promise<unknown> =>
+      send(session, { method: "GET", path, query }),
+    /** Reads one page of a list. @throws CniError 11 */
+    list: (path: Path, query: Query) =>
+      send(session, { method: "GET", path, query, bytesMax: pageBytesMax }),
+    /**
+     * Watches a collection: the bytes as they come, until the server, the signal or a broken
+     * connection ends them. @throws CniError 11, also in the middle
+     */
+    watch: (path: Path, query: Query, signal: AbortSignal) =>
+      stream(session, { method: "GET", path, query }, signal),
+    /**
+     * Changes an object by JSON merge patch (RFC 7396). A `metadata.resourceVersion` or
+     * `metadata.uid` in it is a precondition: after {@link isConflict}, the caller reads and
+     * patches again.
+     */
+    patch: (path: Path, body: unknown): Promise<unknown> =>
+      send(session, { method: "PATCH", path, body }),
+    /** Creates an object. Not repeated after a broken connection: the object may exist by then. */
+    post: (path: Path, body: unknown): Promise<unknown> =>
+      send(session, { method: "POST", path, body }),
+    /** Reads a pod. @throws CniError 11, also when the answer is no pod */
+    async getPod(namespace: string, name: string) {
       const path = ["api", "v1", "namespaces", namespace, "pods", name];
       return parsePod(await send(session, { method: "GET", path }), path, account);
     },

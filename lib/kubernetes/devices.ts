@@ -16,28 +16,6 @@ import { podLabel } from "../request.ts";
 import type { PodName } from "./grpc.ts";
 
 /**
- * The device of the n-th network of a pod that names a resource: the n-th device of that resource.
- * @param index how many networks before this one name the same resource, from 0
- * @throws CniError 7 when the pod asked for fewer devices than it names networks
- */
-export function takeDevice(
-  devices: ReadonlyMap<string, readonly string[]>,
-  resourceName: string,
-  index: number,
-  pod: PodName,
-): string {
-  const ids = devices.get(resourceName) ?? [];
-  const id = ids[index];
-  if (id !== undefined) return id;
-  const [label, resource] = [oneLine(podLabel(pod), 330), oneLine(resourceName, 200)];
-  throw new CniError(
-    code.invalidConfig,
-    `Cannot give pod "${label}" device ${index + 1} of "${resource}": it was allocated ` +
-      `${ids.length}, name the resource in the limits of its containers once per network`,
-  );
-}
-
-/**
  * Gives each attachment whose definition names a resource the device that the kubelet allocated.
  * @param held attachments that the pod has already: their devices are in use
  * @param resolved the networks of the attachments, in the same order
@@ -53,16 +31,19 @@ export async function assignDevices(
   const { podDevices } = await import("./grpc.ts");
   const allocated = await podDevices(host, join(kubeletDir, "pod-resources/kubelet.sock"), pod);
   const inUse = new Set(held.map(({ device }) => device?.deviceId));
-  const free = new Map(
-    [...allocated].map(([name, ids]) => [name, ids.filter((id) => !inUse.has(id))] as const),
-  );
-  const taken = new Map<string, number>();
   for (const [index, { resourceName }] of resolved.entries()) {
     const attachment = attachments[index];
     if (!resourceName || !attachment) continue;
-    const nth = taken.get(resourceName) ?? 0;
-    taken.set(resourceName, nth + 1);
-    const deviceId = takeDevice(free, resourceName, nth, pod);
+    // The n-th network that names a resource gets its n-th device.
+    const nth = resolved.slice(0, index).filter((one) => one.resourceName === resourceName).length;
+    const free = (allocated.get(resourceName) ?? []).filter((id) => !inUse.has(id));
+    const deviceId = free[nth];
+    if (deviceId === undefined) {
+      const what = `Cannot give pod "${oneLine(podLabel(pod), 330)}" device ${nth + 1}`;
+      const had = `of "${oneLine(resourceName, 200)}": it was allocated ${free.length}`;
+      const remedy = "name the resource in the limits of its containers once per network";
+      throw new CniError(code.invalidConfig, `${what} ${had}, ${remedy}`);
+    }
     const { list, containerId, ifName, capabilityArgs } = attachment;
     const file = deviceInfoPath(list.name, containerId, ifName);
     attachment.capabilityArgs = { ...capabilityArgs, deviceID: deviceId, CNIDeviceInfoFile: file };

@@ -254,12 +254,7 @@ const useListInstead: readonly number[] = [grpc.unknown, grpc.notFound, grpc.uni
  * @returns device ids by resource name; empty when the pod has none
  * @throws CniError 11 when there is no usable answer within `timeoutMs`, or the pod is not in it
  */
-export async function podDevices(
-  host: Host,
-  socket: string,
-  pod: PodName,
-  timeoutMs = 2000,
-): Promise<Map<string, string[]>> {
+export async function podDevices(host: Host, socket: string, pod: PodName, timeoutMs = 2000) {
   const hint = "does the kubelet run, with another root folder";
   const kubelet = { name: "kubelet", hint, socket, timeoutMs };
   const purpose = `get the devices of pod "${oneLine(podLabel(pod), 330)}" from the kubelet`;
@@ -306,11 +301,7 @@ export function criSocket(configured?: string): string | undefined {
  * for a sandbox it does not know.
  * @throws CniError 11 when there is no usable answer within `timeoutMs`
  */
-export async function listSandboxes(
-  host: Host,
-  socket: string,
-  timeoutMs = 5000,
-): Promise<Set<string>> {
+export async function listSandboxes(host: Host, socket: string, timeoutMs = 5000) {
   const runtime = { name: "container runtime", hint: "does it run", socket, timeoutMs };
   return withServer(host, runtime, "list the pods of the container runtime", async (call) => {
     const { message } = await call("/runtime.v1.RuntimeService/ListPodSandbox", empty);

@@ -180,25 +180,19 @@ function caOfKubeconfig(root: string, path: string): string {
 }
 
 const text = v.nullish(v.string());
+/** The entries of an object that are texts. */
+const texts = <K extends string>(...keys: K[]) => v.entriesFromList(keys, text);
 const Context = v.looseObject({ cluster: v.string(), user: text });
-const Cluster = v.looseObject({
-  server: text,
-  "certificate-authority": text,
-  "certificate-authority-data": text,
-  "tls-server-name": text,
-});
+const caKeys = ["certificate-authority", "certificate-authority-data"] as const;
+const Cluster = v.looseObject(texts("server", "tls-server-name", ...caKeys));
 const Exec = v.looseObject({
   command: v.string(),
   apiVersion: text,
   env: v.nullish(v.array(v.looseObject({ name: v.string(), value: v.string() }))),
 });
 const User = v.looseObject({
-  token: text,
-  tokenFile: text,
-  "client-certificate": text,
-  "client-certificate-data": text,
-  "client-key": text,
-  "client-key-data": text,
+  ...texts("token", "tokenFile", "client-certificate", "client-certificate-data"),
+  ...texts("client-key", "client-key-data"),
   exec: v.nullish(Exec),
   "auth-provider": v.nullish(v.looseObject({ name: v.string() })),
 });

@@ -76,11 +76,9 @@ async function resolveMultus(call: PlanCall, wanted: Wanted): Promise<ResolvedOb
   }
   const found = findListOnDisk(config, name);
   if (found) return onNode({ name, ...found });
-  throw new CniError(
-    code.networkNotFound,
-    `Unknown network "${name}" of the Multus config: it is no NetworkAttachmentDefinition in ` +
-      `${wanted.namespace} and no CNI name in ${config.confDir}`,
-  );
+  const why = `it is no NetworkAttachmentDefinition in ${wanted.namespace} and no CNI name in`;
+  const message = `Unknown network "${name}" of the Multus config: ${why} ${config.confDir}`;
+  throw new CniError(code.networkNotFound, message);
 }
 
 /**

@@ -48,12 +48,8 @@ const PortMapping = v.object({
   protocol: v.optional(v.pipe(v.string(), v.regex(/^(udp|tcp|sctp)$/i), v.toLowerCase()), "tcp"),
   hostIP: v.exactOptional(address),
 });
-const Bandwidth = v.strictObject({
-  ingressRate: v.exactOptional(rate),
-  ingressBurst: v.exactOptional(rate),
-  egressRate: v.exactOptional(rate),
-  egressBurst: v.exactOptional(rate),
-});
+const rates = ["ingressRate", "ingressBurst", "egressRate", "egressBurst"] as const;
+const Bandwidth = v.strictObject(v.entriesFromList(rates, v.exactOptional(rate)));
 
 /** §4.1.2.1; keys with a dot belong to others and are passed over, keys without one are errors. */
 const Element = v.looseObject({

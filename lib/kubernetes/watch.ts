@@ -91,12 +91,7 @@ interface Watch extends Required<WatchOptions> {
 }
 
 /** Keeps a sink up to date until the signal aborts. Never throws for what a server does. */
-export async function watchKind(
-  host: Host,
-  kube: Kube,
-  watched: Watched,
-  options: WatchOptions,
-): Promise<void> {
+export async function watchKind(host: Host, kube: Kube, watched: Watched, options: WatchOptions) {
   const defaults = { counts: newCounts(), timing: watchTiming };
   const start = { path: watched.paths[0] ?? [], version: "", failures: 0 };
   const state: Watch = { ...defaults, ...options, ...start, host, kube, watched };

@@ -57,11 +57,9 @@ export async function runWebhook(host: Host, flags: Flags): Promise<number> {
   const files = { cert: needed(flags, "cert"), key: needed(flags, "key") };
   const address = parseAddress(text(flags, "listen") ?? "0.0.0.0:8443");
   if (!isConfigured(host, config.kubernetes)) {
-    throw new CniError(
-      code.invalidConfig,
-      "Cannot run the webhook: there are no credentials for the Kubernetes API, give " +
-        "--kubeconfig or run it in a pod",
-    );
+    const why = "there are no credentials for the Kubernetes API";
+    const remedy = "give --kubeconfig or run it in a pod";
+    throw new CniError(code.invalidConfig, `Cannot run the webhook: ${why}, ${remedy}`);
   }
   host.catchSignals?.();
   const server = serveRotating(host, address, files, (request) => answer(host, config, request));
@@ -94,7 +92,6 @@ type Certificate = { cert: string; key: string };
  * Serves with the certificate that the files hold at the time. Bun cannot change the certificate of
  * a server: a new server takes over the port, and the old one ends with its last request. Files
  * that do not match are wrong or in the middle of a change: the old certificate stays.
- *
  * @throws CniError 5 when it cannot start
  */
 function serveRotating(

@@ -14,6 +14,7 @@ import { ignoredMultusKeys } from "../config/foreign_config.ts";
 import type { Flags } from "../config/usage.ts";
 import { isObject } from "../json.ts";
 import type { Network } from "../networks.ts";
+import { typesOf } from "../recovery/plugin_keys.ts";
 import { enforcesPolicy } from "../settings.ts";
 import * as node from "./doctor_node.ts";
 import { listFolder, statIfThere, withOpen } from "./files.ts";
@@ -238,11 +239,8 @@ function checkTable({ configError, config, networks, problems }: NodeView): Chec
 async function checkPlugins(view: NodeView): Promise<CheckResult[]> {
   const users = new Map<string, Set<Network>>();
   for (const network of view.networks) {
-    for (const { type, ipam } of network.list.plugins) {
-      for (const one of [type, isObject(ipam) ? ipam["type"] : undefined]) {
-        if (typeof one !== "string" || one === "") continue;
-        users.set(one, (users.get(one) ?? new Set()).add(network));
-      }
+    for (const type of typesOf(network.list)) {
+      users.getOrInsertComputed(type, () => new Set()).add(network);
     }
   }
   const results = await Promise.all(

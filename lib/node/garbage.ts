@@ -159,10 +159,7 @@ export async function collectOne(work: Collecting, one: Garbage): Promise<CniErr
   }
 }
 
-async function collectRow(
-  work: Collecting,
-  stale: StoredAttachment,
-): Promise<CniError | undefined> {
+async function collectRow(work: Collecting, stale: StoredAttachment) {
   const { host, state, situation, journal, path } = work;
   const { containerId, ifName, parkedAs } = stale;
   const operation = newOperation(host, containerId, "GC");
@@ -187,10 +184,7 @@ async function collectRow(
  * Where a plugin refuses the CNI version on record, a DEL by the record fails for ever: where the
  * list was mended since, its version of now counts.
  */
-function withVersionOfNow(
-  row: StoredAttachment,
-  now: readonly NetworkConfigList[] = [],
-): StoredAttachment {
+function withVersionOfNow(row: StoredAttachment, now: readonly NetworkConfigList[] = []) {
   const typesOf = ({ plugins }: NetworkConfigList) => plugins.map(({ type }) => type).join();
   const isIt = (one: NetworkConfigList) =>
     one.name === row.list.name && typesOf(one) === typesOf(row.list);

@@ -12,39 +12,20 @@ import { CniError, code, isNetworkName, isSupported } from "../cni.ts";
 import type { Config } from "../config/schema.ts";
 import { isObject, parseJson } from "../json.ts";
 import { configFiles } from "../networks.ts";
+import { orUndefined } from "../recovery/tried.ts";
 import { hostPath, listFolder, readIfThere, readText, statIfThere } from "./files.ts";
+import conflist from "./genie.json";
 import { noted, paths, type Site } from "./installation.ts";
 
 /**
- * What runtimes hand over where a plugin declares it (CNI CONVENTIONS.md; the first one: containerd
- * 1.5, CRI-O 1.29). genie passes it to the plugins of the pod's first network that declare it too.
- */
-const runtimeCapabilities = [
-  "io.kubernetes.cri.pod-annotations",
-  "portMappings",
-  "bandwidth",
-  "dns",
-  "ipRanges",
-  "ips",
-  "mac",
-  "infinibandGUID",
-  "aliases",
-  "cgroupPath",
-];
-
-/**
  * The config list by which a runtime calls genie. containerd 1.7 takes no version above 1.0.0 and
- * does not know `cniVersions`; containerd 2 takes the highest of them.
+ * does not know `cniVersions`; containerd 2 takes the highest of them. Its capabilities are what
+ * runtimes hand over where a plugin declares it (CNI CONVENTIONS.md; the annotations: containerd
+ * 1.5, CRI-O 1.29), and genie passes it to the plugins of the pod's first network that declare it.
  * @param keys of CNI-Genie's config, where ours takes its place
  */
 export function ownList(keys: object = {}): object {
-  const capabilities = Object.fromEntries(runtimeCapabilities.map((name) => [name, true]));
-  return {
-    cniVersion: "1.0.0",
-    cniVersions: ["0.4.0", "1.0.0", "1.1.0"],
-    name: "genie",
-    plugins: [{ ...keys, type: "genie", capabilities }],
-  };
+  return { ...conflist, plugins: conflist.plugins.map((own) => ({ ...keys, ...own })) };
 }
 
 /** The text of {@link ownList}, as `genie install` writes it. */
@@ -79,21 +60,8 @@ export function readConfs(root: string, confDir: string): ConfFile[] {
   const names = configFiles(dir).map((path) => basename(path));
   return names.sort(compareNames).map((name) => ({
     name,
-    value: ifValid(() => parseJson(readText(hostPath(root, join(confDir, name))), name)),
+    value: orUndefined(() => parseJson(readText(hostPath(root, join(confDir, name))), name)),
   }));
-}
-
-/** A value; undefined where it cannot be read. */
-export function ifValid<T>(
-  read: () => T,
-  kind: new (...args: never[]) => Error = CniError,
-): T | undefined {
-  try {
-    return read();
-  } catch (error) {
-    if (error instanceof kind) return undefined;
-    throw error;
-  }
 }
 
 /** As Go sorts: by bytes. */
@@ -136,7 +104,7 @@ export function readOwnConfig(file: string | undefined): StdinConfig {
   }
   for (const path of configFiles(paths.confDir)) {
     // Other files may be broken; genie validate reports those that a network needs.
-    const own = ifValid(() => ownConfigIn(path));
+    const own = orUndefined(() => ownConfigIn(path));
     if (own) return own;
   }
   return { cniVersion: "1.1.0", name: "genie", type: "genie" };
@@ -191,15 +159,15 @@ export function askedPath({ binDirs }: Pick<Config, "binDirs">): string[] {
 /** The CNI folders as the runtimes say, else those where genie was put before, else the usual. */
 export function cniFolders(site: Site): { confDir: string; binDirs: string[] } {
   const runtimes = enabledRuntimes(site.root);
-  const conf = noted(site, "conflist");
-  const binary = noted(site, "binary");
+  const [confDir] = runtimes.flatMap((one) => one.confDir ?? []);
+  const named = runtimes.find(({ binDirs }) => binDirs.length > 0);
+  const before = (kind: "conflist" | "binary") => {
+    const path = noted(site, kind)?.path;
+    return path === undefined ? undefined : dirname(path);
+  };
   return {
-    confDir:
-      runtimes.find(({ confDir }) => confDir !== undefined)?.confDir ??
-      (conf ? dirname(conf.path) : paths.confDir),
-    binDirs: runtimes.find(({ binDirs }) => binDirs.length > 0)?.binDirs ?? [
-      binary ? dirname(binary.path) : paths.binDir,
-    ],
+    confDir: confDir ?? before("conflist") ?? paths.confDir,
+    binDirs: named?.binDirs ?? [before("binary") ?? paths.binDir],
   };
 }
 
@@ -218,7 +186,7 @@ function below(value: unknown, ...keys: string[]): unknown {
 function readToml(root: string, path: string): unknown {
   const text = readIfThere(hostPath(root, path));
   // A runtime with a broken file says so itself, and does not start.
-  return text === undefined ? undefined : ifValid(() => parse(text), Error);
+  return text === undefined ? undefined : orUndefined(() => parse(text), Error);
 }
 
 function containerd(root: string): RuntimeSettings[] {

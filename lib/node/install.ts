@@ -14,7 +14,7 @@ import { dirname, isAbsolute, join } from "node:path";
 import manifest from "../../package.json";
 import defaultTable from "../../plugins.toml" with { type: "text" };
 import type { Host } from "../call.ts";
-import { toYaml } from "../cluster/yaml.ts";
+import { fillTemplate, toYaml } from "../cluster/yaml.ts";
 import { CniError, code, log } from "../cni.ts";
 import { isGenieConfig } from "../config/foreign_config.ts";
 import { parseConfig, parseNodeSettings } from "../config/parse.ts";
@@ -23,30 +23,12 @@ import { type Flags, parseDuration, text, UsageError } from "../config/usage.ts"
 import { isObject, parseJson } from "../json.ts";
 import { findAccount, readSecrets } from "../kubernetes/kubeconfig.ts";
 import { type Network, resolveNetwork } from "../networks.ts";
+import { orElse } from "../recovery/tried.ts";
 import { liveAttachments, readRecord } from "../report/record_reader.ts";
 import { isConfigured, serviceAccountDirDefault } from "../settings.ts";
 import { askNetworks, neededNetworks } from "../status.ts";
-import {
-  digest,
-  digestOf,
-  hostFile,
-  hostPath,
-  keepAs,
-  listFolder,
-  makeFolder,
-  readIfThere,
-  readText,
-  removeFile,
-  statIfThere,
-} from "./files.ts";
-import {
-  callsGenie,
-  cniFolders,
-  confsBefore,
-  lastList,
-  ownListText,
-  readConfs,
-} from "./genie_config.ts";
+import * as files from "./files.ts";
+import * as conf from "./genie_config.ts";
 import {
   conflistName,
   type FileOutcome,
@@ -64,6 +46,7 @@ import {
   takeOff,
   writeNote,
 } from "./installation.ts";
+import kubeconfigTemplate from "./kubeconfig.yaml" with { type: "text" };
 import { askVersion, configAt, isExecutable } from "./node_view.ts";
 
 const pollMs = 500;
@@ -84,10 +67,10 @@ export async function runInstall(host: Host, flags: Flags, program: string): Pro
   checkOrder(site, options);
   if (!flags["downgrade"]) await checkVersion(site, options);
   putBinary(site, options, program).forEach(print);
-  makeFolder(hostPath(site.root, dirname(paths.table)), 0o700);
+  files.makeFolder(files.hostPath(site.root, dirname(paths.table)), 0o700);
   print(putTable(site, options, table));
   (await kubeAccess(host, site, text(flags, "kubeconfig"))).forEach(print);
-  makeFolder(hostPath(site.root, options.confDir), 0o755);
+  files.makeFolder(files.hostPath(site.root, options.confDir), 0o755);
   if (options.waitMs > 0) await waitUntilReady(host, site, options);
   putConflist(site, options).forEach(print);
   const { version } = manifest;
@@ -106,7 +89,7 @@ export async function runInstall(host: Host, flags: Flags, program: string): Pro
 }
 
 function readOptions(flags: Flags, site: Site) {
-  const usual = cniFolders(site);
+  const usual = conf.cniFolders(site);
   const named = folderOption(flags, "bin-dir");
   const binDirs = named === undefined ? usual.binDirs : [named];
   const wait = text(flags, "wait") ?? "2m";
@@ -130,15 +113,15 @@ function makeTable({ table, confDir, binDirs }: Options): string {
       .replace(/^conf_dir( *)= "[^"]*"/m, `conf_dir$1= ${JSON.stringify(confDir)}`)
       .replace(/^bin_dirs( *)= \[[^\]]*\]/m, `bin_dirs$1= [${dirs}]`);
   }
-  const content = readText(table);
+  const content = files.readText(table);
   parseConfig(content, table);
   return content;
 }
 
 /** Refuses where the runtime would go on with another config. @throws CniError 7 */
 function checkOrder({ root }: Site, { confDir }: Options): void {
-  const [first] = confsBefore(readConfs(root, confDir), conflistName);
-  if (first === undefined || callsGenie(first)) return;
+  const [first] = conf.confsBefore(conf.readConfs(root, confDir), conflistName);
+  if (first === undefined || conf.callsGenie(first)) return;
   const better = `10-${first.name.replace(/^\d+-/, "")}`;
   throw refusal(
     `Cannot install: ${first.name} stands before ${conflistName} in ${confDir}, and runtimes ` +
@@ -150,8 +133,8 @@ const refusal = (why: string) => new CniError(code.invalidConfig, why);
 
 /** Refuses to replace a newer genie, whose record this one may not read. @throws CniError 7 */
 async function checkVersion(site: Site, { binary }: Options): Promise<void> {
-  const file = hostPath(site.root, binary);
-  const found = digestOf(file);
+  const file = files.hostPath(site.root, binary);
+  const found = files.digestOf(file);
   if (found === undefined) return;
   const isOurs = noted(site, "binary")?.written.includes(found);
   const there = isOurs ? site.note.genie || undefined : await askVersion(file);
@@ -164,10 +147,10 @@ async function checkVersion(site: Site, { binary }: Options): Promise<void> {
 
 /** Our binary; the version of ours that it replaces is kept beside it. */
 function putBinary(site: Site, { binary: path }: Options, program: string): FileOutcome[] {
-  makeFolder(hostPath(site.root, dirname(path)), 0o755);
-  const target = hostFile(site.root, path);
-  const found = digestOf(target);
-  const content = { file: program, sha256: digest({ file: program }) };
+  files.makeFolder(files.hostPath(site.root, dirname(path)), 0o755);
+  const target = files.hostFile(site.root, path);
+  const found = files.digestOf(target);
+  const content = { file: program, sha256: files.digest({ file: program }) };
   const file: NodeFile = { kind: "binary", path, content, mode: 0o755 };
   const isOurs = found !== undefined && noted(site, "binary")?.written.includes(found);
   if (!isOurs || found === content.sha256) return [put(site, file)];
@@ -176,14 +159,14 @@ function putBinary(site: Site, { binary: path }: Options, program: string): File
   if (known) known.written = [...known.written.slice(-1), found];
   else site.note.files.push({ path: kept, kind: "previous", written: [found] });
   writeNote(site);
-  keepAs(target, hostFile(site.root, kept));
+  files.keepAs(target, files.hostFile(site.root, kept));
   const detail = `genie ${site.note.genie}, the one before`;
   return [{ did: "kept", path: kept, detail }, put(site, file)];
 }
 
 function putTable(site: Site, { table }: Options, content: string): FileOutcome {
   const path = paths.table;
-  const there = readIfThere(hostFile(site.root, path));
+  const there = files.readIfThere(files.hostFile(site.root, path));
   // A default, even of a new version, does not replace the table that is in use.
   if (there !== undefined && table === undefined) {
     parseConfig(there, path);
@@ -199,8 +182,8 @@ function putTable(site: Site, { table }: Options, content: string): FileOutcome 
  */
 function putConflist(site: Site, { confDir }: Options): FileOutcome[] {
   const path = join(confDir, conflistName);
-  const confs = readConfs(site.root, confDir);
-  const [first] = confsBefore(confs, conflistName);
+  const confs = conf.readConfs(site.root, confDir);
+  const [first] = conf.confsBefore(confs, conflistName);
   const isGenies = isObject(first?.value) && isGenieConfig(first.value);
   if (first && !isGenies) {
     return [{ did: "skipped", path, detail: `${first.name} calls genie already` }];
@@ -210,14 +193,14 @@ function putConflist(site: Site, { confDir }: Options): FileOutcome[] {
   const kept = noted(site, "taken")?.replaced;
   const keys = kept === undefined ? undefined : keysOfGenie(site, kept);
   const there = confs.find(({ name }) => name === conflistName);
-  const keepsOthers = there !== undefined && callsGenie(there);
+  const keepsOthers = there !== undefined && conf.callsGenie(there);
   // It may have a token.
   const mode = keys ? 0o600 : 0o644;
-  const content = { text: ownListText(keys) };
+  const content = { text: conf.ownListText(keys) };
   const outcome = put(site, { kind: "conflist", path, content, keepsOthers, mode });
   if (!first) return [outcome];
   // Only now: runtimes find a config at any moment.
-  removeFile(hostFile(site.root, taken));
+  files.removeFile(files.hostFile(site.root, taken));
   const detail =
     `CNI-Genie's config is kept as ${kept}, and uninstall puts it back. Its keys ` +
     `(${Object.keys(keys ?? {})}) are in ${conflistName}. What changes: runtimes hand over the ` +
@@ -228,7 +211,7 @@ function putConflist(site: Site, { confDir }: Options): FileOutcome[] {
 
 /** CNI-Genie's keys, without its credentials where genie has its own. */
 function keysOfGenie({ root }: Site, kept: string): object {
-  const value = parseJson(readText(hostFile(root, kept)), kept);
+  const value = parseJson(files.readText(files.hostFile(root, kept)), kept);
   const {
     name: _,
     cniVersion: _v,
@@ -237,7 +220,7 @@ function keysOfGenie({ root }: Site, kept: string): object {
     kubernetes,
     ...keys
   } = isObject(value) ? value : {};
-  const hasOwn = statIfThere(hostFile(root, paths.kubeconfig)) !== undefined;
+  const hasOwn = files.statIfThere(files.hostFile(root, paths.kubeconfig)) !== undefined;
   return hasOwn ? keys : { ...keys, policy, kubernetes };
 }
 
@@ -246,17 +229,16 @@ async function waitUntilReady(host: Host, site: Site, options: Options): Promise
   const deadlineMs = host.now() + waitMs;
   let printed = "";
   for (;;) {
-    const table = parseConfig(readIfThere(hostFile(site.root, paths.table)) ?? "", paths.table);
+    const written = files.readIfThere(files.hostFile(site.root, paths.table)) ?? "";
+    const table = parseConfig(written, paths.table);
     // Plugins are found as in a call of the runtime.
     const config = { ...table, binDirs: [...new Set([...binDirs, ...table.binDirs])] };
     const reason = await whyNotReady(host, site.root, config);
     if (reason === undefined) return;
     if (host.now() >= deadlineMs) {
-      throw new CniError(
-        code.unavailable,
-        `Cannot write ${join(confDir, conflistName)}: the default network is not ready: ` +
-          `${reason}. Install that network and run this again, or use --no-wait`,
-      );
+      const what = `Cannot write ${join(confDir, conflistName)}: the default network is not ready`;
+      const remedy = "Install that network and run this again, or use --no-wait";
+      throw new CniError(code.unavailable, `${what}: ${reason}. ${remedy}`);
     }
     const line = `genie: info: waiting for the default network: ${reason}\n`;
     if (line !== printed) host.stderr(line);
@@ -287,7 +269,7 @@ async function checkPresence(root: string, config: Config, here: Config): Promis
   const search = { dirs: here.binDirs, ownType: "genie" };
   const { needed, candidates = [] } = await neededNetworks(here, search);
   const isThere = (type: string) =>
-    config.binDirs.some((dir) => isExecutable(hostPath(root, join(dir, type))));
+    config.binDirs.some((dir) => isExecutable(files.hostPath(root, join(dir, type))));
   const checkPlugins = ({ name, list }: Network) => {
     const missing = list.plugins.find(({ type }) => !isThere(type));
     if (!missing) return;
@@ -319,7 +301,7 @@ export async function kubeAccess(
   folder = serviceAccountDirDefault,
 ): Promise<FileOutcome[]> {
   if (kubeconfig !== undefined) {
-    const text = readIfThere(kubeconfig);
+    const text = files.readIfThere(kubeconfig);
     if (text === undefined) throw unusable(kubeconfig, "it does not exist");
     checkPaths(kubeconfig, text);
     // Nothing is sent: that alone is checked whether the file has an account.
@@ -336,48 +318,31 @@ export async function kubeAccess(
   const account = findAccount(host, inPod);
   const { tls, headers } = await readSecrets(account);
   const token = headers["Authorization"]?.replace(/^Bearer /, "") ?? "";
-  const text = formatKubeconfig(account.server, tls.ca ?? "");
+  const ca = Buffer.from(tls.ca ?? "").toString("base64");
+  const values = { server: account.server, ca, tokenFile: paths.token };
+  const text = toYaml(fillTemplate(kubeconfigTemplate, values));
   // The token first: a kubeconfig without it fails every call that needs the API.
   return [putSecret(site, "token", `${token}\n`), putSecret(site, "kubeconfig", text)];
 }
 
 function putSecret(site: Site, kind: "kubeconfig" | "token", text: string): FileOutcome {
-  makeFolder(hostPath(site.root, ownDir), 0o700);
+  files.makeFolder(files.hostPath(site.root, ownDir), 0o700);
   return put(site, { kind, path: paths[kind], content: { text }, mode: 0o600 });
-}
-
-/** A kubeconfig by which a call on the node uses the token in the file beside it. */
-function formatKubeconfig(server: string, ca: string): string {
-  const name = "genie";
-  const cluster = { server, "certificate-authority-data": Buffer.from(ca).toString("base64") };
-  const config = {
-    apiVersion: "v1",
-    kind: "Config",
-    clusters: [{ name, cluster }],
-    users: [{ name, user: { tokenFile: paths.token } }],
-    contexts: [{ name, context: { cluster: name, user: name } }],
-    "current-context": name,
-  };
-  return toYaml([config]);
 }
 
 const pathKeys = ["certificate-authority", "client-certificate", "client-key", "tokenFile"];
 
 /** Refuses relative paths: they would mean another file once the kubeconfig is copied. */
 function checkPaths(file: string, text: string): void {
-  const visit = (value: unknown): void => {
-    if (Array.isArray(value)) value.forEach(visit);
-    if (!isObject(value)) return;
-    for (const [key, one] of Object.entries(value)) {
-      if (pathKeys.includes(key) && typeof one === "string" && one !== "" && !isAbsolute(one)) {
-        const remedy = "embed it: kubectl config view --flatten";
-        throw unusable(file, `its ${key} is a relative path, ${remedy}`);
-      }
-      visit(one);
+  const check = (key: string, one: unknown) => {
+    if (pathKeys.includes(key) && typeof one === "string" && one !== "" && !isAbsolute(one)) {
+      const remedy = "embed it: kubectl config view --flatten";
+      throw unusable(file, `its ${key} is a relative path, ${remedy}`);
     }
+    return one;
   };
   try {
-    visit(Bun.YAML.parse(text));
+    JSON.stringify(Bun.YAML.parse(text), check);
   } catch (error) {
     if (error instanceof CniError) throw error;
     // The parser's own message may quote a token.
@@ -402,7 +367,7 @@ const namesMax = 3;
 export async function runUninstall(host: Host, flags: Flags): Promise<number> {
   const site = openSite(folderOption(flags, "host-root") ?? "/");
   const { steps, print } = outcomePrinter(host, flags);
-  const table = readIfThere(hostFile(site.root, paths.table)) ?? "";
+  const table = files.readIfThere(files.hostFile(site.root, paths.table)) ?? "";
   const { stateDir } = parseNodeSettings(table);
   const before = attachedPods(site, stateDir);
   if (before.length > 0 && !flags["force"]) {
@@ -420,8 +385,8 @@ export async function runUninstall(host: Host, flags: Flags): Promise<number> {
   const kinds: InstalledFile["kind"][] = ["kubeconfig", "token"];
   if (done) kinds.push("previous", "binary", "taken", "table");
   for (const kind of kinds) {
-    const files = site.note.files.filter((file) => file.kind === kind);
-    for (const file of files) print(takeOff(site, file));
+    const noted = site.note.files.filter((file) => file.kind === kind);
+    for (const file of noted) print(takeOff(site, file));
   }
   if (done) removeRest(site, stateDir, flags["purge"] === true).forEach(print);
   const answer = { done, waitsFor: pods, steps };
@@ -442,7 +407,7 @@ function firstOf(names: string[]): string {
 }
 
 function attachedPods({ root }: Site, stateDir: string): string[] {
-  const names = readRecord(hostPath(root, stateDir), (record) =>
+  const names = readRecord(files.hostPath(root, stateDir), (record) =>
     [...liveAttachments(record, {})].map(({ namespace, pod, containerId }) =>
       pod === "" ? containerId : `${namespace}/${pod}`,
     ),
@@ -452,11 +417,10 @@ function attachedPods({ root }: Site, stateDir: string): string[] {
 
 /** Replaces our config by the network that follows, with genie behind it to answer DEL. */
 function retire(site: Site, { path, replaced }: InstalledFile): FileOutcome {
-  const kept = replaced === undefined ? undefined : readIfThere(hostFile(site.root, replaced));
-  const next = readConfs(site.root, dirname(path)).find(
-    ({ name, value }) => name !== conflistName && value !== undefined,
-  );
-  const list = lastList(kept === undefined ? next?.value : JSON.parse(kept));
+  const kept = replaced && files.readIfThere(files.hostFile(site.root, replaced));
+  const confs = conf.readConfs(site.root, dirname(path));
+  const next = confs.find(({ name, value }) => name !== conflistName && value !== undefined);
+  const list = conf.lastList(kept === undefined ? next?.value : JSON.parse(kept));
   const content = { text: `${JSON.stringify(list, null, 2)}\n` };
   const outcome = put(site, { kind: "conflist", path, content, keepsOthers: true });
   if (outcome.did !== "replaced" && outcome.did !== "wrote") return outcome;
@@ -466,8 +430,8 @@ function retire(site: Site, { path, replaced }: InstalledFile): FileOutcome {
 /** What is left when every file is off: the note, empty folders, the record, libcni's results. */
 function removeRest(site: Site, stateDir: string, isPurge: boolean): FileOutcome[] {
   const outcomes: FileOutcome[] = [];
-  const state = hostPath(site.root, stateDir);
-  if (statIfThere(state)) {
+  const state = files.hostPath(site.root, stateDir);
+  if (files.statIfThere(state)) {
     const own = /^(genie\.db|table\.json|agent\.(json|lock))/;
     const purged = isPurge ? readdirSync(state).filter((name) => own.test(name)) : [];
     for (const name of purged) rmSync(join(state, name), { force: true });
@@ -480,8 +444,8 @@ function removeRest(site: Site, stateDir: string, isPurge: boolean): FileOutcome
     const detail = `${cached} that runtimes kept of pods whose DEL went by another config`;
     outcomes.push({ did: "removed", path: cacheDir, detail });
   }
-  if (site.note.files.length === 0) removeFile(hostFile(site.root, paths.note));
-  for (const dir of [join(ownDir, "replaced"), ownDir]) removeEmpty(hostPath(site.root, dir));
+  if (site.note.files.length === 0) files.removeFile(files.hostFile(site.root, paths.note));
+  for (const dir of [join(ownDir, "replaced"), ownDir]) removeEmpty(files.hostPath(site.root, dir));
   return outcomes;
 }
 
@@ -490,19 +454,14 @@ function removeRest(site: Site, stateDir: string, isPurge: boolean): FileOutcome
  * current config, so it never finds those of pods that ended while our config was retired.
  */
 function removeCached(root: string): number {
-  const dir = hostPath(root, cacheDir);
-  const named = listFolder(dir).filter((name) => name.startsWith("genie-"));
-  const files = named
+  const dir = files.hostPath(root, cacheDir);
+  const named = files.listFolder(dir).filter((name) => name.startsWith("genie-"));
+  const ours = named
     .map((name) => join(dir, name))
-    .filter((file) => /"networkName":"genie"/.test(readIfThere(file) ?? ""));
-  for (const file of files) rmSync(file, { force: true });
-  return files.length;
+    .filter((file) => /"networkName":"genie"/.test(files.readIfThere(file) ?? ""));
+  for (const file of ours) rmSync(file, { force: true });
+  return ours.length;
 }
 
-function removeEmpty(dir: string): void {
-  try {
-    rmdirSync(dir);
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === undefined) throw error;
-  }
-}
+/** Removes a folder, unless something is left in it. */
+const removeEmpty = (dir: string): void => orElse(undefined, () => rmdirSync(dir));

@@ -10,19 +10,7 @@ import { CniError, code } from "../cni.ts";
 import { type Flags, text, UsageError } from "../config/usage.ts";
 import { parseJson } from "../json.ts";
 import { serviceAccountDirDefault } from "../settings.ts";
-import {
-  type Content,
-  digest,
-  digestOf,
-  hostFile,
-  hostPath,
-  keepAs,
-  makeFolder,
-  moveFile,
-  placeFile,
-  readIfThere,
-  removeFile,
-} from "./files.ts";
+import * as files from "./files.ts";
 
 /** Folder of the table, the credentials and the note of what was installed. */
 export const ownDir = "/etc/cni/genie";
@@ -91,23 +79,21 @@ export function folderOption(flags: Flags, name: string): string | undefined {
 
 /** Reads the note of a node. @throws CniError 7 when it is damaged, 5 when it cannot be read */
 export function openSite(root: string): Site {
-  const file = hostFile(root, paths.note);
-  const content = readIfThere(file);
+  const file = files.hostFile(root, paths.note);
+  const content = files.readIfThere(file);
   if (content === undefined) return { root, note: { version: 1, genie: "", files: [] } };
   const parsed = v.safeParse(Installation, parseJson(content, file));
   if (parsed.success) return { root, note: parsed.output };
-  throw new CniError(
-    code.invalidConfig,
-    `Invalid note of the installation ${file}: move it away, genie install then takes what it ` +
-      "finds for somebody else's and keeps it",
-  );
+  const then = "genie install then takes what it finds for somebody else's and keeps it";
+  const message = `Invalid note of the installation ${file}: move it away, ${then}`;
+  throw new CniError(code.invalidConfig, message);
 }
 
 /** Writes the note. @throws CniError 5 when it cannot be written */
 export function writeNote({ root, note }: Site): void {
-  makeFolder(hostPath(root, ownDir), 0o700);
+  files.makeFolder(files.hostPath(root, ownDir), 0o700);
   const content = { text: `${JSON.stringify(note, null, 2)}\n` };
-  placeFile(hostFile(root, paths.note), content, 0o600);
+  files.placeFile(files.hostFile(root, paths.note), content, 0o600);
 }
 
 /** The noted file of a kind; undefined when install has written none. */
@@ -119,7 +105,7 @@ export function noted({ note }: Site, kind: InstalledFile["kind"]): InstalledFil
 export interface NodeFile {
   kind: InstalledFile["kind"];
   path: string;
-  content: Content;
+  content: files.Content;
   /** 0o644 unless given. */
   mode?: number;
   /** A file there that we did not write, or that was changed since, stays. */
@@ -133,9 +119,9 @@ export interface NodeFile {
  */
 export function put(site: Site, file: NodeFile): FileOutcome {
   const { kind, path, content, mode = 0o644, keepsOthers = false } = file;
-  const target = hostFile(site.root, path);
-  const found = digestOf(target);
-  const fresh = digest(content);
+  const target = files.hostFile(site.root, path);
+  const found = files.digestOf(target);
+  const fresh = files.digest(content);
   const known = site.note.files.find((file) => file.path === path);
   if (found === fresh) return { did: "unchanged", path, detail: "" };
   const isForeign = found !== undefined && !known?.written.includes(found);
@@ -148,7 +134,7 @@ export function put(site: Site, file: NodeFile): FileOutcome {
   if (isForeign) entry.replaced = keepForeign(site, entry, target);
   entry.written = [...entry.written.slice(-1), fresh];
   writeNote(site);
-  placeFile(target, content, mode);
+  files.placeFile(target, content, mode);
   entry.written = [fresh];
   writeNote(site);
   const detail = isForeign ? `what was there is kept as ${entry.replaced}` : "";
@@ -159,7 +145,7 @@ export function put(site: Site, file: NodeFile): FileOutcome {
 export function keepTaken(site: Site, path: string): string {
   const entry = noted(site, "taken") ?? { path, kind: "taken" as const, written: [] };
   site.note.files = [...site.note.files.filter((file) => file !== entry), entry];
-  entry.replaced = keepForeign(site, entry, hostFile(site.root, path));
+  entry.replaced = keepForeign(site, entry, files.hostFile(site.root, path));
   writeNote(site);
   return entry.replaced;
 }
@@ -168,13 +154,13 @@ export function keepTaken(site: Site, path: string): string {
 function keepForeign({ root }: Site, { kind, path }: InstalledFile, target: string): string {
   if (kind === "binary") {
     const kept = `${path}.replaced`;
-    keepAs(target, hostFile(root, kept));
+    files.keepAs(target, files.hostFile(root, kept));
     return kept;
   }
   const dir = `${ownDir}/replaced`;
-  makeFolder(hostPath(root, dir), 0o700);
+  files.makeFolder(files.hostPath(root, dir), 0o700);
   const kept = join(dir, path.split("/").at(-1) ?? "");
-  placeFile(hostFile(root, kept), { file: target }, 0o600);
+  files.placeFile(files.hostFile(root, kept), { file: target }, 0o600);
   return kept;
 }
 
@@ -192,23 +178,23 @@ export function takeOff(site: Site, entry: InstalledFile): FileOutcome {
 
 function removeOrRestore(root: string, entry: InstalledFile): Omit<FileOutcome, "path"> {
   const { path, kind, written, replaced } = entry;
-  const target = hostFile(root, path);
-  const found = digestOf(target);
+  const target = files.hostFile(root, path);
+  const found = files.digestOf(target);
   // The agent renews the token, so its digest says nothing.
   if (found !== undefined && kind !== "token" && !written.includes(found)) {
     return { did: "left", detail: "it was changed since it was installed" };
   }
-  const before = replaced === undefined ? undefined : hostFile(root, replaced);
-  if (before !== undefined && digestOf(before) !== undefined) {
-    if (kind === "binary") moveFile(before, target);
+  const before = replaced === undefined ? undefined : files.hostFile(root, replaced);
+  if (before !== undefined && files.digestOf(before) !== undefined) {
+    if (kind === "binary") files.moveFile(before, target);
     else {
-      placeFile(target, { file: before }, kind === "kubeconfig" ? 0o600 : 0o644);
-      removeFile(before);
+      files.placeFile(target, { file: before }, kind === "kubeconfig" ? 0o600 : 0o644);
+      files.removeFile(before);
     }
     return { did: "restored", detail: "as it was before" };
   }
   if (found === undefined) return { did: "unchanged", detail: "it is gone already" };
-  removeFile(target);
+  files.removeFile(target);
   return { did: "removed", detail: "" };
 }
 
@@ -220,14 +206,14 @@ function removeOrRestore(root: string, entry: InstalledFile): Omit<FileOutcome, 
  */
 export function copyToken(root: string, folder = serviceAccountDirDefault): boolean {
   const file = join(folder, "token");
-  const token = readIfThere(file)?.trim() ?? "";
+  const token = files.readIfThere(file)?.trim() ?? "";
   if (token === "") {
     throw new CniError(code.ioFailure, `Cannot read ${file}: there is no token in it`);
   }
-  const target = hostFile(root, paths.token);
+  const target = files.hostFile(root, paths.token);
   const content = { text: `${token}\n` };
-  if (digestOf(target) === digest(content)) return false;
-  makeFolder(dirname(target), 0o700);
-  placeFile(target, content, 0o600);
+  if (files.digestOf(target) === files.digest(content)) return false;
+  files.makeFolder(dirname(target), 0o700);
+  files.placeFile(target, content, 0o600);
   return true;
 }

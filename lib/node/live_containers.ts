@@ -7,6 +7,7 @@ import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { join } from "node:path";
 import { type KernelNetwork, readNetwork, readOwnNetwork } from "../check.ts";
 import { isForeignNetns, netnsId } from "../kernel.ts";
+import { orElse } from "../recovery/tried.ts";
 
 /** What was seen. */
 export interface LiveContainers {
@@ -86,13 +87,3 @@ function readIfThere(path: string): KernelNetwork | "hidden" | undefined {
 
 const namesIn = (dir: string): string[] => orElse([], () => readdirSync(dir));
 const textOf = (path: string): string => orElse("", () => readFileSync(path, "utf8"));
-
-/** What is read, or `fallback` where it is gone or may not be read. */
-function orElse<T>(fallback: T, read: () => T): T {
-  try {
-    return read();
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === undefined) throw error;
-    return fallback;
-  }
-}

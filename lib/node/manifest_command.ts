@@ -2,15 +2,7 @@
 import manifest from "../../package.json";
 import defaultTable from "../../plugins.toml" with { type: "text" };
 import type { Host } from "../call.ts";
-import {
-  dashboard,
-  type Feature,
-  features,
-  formatContainerfile,
-  makeAlerts,
-  makeManifest,
-  makeWebhook,
-} from "../cluster/manifest.ts";
+import * as cluster from "../cluster/manifest.ts";
 import { type KubeObject, toYaml } from "../cluster/yaml.ts";
 import { CniError, code } from "../cni.ts";
 import { parseConfig } from "../config/parse.ts";
@@ -30,18 +22,18 @@ export function runManifest(host: Host, flags: Flags): number {
 }
 
 function formatAnswer(host: Host, flags: Flags): string {
-  if (flags["containerfile"]) return formatContainerfile(manifest.version);
+  if (flags["containerfile"]) return cluster.formatContainerfile(manifest.version);
   const table = readTable(text(flags, "table"));
   const place = {
     namespace: checked(flags, "namespace", "genie-system", /^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/),
     image: checked(flags, "image", `genie:${manifest.version}`, /^[\w.\-/:@]{1,512}$/),
   };
-  if (flags["grafana"]) return `${JSON.stringify(dashboard, null, 2)}\n`;
-  if (flags["alerts"]) return toYaml(makeAlerts(place.namespace));
+  if (flags["grafana"]) return `${JSON.stringify(cluster.dashboard, null, 2)}\n`;
+  if (flags["alerts"]) return toYaml(cluster.makeAlerts(place.namespace));
   const objects =
     flags["access"] || flags["webhook"]
       ? admissionObjects(flags, table.config, place)
-      : makeManifest({ ...place, features: readFeatures(flags, table.config), table });
+      : cluster.makeManifest({ ...place, features: readFeatures(flags, table.config), table });
   if (objects.length === 0) {
     host.stderr(
       "genie: hint: the plugin table has no rule for pods or objects: there is no policy\n",
@@ -63,7 +55,9 @@ function admissionObjects(
   }
   return [
     ...(flags["access"] ? compileAccess(config) : []),
-    ...(flags["webhook"] && ca !== undefined ? makeWebhook({ ...place, ca: readCa(ca) }) : []),
+    ...(flags["webhook"] && ca !== undefined
+      ? cluster.makeWebhook({ ...place, ca: readCa(ca) })
+      : []),
   ];
 }
 
@@ -90,14 +84,14 @@ function checked(flags: Flags, name: string, fallback: string, form: RegExp): st
 }
 
 /** The features that `--features` lists, else those that the table switches on. */
-function readFeatures(flags: Flags, config: Config): Set<Feature> {
+function readFeatures(flags: Flags, config: Config): Set<cluster.Feature> {
   const listed = text(flags, "features");
   if (listed === undefined) return new Set(enforcesPolicy(config) ? ["policy"] : []);
   const words = listed.split(",").filter((word) => word !== "");
   const known = words.map((word) => {
-    const feature = features.find((one) => one === word);
+    const feature = cluster.features.find((one) => one === word);
     if (feature) return feature;
-    throw new UsageError(`--features knows ${features.join(", ")}, not "${word}"`);
+    throw new UsageError(`--features knows ${cluster.features.join(", ")}, not "${word}"`);
   });
   return new Set(known);
 }

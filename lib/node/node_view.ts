@@ -11,10 +11,11 @@ import type { Config } from "../config/schema.ts";
 import { run } from "../exec.ts";
 import { isObject, parseJson } from "../json.ts";
 import { listNetworks } from "../node_networks.ts";
+import { orUndefined } from "../recovery/tried.ts";
 import { visibleText } from "../report/table.ts";
 import { loadConfig } from "../settings.ts";
 import { hostPath, readIfThere, statIfThere } from "./files.ts";
-import { callsGenie, ifValid, ownEntry, readConfs, runtimePath } from "./genie_config.ts";
+import { callsGenie, ownEntry, readConfs, runtimePath } from "./genie_config.ts";
 import { paths } from "./installation.ts";
 
 /** A node. */
@@ -102,7 +103,7 @@ export async function askProgram(
 
 /** A key of the JSON object that a program has printed; undefined for any other output. */
 export function keyOf(output: string, key: string): unknown {
-  const value = ifValid(() => parseJson(output, "output"));
+  const value = orUndefined(() => parseJson(output, "output"));
   return isObject(value) ? value[key] : undefined;
 }
 

@@ -26,9 +26,10 @@ import type { Attachment, CallId, Journal, PodIdentity, StoredAttachment } from 
 import { attachments } from "../recorded.ts";
 import { openState } from "../recovery/database.ts";
 import { checkOneInterface } from "../recovery/plugin_keys.ts";
+import { orUndefined } from "../recovery/tried.ts";
 import { podLabel } from "../request.ts";
 import { loadConfig } from "../settings.ts";
-import { ifValid, readOwnConfig } from "./genie_config.ts";
+import { readOwnConfig } from "./genie_config.ts";
 
 /** What acts on running pods, and on whose behalf. */
 export interface LiveContext {
@@ -237,7 +238,7 @@ export function waitingAnnotations(state: State, call: CallId): Record<string, s
   const row = state.database
     .query("SELECT annotations FROM statuses WHERE container_id = ? AND request_ifname = ?")
     .get(call.containerId, call.requestIfName) as { annotations: string } | null;
-  const value = row && ifValid(() => parseJson(row.annotations, "waiting annotations"));
+  const value = row && orUndefined(() => parseJson(row.annotations, "waiting annotations"));
   const isText = (pair: [string, unknown]): pair is [string, string] => typeof pair[1] === "string";
   return isObject(value) ? Object.fromEntries(Object.entries(value).filter(isText)) : {};
 }

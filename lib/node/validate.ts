@@ -12,11 +12,17 @@ import { findAccount, readSecrets } from "../kubernetes/kubeconfig.ts";
 import { type Network, resolveNetwork } from "../networks.ts";
 import { listNetworks } from "../node_networks.ts";
 import { knownPlugins, matchGlob } from "../policy/access_rules.ts";
-import { oneInterfacePlugins, oneInterfaceTypes, rivalOf } from "../recovery/plugin_keys.ts";
+import {
+  oneInterfacePlugins,
+  oneInterfaceTypes,
+  rivalOf,
+  typesOf,
+} from "../recovery/plugin_keys.ts";
+import { orUndefined } from "../recovery/tried.ts";
 import { formatTable } from "../report/table.ts";
 import { readPath } from "../request.ts";
 import { isConfigured, loadConfig } from "../settings.ts";
-import { askedPath, ifValid, readOwnConfig } from "./genie_config.ts";
+import { askedPath, readOwnConfig } from "./genie_config.ts";
 import { askCniVersions } from "./node_view.ts";
 
 /** What is to be said of a network, or of the whole table where `network` is "-". */
@@ -120,11 +126,8 @@ function checkIpam(network: Network, dirs: string[]): void {
   for (const { type, ipam } of network.list.plugins) {
     const ipamType = isObject(ipam) ? ipam["type"] : undefined;
     if (typeof ipamType !== "string" || ipamType === "" || findPlugin(ipamType, dirs)) continue;
-    throw new CniError(
-      code.delegateNotFound,
-      `Cannot attach network "${network.name}": IPAM plugin "${ipamType}" of plugin "${type}" is ` +
-        `in none of ${dirs.join(", ")}`,
-    );
+    const what = `IPAM plugin "${ipamType}" of plugin "${type}" is in none of ${dirs.join(", ")}`;
+    throw new CniError(code.delegateNotFound, `Cannot attach network "${network.name}": ${what}`);
   }
 }
 
@@ -137,29 +140,24 @@ async function checkVersions(
   dirs: string[],
   asked: Map<string, Promise<unknown[] | undefined>>,
 ): Promise<void> {
-  const types = list.plugins.flatMap(({ type, ipam }) => [
-    type,
-    isObject(ipam) ? ipam["type"] : "",
-  ]);
-  for (const type of types) {
-    const path = typeof type === "string" && type !== "" ? findPlugin(type, dirs) : undefined;
+  for (const type of typesOf(list)) {
+    const path = findPlugin(type, dirs);
     if (path === undefined) continue;
     const answer = asked.get(path) ?? askCniVersions(path);
     asked.set(path, answer);
     const spoken = await answer;
     if (!spoken || spoken.includes(list.cniVersion)) continue;
-    throw new CniError(
-      code.incompatibleVersion,
-      `Cannot attach network "${name}": plugin "${type}" does not know CNI ${list.cniVersion}, ` +
-        `which ${source} asks for: set cniVersion to ${spoken.at(-1)}, or install a newer ${type}`,
-    );
+    const what = `plugin "${type}" does not know CNI ${list.cniVersion}, which ${source} asks for`;
+    const remedy = `set cniVersion to ${spoken.at(-1)}, or install a newer ${type}`;
+    const message = `Cannot attach network "${name}": ${what}: ${remedy}`;
+    throw new CniError(code.incompatibleVersion, message);
   }
 }
 
 /** Networks that every pod gets, of a plugin that gives a container one interface. */
 function sharedDefaults(config: Config): NetworkFinding[] {
   const names = onNode([...config.default.networks, ...config.default.always]);
-  const all = names.flatMap((name) => ifValid(() => resolveNetwork(config, name)) ?? []);
+  const all = names.flatMap((name) => orUndefined(() => resolveNetwork(config, name)) ?? []);
   return all.flatMap((one, i) => {
     const rival = rivalOf(one, all.slice(0, i), oneInterfaceTypes(config));
     if (!rival) return [];

@@ -4,114 +4,91 @@
  * it is 0600 in a folder of 0700.
  */
 import type { Database } from "bun:sqlite";
-import {
-  chmodSync,
-  closeSync,
-  copyFileSync,
-  existsSync,
-  mkdirSync,
-  mkdtempSync,
-  openSync,
-  renameSync,
-  rmSync,
-  statSync,
-} from "node:fs";
+import * as fs from "node:fs";
 import { dirname, join } from "node:path";
 import type { Host } from "../call.ts";
-import { CniError, code, log } from "../cni.ts";
-import {
-  applicationId,
-  busyTimeoutMs,
-  openFile as openAsItIs,
-  type State,
-  schemaVersion,
-  sqliteCode,
-  transact,
-  unavailable,
-} from "../database.ts";
+import { CniError, log } from "../cni.ts";
+import * as record from "../database.ts";
 import { migrations } from "./migrations.ts";
 
 /**
  * Opens `<dir>/genie.db`, making folder and file when absent. A file that is no database any more,
  * or not ours, is set aside under another name and reported, and a new one begun (D4).
- *
  * @throws CniError 106 when it cannot be opened, or was written by a newer genie
  */
-export function openState(host: Host, dir: string): State {
+export function openState(host: Host, dir: string): record.State {
   const file = join(dir, "genie.db");
   try {
     return { database: openFile(file), file, copyDir: "", staysOpen: host.endsAtOnce === true };
   } catch (error) {
-    if (!isUnusable(error)) throw unavailable(file, error);
+    if (!isUnusable(error)) throw record.unavailable(file, error);
     return renewState(host, file);
   }
 }
 
 /** Sets an unusable file aside and begins a new one. */
-function renewState(host: Host, file: string): State {
+function renewState(host: Host, file: string): record.State {
   try {
     setAside(host, file);
     return { database: openFile(file), file, copyDir: "", staysOpen: host.endsAtOnce === true };
   } catch (error) {
-    throw unavailable(file, error);
+    throw record.unavailable(file, error);
   }
 }
 
 /**
  * Opens a copy of the record, in memory where there is such a folder: SQLite cannot even read its
  * file on a disk that is full or read-only, and DEL must work there. Nothing written to it lasts.
- *
  * @throws CniError 106 when there is no record, or it cannot be read
  */
-export function openCopy(dir: string): State {
+export function openCopy(dir: string): record.State {
   const file = join(dir, "genie.db");
-  const parent = ["/dev/shm", "/run"].find((path) => existsSync(path)) ?? "/tmp";
+  const parent = ["/dev/shm", "/run"].find((path) => fs.existsSync(path)) ?? "/tmp";
   let copyDir = "";
   try {
-    copyDir = mkdtempSync(join(parent, "genie-"));
+    copyDir = fs.mkdtempSync(join(parent, "genie-"));
     const copy = join(copyDir, "genie.db");
-    copyFileSync(file, copy);
-    if (existsSync(`${file}-wal`)) copyFileSync(`${file}-wal`, `${copy}-wal`);
+    fs.copyFileSync(file, copy);
+    if (fs.existsSync(`${file}-wal`)) fs.copyFileSync(`${file}-wal`, `${copy}-wal`);
     return { database: openFile(copy), file, copyDir, staysOpen: false };
   } catch (error) {
-    if (copyDir !== "") rmSync(copyDir, { recursive: true, force: true });
-    throw unavailable(file, error);
+    if (copyDir !== "") fs.rmSync(copyDir, { recursive: true, force: true });
+    throw record.unavailable(file, error);
   }
 }
 
 /** Opens the file, which another process may be setting aside at this moment. */
 function openFile(file: string): Database {
+  return persist(isMoving, { pollMs: 10, triesMax: 5 }, () => openOnce(file));
+}
+
+/** What `action` returns; again after a pause while it throws what may pass, so many times. */
+function persist<T>(
+  mayPass: (error: unknown) => boolean,
+  { pollMs, triesMax }: { pollMs: number; triesMax: number },
+  action: () => T,
+): T {
   for (let tries = 1; ; tries++) {
     try {
-      return openOnce(file);
+      return action();
     } catch (error) {
-      if (!isMoving(error) || tries === openTriesMax) throw error;
-      Bun.sleepSync(openPollMs);
+      if (!mayPass(error) || tries >= triesMax) throw error;
+      Bun.sleepSync(pollMs);
     }
   }
 }
 
 /** What a file gives that is renamed while it is used; others say so for good. */
 function isMoving(error: unknown): boolean {
-  return /^SQLITE_(CANTOPEN|IOERR)/.test(sqliteCode(error));
+  return /^SQLITE_(CANTOPEN|IOERR)/.test(record.sqliteCode(error));
 }
-
-const openPollMs = 10;
-const openTriesMax = 5;
 
 function openOnce(file: string): Database {
   makeFile(file);
-  const database = openAsItIs(file);
+  const database = record.openFile(file);
   try {
     const found = readVersion(database);
-    if (found > schemaVersion) {
-      throw new CniError(
-        code.stateUnavailable,
-        `Cannot use ${file}: its schema version ${found} is newer than ${schemaVersion}, install ` +
-          "the genie that wrote it or a later one",
-      );
-    }
-    if (found < schemaVersion) {
+    if (found < record.schemaVersion) {
       useWal(database);
       migrate(database);
     }
@@ -127,64 +104,66 @@ function openOnce(file: string): Database {
  * find a new file SQLite sends all but one away at once, `busy_timeout` or not.
  */
 function useWal(database: Database): void {
-  for (let waitedMs = 0; ; waitedMs += walPollMs) {
-    try {
-      database.run("PRAGMA journal_mode = WAL");
-      return;
-    } catch (error) {
-      if (!/^SQLITE_BUSY/.test(sqliteCode(error)) || waitedMs >= busyTimeoutMs) throw error;
-      Bun.sleepSync(walPollMs);
-    }
-  }
+  const isBusy = (error: unknown) => /^SQLITE_BUSY/.test(record.sqliteCode(error));
+  const times = { pollMs: walPollMs, triesMax: record.busyTimeoutMs / walPollMs };
+  persist(isBusy, times, () => database.run("PRAGMA journal_mode = WAL"));
 }
 
 const walPollMs = 5;
 
 /** SQLite would make the file with the umask's mode; it must never be readable by others. */
 function makeFile(file: string): void {
-  const found = statSync(file, { throwIfNoEntry: false });
+  const found = fs.statSync(file, { throwIfNoEntry: false });
   if (!found) {
-    mkdirSync(dirname(file), { recursive: true, mode: 0o700 });
-    closeSync(openSync(file, "a", 0o600));
-  } else if ((found.mode & 0o077) !== 0) chmodSync(file, 0o600);
+    fs.mkdirSync(dirname(file), { recursive: true, mode: 0o700 });
+    fs.closeSync(fs.openSync(file, "a", 0o600));
+  } else if ((found.mode & 0o077) !== 0) fs.chmodSync(file, 0o600);
 }
 
 /** Thrown for a database that someone else made. */
 class ForeignFile extends Error {}
 
-/** The schema version; 0 for a file that is still empty. One read: another process may migrate. */
-function readVersion(database: Database): number {
+/**
+ * The schema version; 0 for a file that is still empty. One read: another process may migrate.
+ * @throws Error for a database that is another program's, or of a newer genie
+ */
+export function readVersion(database: Database): number {
   const { isEmpty, found, id } = database
     .query(
       `SELECT NOT EXISTS (SELECT 1 FROM sqlite_schema) AS isEmpty, user_version AS found,
          application_id AS id FROM pragma_user_version, pragma_application_id`,
     )
     .get() as { isEmpty: number; found: number; id: number };
-  if (id === applicationId || (isEmpty === 1 && id === 0 && found === 0)) return found;
-  throw new ForeignFile("it is another program's database");
+  const isOurs = id === record.applicationId || (isEmpty === 1 && id === 0 && found === 0);
+  if (!isOurs) throw new ForeignFile("it is another program's database");
+  if (found <= record.schemaVersion) return found;
+  const remedy = "install the genie that wrote it or a later one";
+  throw new Error(`its schema version ${found} is newer than ${record.schemaVersion}, ${remedy}`);
 }
 
 function migrate(database: Database): void {
-  transact(database, () => {
+  record.transact(database, () => {
     // Another process may have done it while we waited for the lock.
     const found = readVersion(database);
-    if (found >= schemaVersion) return;
+    if (found >= record.schemaVersion) return;
     for (const migration of migrations.slice(found)) database.run(migration);
-    database.run(`PRAGMA application_id = ${applicationId}`);
-    database.run(`PRAGMA user_version = ${schemaVersion}`);
+    database.run(`PRAGMA application_id = ${record.applicationId}`);
+    database.run(`PRAGMA user_version = ${record.schemaVersion}`);
   });
 }
 
 function isUnusable(error: unknown): boolean {
-  return error instanceof ForeignFile || /^SQLITE_(CORRUPT|NOTADB)/.test(sqliteCode(error));
+  return error instanceof ForeignFile || /^SQLITE_(CORRUPT|NOTADB)/.test(record.sqliteCode(error));
 }
+
+const reasonOf = (error: unknown) => (error as NodeJS.ErrnoException).code;
 
 /** Renames a file; another process that closes the database may just have removed its log. */
 function moveIfThere(from: string, to: string): void {
   try {
-    renameSync(from, to);
+    fs.renameSync(from, to);
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
+    if (reasonOf(error) !== "ENOENT") throw error;
   }
 }
 
@@ -194,12 +173,11 @@ function moveIfThere(from: string, to: string): void {
  */
 function setAside(host: Host, file: string): void {
   const marker = `${file}.setting-aside`;
-  const age = host.now() - (statSync(marker, { throwIfNoEntry: false })?.mtimeMs ?? host.now());
-  if (Math.abs(age) > 10_000) rmSync(marker, { force: true });
-  for (let tries = 0; !takeMarker(marker); tries++) {
-    if (tries === markerTriesMax) throw new Error(`${marker} stays taken`);
-    Bun.sleepSync(markerPollMs);
-  }
+  const age = host.now() - (fs.statSync(marker, { throwIfNoEntry: false })?.mtimeMs ?? host.now());
+  if (Math.abs(age) > 10_000) fs.rmSync(marker, { force: true });
+  const isTaken = (error: unknown) => reasonOf(error) === "EEXIST";
+  const take = () => fs.closeSync(fs.openSync(marker, "wx", 0o600));
+  persist(isTaken, { pollMs: 10, triesMax: 200 }, take);
   try {
     if (isSound(file)) return;
     const aside = `${file}.unusable-${host.now()}`;
@@ -210,20 +188,7 @@ function setAside(host: Host, file: string): void {
       kept: aside,
     });
   } finally {
-    rmSync(marker, { force: true });
-  }
-}
-
-const markerPollMs = 10;
-const markerTriesMax = 200;
-
-function takeMarker(marker: string): boolean {
-  try {
-    closeSync(openSync(marker, "wx", 0o600));
-    return true;
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
-    return false;
+    fs.rmSync(marker, { force: true });
   }
 }
 
@@ -246,10 +211,9 @@ function isSound(file: string): boolean {
  * Goes on from a file that shows its damage only at the first write of an operation, or that
  * another process set aside meanwhile: `state` then has a new one. Later writes must not do that,
  * since they go on from earlier ones.
- *
  * @throws `error` itself, where it means something else
  */
-export function reopen(host: Host, state: State, error: unknown): void {
+export function reopen(host: Host, state: record.State, error: unknown): void {
   const cause = error instanceof CniError ? error.cause : undefined;
   if (!isUnusable(cause) && !isMoving(cause)) throw error;
   state.database.close();

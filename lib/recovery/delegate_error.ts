@@ -28,20 +28,18 @@ export function endingError(
   command: string,
 ): CniError | undefined {
   const tail = ending.stderr.slice(-stderrTailLength);
-  const fail = (number: number, issue: string, details = tail) =>
-    new CniError(number, `${subject(attachment, command)}: plugin "${plugin.type}" ${issue}`, {
-      details,
-    });
+  const who = `${subject(attachment, command)}: plugin "${plugin.type}"`;
+  const fail = (number: number, issue: string, details = tail, cause?: unknown) =>
+    new CniError(number, `${who} ${issue}`, { details, cause });
   switch (ending.kind) {
     case "exit":
       return ending.status === 0 ? undefined : exitError(ending, fail);
     case "signal":
       return fail(code.delegateProtocol, `was killed by ${ending.signal}`);
-    case "timeout":
-      return fail(
-        code.delegateTimeout,
-        `timed out after ${Math.round(ending.durationUs / 1000)} ms, it was killed`,
-      );
+    case "timeout": {
+      const ms = Math.round(ending.durationUs / 1000);
+      return fail(code.delegateTimeout, `timed out after ${ms} ms, it was killed`);
+    }
     case "overflow":
       return fail(code.delegateProtocol, "printed more than 1 MiB, it was killed");
     case "aborted":
@@ -50,29 +48,21 @@ export function endingError(
       if (ending.reason === "ETXTBSY") {
         return fail(code.tryAgainLater, "is being replaced (text file busy), try again");
       }
-      if (!unusableFile.has(ending.reason)) {
+      if (!unusableFile.test(ending.reason)) {
         // No memory, no process, no file descriptor left: the next try may find some.
         return fail(code.tryAgainLater, `cannot be started now (${ending.reason}), try again`);
       }
-      return new CniError(
+      return fail(
         code.delegateNotFound,
-        `${subject(attachment, command)}: plugin "${plugin.type}" cannot be started ` +
-          `(${ending.reason}), install it or mend its file`,
-        { cause: ending },
+        `cannot be started (${ending.reason}), install it or mend its file`,
+        "",
+        ending,
       );
   }
 }
 
 /** Reasons for which a binary cannot run until someone mends its file. */
-const unusableFile = new Set([
-  "ENOENT",
-  "ENOTDIR",
-  "ELOOP",
-  "EACCES",
-  "EPERM",
-  "EISDIR",
-  "ENOEXEC",
-]);
+const unusableFile = /^(ENOENT|ENOTDIR|ELOOP|EACCES|EPERM|EISDIR|ENOEXEC)$/;
 
 /** A plugin that exits with a failure says why on stdout (SPEC §5), or breaks the protocol. */
 function exitError(
@@ -157,11 +147,9 @@ export function protocolError(
   issue: string,
   stdout: string,
 ): CniError {
-  return new CniError(
-    code.delegateProtocol,
-    `${subject(attachment, "ADD")}: plugin "${plugin.type}" broke the protocol: ${issue}`,
-    { details: stdout.slice(0, 1024) },
-  );
+  const who = `${subject(attachment, "ADD")}: plugin "${plugin.type}"`;
+  const details = stdout.slice(0, 1024);
+  return new CniError(code.delegateProtocol, `${who} broke the protocol: ${issue}`, { details });
 }
 
 const verbs: Record<string, string> = {

@@ -10,21 +10,7 @@ import { interfacesIn, netnsId } from "../kernel.ts";
 import { writeAlone } from "../ledger.ts";
 import { endOf, release } from "../lock.ts";
 import type { Attachment, CallId, Journal, Result, StoredAttachment } from "../record.ts";
-import {
-  attachments,
-  delChain,
-  forget,
-  hasRuleset,
-  isCallRefused,
-  noteInterrupted,
-  recorded,
-  setEnded,
-  setFailing,
-  storedResult,
-  undo,
-  undoAll,
-  undoChain,
-} from "../recorded.ts";
+import * as onRecord from "../recorded.ts";
 import { loadNodeSettings } from "../settings.ts";
 
 /** Records a failed ADD in the ledger of the `state_dir` that the broken table names, if it can. */
@@ -46,7 +32,7 @@ export async function noteUnconfigured(
 /** Attachments of an earlier attempt that are in the way; a live one in the way is an error. */
 function findLeftovers(host: Host, state: State, planned: Attachment[]): StoredAttachment[] {
   const [first] = planned;
-  const found = first ? attachments(host, state, first.containerId) : [];
+  const found = first ? onRecord.attachments(host, state, first.containerId) : [];
   if (!first || found.length === 0) return [];
   const names = new Set(planned.map(({ ifName }) => ifName));
   const inTheWay = found.filter(
@@ -54,11 +40,9 @@ function findLeftovers(host: Host, state: State, planned: Attachment[]): StoredA
   );
   const live = inTheWay.find((one) => one.state === "attached" && mayLive(one, first.netns));
   if (!live) return inTheWay;
-  throw new CniError(
-    code.interfaceConflict,
-    `Container ${first.containerId} has interface "${live.ifName}" on network "${live.network}" ` +
-      "already: DEL it before another ADD",
-  );
+  const has = `has interface "${live.ifName}" on network "${live.network}" already`;
+  const message = `Container ${first.containerId} ${has}: DEL it before another ADD`;
+  throw new CniError(code.interfaceConflict, message);
 }
 
 /**
@@ -69,7 +53,7 @@ function findLeftovers(host: Host, state: State, planned: Attachment[]): StoredA
 function mayLive(one: StoredAttachment, netns: string): boolean {
   const path = [netns, one.netns].find((each) => netnsId(each) === one.netnsId);
   if (path === undefined) return false;
-  const made = storedResult(one)?.interfaces.find(({ sandbox }) => sandbox)?.name;
+  const made = onRecord.storedResult(one)?.interfaces.find(({ sandbox }) => sandbox)?.name;
   return made === undefined || (interfacesIn(path)?.includes(made) ?? true);
 }
 
@@ -82,33 +66,32 @@ export async function undoLeftovers(call: Call, planned: Attachment[]): Promise<
   const { host, state, chain, config } = call;
   const leftovers = findLeftovers(host, state, planned).reverse();
   const [{ containerId = "", cniPath = "" } = {}] = planned;
-  const others = attachments(host, state, containerId).filter(
-    (one) => one.state === "attached" && !leftovers.some(({ ifName }) => ifName === one.ifName),
-  );
+  const isLeft = ({ ifName }: Attachment) => leftovers.some((one) => one.ifName === ifName);
+  const all = onRecord.attachments(host, state, containerId);
+  const others = all.filter((one) => one.state === "attached" && !isLeft(one));
   if (others.length > 0) {
     const { checkOneInterface } = await import("./plugin_keys.ts");
     checkOneInterface(config, planned, others);
   }
-  const undoing = undoChain(chain);
+  const undoing = onRecord.undoChain(chain);
   for (const attachment of leftovers) {
-    noteInterrupted(chain.journal, attachment);
+    onRecord.noteInterrupted(chain.journal, attachment);
     const at = { ...undoing, netns: attachment.netns };
     const isTried = attachment.state === "failing" && attachment.failedAtMs >= call.startedMs;
     const mayWait = mayBeParked(attachment, planned);
-    const errors = isTried && mayWait ? [] : await undo(at, attachment, cniPath.split(":"), others);
+    const errors =
+      isTried && mayWait ? [] : await onRecord.undo(at, attachment, cniPath.split(":"), others);
     if (mayWait && (isTried || errors.length > 0)) {
       parkRow(call, attachment, errors[0]?.message ?? attachment.error);
       continue;
     }
     if (errors.length > 0) {
-      throw new CniError(
-        code.tryAgainLater,
-        `Cannot undo an earlier attempt on interface "${attachment.ifName}": ${errors[0]?.message}`,
-        { cause: errors[0] },
-      );
+      const [cause] = errors;
+      const what = `Cannot undo an earlier attempt on interface "${attachment.ifName}"`;
+      throw new CniError(code.tryAgainLater, `${what}: ${cause?.message}`, { cause });
     }
-    write(state, () => forget(state, attachment));
-    if (!hasRuleset(state, attachment.netnsId)) continue;
+    write(state, () => onRecord.forget(state, attachment));
+    if (!onRecord.hasRuleset(state, attachment.netnsId)) continue;
     const { liftRuleset } = await import("../policy/rulesets.ts");
     await liftRuleset(host, state, attachment, attachment);
   }
@@ -131,7 +114,7 @@ function mayBeParked({ ifName, list }: StoredAttachment, planned: readonly Attac
 function parkRow({ host, state }: Call, row: StoredAttachment, error: string): void {
   const { containerId, ifName, network } = row;
   write(state, () => {
-    setFailing(state, row, { state: "leaked", error, nowMs: host.now() });
+    onRecord.setFailing(state, row, { state: "leaked", error, nowMs: host.now() });
     state.database
       .query(
         `UPDATE attachments SET ifname = ?1 || '/' || lower(hex(randomblob(4)))
@@ -156,8 +139,8 @@ export async function undoFailed(
   const { ifName } = attachment;
   const neverRan = isObject(error.cause) && error.cause["kind"] === "spawn";
   const last = neverRan ? index - 1 : index;
-  const undoing = undoChain(chain);
-  const undone = await delChain(undoing, attachment, { result, last });
+  const undoing = onRecord.undoChain(chain);
+  const undone = await onRecord.delChain(undoing, attachment, { result, last });
   const undo = undone.filter((one) => !isRefusedAlike(one, error));
   const isLeft = undo.length < undone.length && interfacesIn(chain.netns)?.includes(ifName);
   // An IPAM that refuses makes its interface plugin fail, which may have begun.
@@ -176,7 +159,7 @@ const refusals = new Set<number>([
 
 function isRefusedAlike(del: CniError, add: CniError): boolean {
   const textOf = ({ message }: CniError) => message.replace(/^Cannot \w+ /, "");
-  const isRefusal = refusals.has(del.code) || isCallRefused(del);
+  const isRefusal = refusals.has(del.code) || onRecord.isCallRefused(del);
   return isRefusal && del.code === add.code && textOf(del) === textOf(add);
 }
 
@@ -189,11 +172,11 @@ export function giveUp({ host, state, operation }: Call, planned: Attachment[]):
   try {
     release(state, operation, () => {
       if (!first) return;
-      const { readable, damaged } = recorded(host, state, first.containerId);
+      const { readable, damaged } = onRecord.recorded(host, state, first.containerId);
       const rows: CallId[] = [...readable, ...damaged];
       const isKnown = rows.some((row) => row.requestIfName === first.requestIfName);
       // An end by DEL must stay one: other ADDs may have been overtaken by it as well.
-      if (!isKnown && !endOf(state, first)) setEnded(state, first, "ADD", host.now());
+      if (!isKnown && !endOf(state, first)) onRecord.setEnded(state, first, "ADD", host.now());
     });
   } catch (error) {
     log(host, "warn", toCniError(error).message, { container: operation.containerId });
@@ -209,7 +192,6 @@ export function giveUp({ host, state, operation }: Call, planned: Attachment[]):
 /**
  * Rolls an ADD back that failed. Returns only where another try makes sense: the network that
  * failed was of our own choice, and there may be a next best.
- *
  * @throws `error`, or a CniError that also tells of the tries before: why the best network failed
  *   says most
  */
@@ -242,10 +224,10 @@ export async function rollBackOrThrow(call: Call, error: unknown): Promise<void>
 async function rollBack(call: Call, { attachments }: Plan): Promise<void> {
   const { host, state, operation, made, undoErrors } = call;
   const results = new Map(made.map(({ attachment, result }) => [attachment, result]));
-  const undoing = undoChain(call.chain);
-  await undoAll(
+  const undoing = onRecord.undoChain(call.chain);
+  await onRecord.undoAll(
     made.toReversed().map(({ attachment }) => attachment),
-    (attachment) => delChain(undoing, attachment, { result: results.get(attachment) }),
+    (attachment) => onRecord.delChain(undoing, attachment, { result: results.get(attachment) }),
     undoErrors,
   );
   const nowMs = host.now();
@@ -263,11 +245,11 @@ async function rollBack(call: Call, { attachments }: Plan): Promise<void> {
     release(state, operation, () => {
       for (const attachment of attachments) {
         const error = errorOf(attachment);
-        if (error === undefined) forget(state, attachment);
-        else setFailing(state, attachment, { state: "failing", error, nowMs });
+        if (error === undefined) onRecord.forget(state, attachment);
+        else onRecord.setFailing(state, attachment, { state: "failing", error, nowMs });
       }
       const [first] = attachments;
-      if (first && kept.length === 0) setEnded(state, first, "ADD", nowMs);
+      if (first && kept.length === 0) onRecord.setEnded(state, first, "ADD", nowMs);
     });
   } catch (error) {
     // The rows stay as planned, and the lock names a process that is about to end: DEL undoes them

@@ -18,11 +18,11 @@ import { parseResult } from "../result.ts";
 import { nameInterfaces, onNode, selectWanted } from "../selection.ts";
 import { loadConfig } from "../settings.ts";
 import { sharedError } from "./plugin_keys.ts";
+import { orUndefined } from "./tried.ts";
 
 /**
  * DEL without a record: plans again from what the request itself carries, never from the API, and
  * calls DEL on every plugin of that plan. Errors are reported, the DEL succeeds (CNI SPEC 1.1 §2).
- *
  * @param of `ifNames` has the interfaces to delete, absent: all; `others` what other calls of the
  *   container have: a DEL that would take it from them is not sent
  */
@@ -51,28 +51,19 @@ export async function deleteByGuess(
   }
 }
 
-function carriedResult(request: Request): Result | undefined {
-  if (!isObject(request.config.prevResult)) return undefined;
-  try {
-    return parseResult(request.config.prevResult, request.cniVersion, "prevResult");
-  } catch (error) {
-    if (error instanceof CniError) return undefined;
-    throw error;
-  }
+function carriedResult({ config: { prevResult }, cniVersion }: Request): Result | undefined {
+  if (!isObject(prevResult)) return undefined;
+  return orUndefined(() => parseResult(prevResult, cniVersion, "prevResult"));
 }
 
 /**
  * What an ADD of this request would attach, as far as the request and the node's disk tell: for a
  * DEL that has no record. Asks neither the API nor the access rules, since what was attached must
  * go.
- *
  * @returns what is certain, and why the rest is not
  * @throws CniError 7, 101 or 105 when there is no plan at all
  */
-export async function guessPlan(
-  config: Config,
-  request: Request,
-): Promise<{ attachments: Attachment[]; problems: CniError[] }> {
+export async function guessPlan(config: Config, request: Request) {
   const pod = carriedPod(request) ?? podWithoutAnnotations(request);
   const search = pluginSearch(config, request);
   const { decision, primarySet, further } = await selectWanted(config, pod);

@@ -5,13 +5,7 @@
 import { CniError, code } from "../cni.ts";
 import { type State, write } from "../database.ts";
 import { bootId } from "../kernel.ts";
-import {
-  everyContainer,
-  insertOperation,
-  type LockWait,
-  ownPidNamespace,
-  processStarted,
-} from "../lock.ts";
+import * as lock from "../lock.ts";
 import type { Operation } from "../record.ts";
 import { reopen } from "./database.ts";
 import { endOrphans } from "./orphans.ts";
@@ -24,8 +18,8 @@ const unseenMs = 15 * 60_000;
 export function isRunning(operation: Operation, nowMs: number): boolean {
   if (operation.bootId !== bootId()) return false;
   const ageMs = Math.abs(nowMs - operation.atMs);
-  if (operation.pidNamespace !== ownPidNamespace()) return ageMs < unseenMs;
-  return processStarted(operation.pid) === operation.started && operation.started !== "";
+  if (operation.pidNamespace !== lock.ownPidNamespace()) return ageMs < unseenMs;
+  return lock.processStarted(operation.pid) === operation.started && operation.started !== "";
 }
 
 /** The lock is ours; or another holds it; or dead holders do, whose delegates may still run. */
@@ -42,7 +36,6 @@ export const selectOperations = `SELECT container_id AS containerId, command, pi
  * Takes the lock of a container and runs `inside`, in one transaction. Does not wait for another
  * holder. A dead one is replaced only when its token is among `finished`: were its row gone before
  * its delegates are, a second death would lose them.
- *
  * @throws what `inside` throws, after rolling back; CniError 106 when the file cannot be written
  */
 export function acquire<T>(
@@ -56,14 +49,14 @@ export function acquire<T>(
     const { containerId } = operation;
     const held = database
       .query(`${selectOperations} WHERE ?1 = ?2 OR container_id IN (?1, ?2)`)
-      .all(containerId, everyContainer) as Operation[];
+      .all(containerId, lock.everyContainer) as Operation[];
     const holder = held.find((other) => isRunning(other, operation.atMs));
     if (holder) return { kind: "busy", holder } as const;
     const holders = held.filter(({ token }) => !finished.has(token));
     if (holders.length > 0) return { kind: "abandoned", holders } as const;
     const remove = database.query("DELETE FROM operations WHERE container_id = ?");
     for (const other of held) remove.run(other.containerId);
-    insertOperation(state, operation);
+    lock.insertOperation(state, operation);
     return { kind: "acquired", value: inside() } as const;
   });
 }
@@ -73,7 +66,7 @@ export function acquire<T>(
  * @throws CniError 11 when the lock stays taken or we are asked to end
  */
 export async function waitForLock<T>(
-  { host, state, operation, deadlineMs, signal }: LockWait,
+  { host, state, operation, deadlineMs, signal }: lock.LockWait,
   inside: () => T,
   onBusy: (holder: Operation) => void | Promise<void>,
 ): Promise<T> {
@@ -98,11 +91,9 @@ export async function waitForLock<T>(
     const { holder } = taken;
     await onBusy(holder);
     if (signal?.aborted || host.now() >= deadlineMs) {
-      throw new CniError(
-        code.tryAgainLater,
-        `Cannot ${operation.command} container ${operation.containerId}: ${holder.command} of ` +
-          `process ${holder.pid} is still running`,
-      );
+      const what = `Cannot ${operation.command} container ${operation.containerId}`;
+      const why = `${holder.command} of process ${holder.pid} is still running`;
+      throw new CniError(code.tryAgainLater, `${what}: ${why}`);
     }
     await Bun.sleep(lockPollMs);
   }

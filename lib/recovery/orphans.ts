@@ -7,6 +7,7 @@ import { type State, write } from "../database.ts";
 import { ownPidNamespace, tokenVariable } from "../lock.ts";
 import type { Operation } from "../record.ts";
 import { isRunning, selectOperations } from "./held_lock.ts";
+import { orElse } from "./tried.ts";
 
 /** Pause between two looks at a process that is to end, in ms. */
 const pollMs = 10;
@@ -58,16 +59,9 @@ function processesWith(variable: string): number[] {
 }
 
 function carries(pid: number, variable: string): boolean {
-  return environmentOf(pid).includes(variable);
-}
-
-function environmentOf(pid: number): string[] {
-  try {
-    return readFileSync(`/proc/${pid}/environ`, "utf8").split("\0");
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === undefined) throw error;
-    return []; // It ended meanwhile, or is not ours to read.
-  }
+  // It may end meanwhile, or not be ours to read.
+  const environment = orElse("", () => readFileSync(`/proc/${pid}/environ`, "utf8"));
+  return environment.split("\0").includes(variable);
 }
 
 /**

@@ -15,6 +15,7 @@ import { interfacesIn } from "../kernel.ts";
 import { type NetworkConfigList, resolveNetwork } from "../networks.ts";
 import type { Attachment, StoredAttachment } from "../record.ts";
 import { ip } from "./moved_routes.ts";
+import { orUndefined } from "./tried.ts";
 
 /** By type: what it keeps its state by within a container; two with one key share it. */
 const keyOf: Readonly<Record<string, (list: NetworkConfigList) => string>> = {
@@ -37,34 +38,30 @@ const fixedName: Readonly<Record<string, string>> = { romana: "eth0" };
 export function oneInterfaceTypes(config: Config): ReadonlySet<string> {
   const entries = [...config.plugins.values()].filter(({ oneInterface }) => oneInterface);
   const types = entries.flatMap(({ name }) => {
-    try {
-      const [plugin] = resolveNetwork(config, name).list.plugins;
-      if (!plugin) return [];
-      const { type, ipam } = plugin;
-      return exactTypes.has(type) && isObject(ipam) ? `${ipam["type"]}` : type;
-    } catch (error) {
-      // A network that is not there has no attachment.
-      if (error instanceof CniError) return [];
-      throw error;
-    }
+    // A network that is not there has no attachment.
+    const [plugin] = orUndefined(() => resolveNetwork(config, name))?.list.plugins ?? [];
+    if (!plugin) return [];
+    const { type, ipam } = plugin;
+    return exactTypes.has(type) && isObject(ipam) ? `${ipam["type"]}` : type;
   });
   return new Set(types);
 }
 
 /** Keys of a list, each with its plugin. @param own types of {@link oneInterfaceTypes} */
 function keysOf(list: NetworkConfigList, own?: ReadonlySet<string>): Map<string, string> {
-  const types = list.plugins.flatMap(({ type, ipam }) => [
-    type,
-    isObject(ipam) ? ipam["type"] : "",
-  ]);
   return new Map(
-    types.flatMap((type) => {
-      if (typeof type !== "string") return [];
+    typesOf(list).flatMap((type) => {
       const known = Object.hasOwn(keyOf, type) ? keyOf[type] : undefined;
       if (known) return [[known(list), type] as const];
       return own?.has(type) ? [[type, type] as const] : [];
     }),
   );
+}
+
+/** The types of all plugins of a list, its IPAM plugins included. */
+export function typesOf({ plugins }: NetworkConfigList): string[] {
+  const types = plugins.flatMap(({ type, ipam }) => [type, isObject(ipam) ? ipam["type"] : ""]);
+  return types.filter((type): type is string => typeof type === "string" && type !== "");
 }
 
 /** The plugins of a network that give a container one interface. */

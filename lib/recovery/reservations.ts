@@ -12,6 +12,8 @@ import { CniError, code, isNetworkName, log, toCniError } from "../cni.ts";
 import { canonicalIP, isIP } from "../ip.ts";
 import { isObject } from "../json.ts";
 import type { NetworkConfigList } from "../networks.ts";
+import type { LiveContainers } from "../node/live_containers.ts";
+import { orElse } from "./tried.ts";
 
 /** An address that host-local keeps for a container. */
 export interface Reservation {
@@ -57,26 +59,17 @@ export function readReservations(list: NetworkConfigList, nowMs: number): Reserv
   );
 }
 
+/** Addresses with a file in a folder; none where no address was ever given, or it is no folder. */
 function namesIn(dir: string): string[] {
-  try {
-    return readdirSync(dir)
-      .filter((name) => isIP(name) !== 0)
-      .sort();
-  } catch (error) {
-    // No address was ever given, or it is no folder.
-    if ((error as NodeJS.ErrnoException).code === undefined) throw error;
-    return [];
-  }
+  const names = orElse<string[]>([], () => readdirSync(dir));
+  return names.filter((name) => isIP(name) !== 0).sort();
 }
 
 /** Who has an address, from its file in a store; undefined where it is none, or too young. */
-export function readReservation(
-  dir: string,
-  address: string,
-  nowMs: number,
-): Pick<Reservation, "containerId" | "ifName"> | undefined {
+export function readReservation(dir: string, address: string, nowMs: number) {
   const file = join(dir, address);
-  try {
+  // It may be released meanwhile.
+  return orElse(undefined, () => {
     const found = statSync(file);
     if (!found.isFile() || found.size > fileBytesMax) return undefined;
     if (Math.abs(nowMs - found.mtimeMs) < youngMs) return undefined;
@@ -84,21 +77,14 @@ export function readReservation(
     const [, containerId, ifName = ""] =
       /^([A-Za-z0-9][A-Za-z0-9_.-]*)(?:\r?\n([^\s/:]{1,15}))?\s*$/.exec(text) ?? [];
     return containerId === undefined ? undefined : { containerId, ifName };
-  } catch (error) {
-    // Released meanwhile.
-    if ((error as NodeJS.ErrnoException).code === undefined) throw error;
-    return undefined;
-  }
+  });
 }
 
-/** What shows whether somebody still has an address. */
-interface Evidence {
-  /** Containers whose addresses stay: on record, or of the runtime's list. */
-  known: ReadonlySet<string>;
-  /** Addresses of all interfaces of the node and its pods. */
-  addresses: ReadonlySet<string>;
-  hasContainer: (id: string) => boolean;
-}
+/**
+ * What shows whether somebody still has an address: who is alive, and `known` containers whose
+ * addresses stay, on record or of the runtime's list.
+ */
+type Evidence = Omit<LiveContainers, "netns"> & { known: ReadonlySet<string> };
 
 /** Does nobody have this address any more? */
 export function isUnowned({ address, containerId }: Reservation, evidence: Evidence): boolean {
@@ -108,10 +94,7 @@ export function isUnowned({ address, containerId }: Reservation, evidence: Evide
 }
 
 /** The reservations of several lists, each once: two versions of a list may share a store. */
-export function readAllReservations(
-  lists: readonly NetworkConfigList[],
-  nowMs: number,
-): Reservation[] {
+export function readAllReservations(lists: readonly NetworkConfigList[], nowMs: number) {
   const all = lists.flatMap((list) => readReservations(list, nowMs));
   return [...new Map(all.map((one) => [`${one.dir}/${one.address}`, one])).values()];
 }
@@ -152,22 +135,16 @@ const pollMs = 5;
  * Removes a reservation, unless it is another's by now.
  * @throws CniError 11 when the store stays locked until the deadline, 5 for a file that stays
  */
-export async function releaseReservation(
-  host: Host,
-  one: Reservation,
-  deadlineMs: number,
-): Promise<void> {
+export async function releaseReservation(host: Host, one: Reservation, deadlineMs: number) {
   const { network, dir, address } = one;
+  const what = `Cannot release ${address} of network "${network}"`;
   let lock: number | undefined;
   try {
     // As host-local opens it, so that either may be first.
     lock = openSync(join(dir, "lock"), "a", 0o644);
     while (kernelCalls()?.flock(lock, exclusiveNow) !== 0) {
       if (host.signal.aborted || host.now() >= deadlineMs) {
-        throw new CniError(
-          code.tryAgainLater,
-          `Cannot release ${address} of network "${network}": host-local is at work`,
-        );
+        throw new CniError(code.tryAgainLater, `${what}: host-local is at work`);
       }
       await Bun.sleep(pollMs);
     }
@@ -177,8 +154,7 @@ export async function releaseReservation(
   } catch (error) {
     const reason = (error as NodeJS.ErrnoException).code;
     if (error instanceof CniError || reason === undefined) throw error;
-    const msg = `Cannot release ${address} of network "${network}": ${reason}`;
-    throw new CniError(code.ioFailure, msg, { cause: error });
+    throw new CniError(code.ioFailure, `${what}: ${reason}`, { cause: error });
   } finally {
     if (lock !== undefined) closeSync(lock);
   }

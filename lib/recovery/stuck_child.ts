@@ -77,7 +77,6 @@ export function signalGroup(pid: number, signal: NodeJS.Signals): boolean {
 
 /**
  * Reads the outputs that are streams of Bun's into their captures.
- *
  * @param onError called when one cannot be read
  * @returns what lets the streams go
  */

@@ -34,3 +34,24 @@ export function sampleTraffic(
     put.run(containerId, ifName, network, hostIfName, nowMs, bytes, rate);
   }
 }
+
+/** How many interfaces are counted at most, of those not counted for so long, in ms. */
+export type Turn = { max: number; minAgeMs: number };
+/** At one choice of a network. */
+const turnOfChoice: Turn = { max: 2, minAgeMs: 5_000 };
+
+/** The interfaces whose turn it is, the one counted longest ago first. */
+export function oldestSources({ database }: State, nowMs: number, turn: Turn): TrafficSource[] {
+  const query = database.query(
+    `SELECT container_id AS containerId, ifname AS ifName, network, host_ifname AS hostIfName
+     FROM traffic WHERE at_ms < ? ORDER BY at_ms LIMIT ?`,
+  );
+  return query.all(nowMs - turn.minAgeMs, turn.max) as TrafficSource[];
+}
+
+/** Counts those whose turn it is. Call inside a transaction. @returns how many it were */
+export function sampleOldest(state: State, nowMs: number, turn = turnOfChoice): number {
+  const sources = oldestSources(state, nowMs, turn);
+  sampleTraffic(state, sources, nowMs);
+  return sources.length;
+}

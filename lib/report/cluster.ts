@@ -11,14 +11,7 @@ import type { Host } from "../call.ts";
 import { CniError, code, oneLine, toCniError } from "../cni.ts";
 import { type Flags, parseDuration, text, UsageError } from "../config/usage.ts";
 import { isObject } from "../json.ts";
-import {
-  connect,
-  type Kube,
-  type Query,
-  readBody,
-  readJson,
-  reasonOf,
-} from "../kubernetes/client.ts";
+import * as api from "../kubernetes/client.ts";
 import { exists } from "../settings.ts";
 import { startMerge } from "./cluster_merge.ts";
 import { type ClusterReport, type ParsedReport, parseReport, type Report } from "./document.ts";
@@ -49,11 +42,10 @@ const agentOptions = ["since", "network", "namespace", "pod", "command", "failed
 type Target = { node: string; ask: () => Promise<unknown> };
 
 /** How a node is asked: what limits its report, and how long it may take. */
-type AskOptions = { query: Query; timeoutMs: number };
+type AskOptions = { query: api.Query; timeoutMs: number };
 
 /**
  * Asks every node and merges what they say.
- *
  * @param limit how many of the newest requests to list
  * @throws UsageError for values that make no sense, CniError 5, 7, 11 or 50 when no node is found
  */
@@ -85,10 +77,9 @@ function readEndpoint(given: string): URL {
   const url = URL.parse(given.trim());
   const isWeb = url?.protocol === "http:" || url?.protocol === "https:";
   if (url && isWeb && url.username === "" && url.password === "" && url.search === "") return url;
-  throw new UsageError(
-    `Invalid --endpoints "${url?.password ? "..." : given}": expected http://ADDRESS:PORT or an ` +
-      "https one, with commas between",
-  );
+  const shown = url?.password ? "..." : given;
+  const expected = "http://ADDRESS:PORT or an https one, with commas between";
+  throw new UsageError(`Invalid --endpoints "${shown}": expected ${expected}`);
 }
 
 /** Finds it as kubectl does; undefined for the service account of the pod we run in. */
@@ -97,10 +88,8 @@ function findKubeconfig(host: Host, given: string | undefined): string | undefin
   if (given !== undefined) return given;
   const files = variable.split(":").filter((file) => file !== "");
   if (files.length > 1) {
-    throw new UsageError(
-      "KUBECONFIG names several files: give one with --kubeconfig, as from kubectl config view " +
-        "--flatten --minify",
-    );
+    const remedy = "give one with --kubeconfig, as from kubectl config view --flatten --minify";
+    throw new UsageError(`KUBECONFIG names several files: ${remedy}`);
   }
   const usual = home === "" ? "" : join(home, ".kube", "config");
   return files[0] ?? (usual !== "" && exists(usual) ? usual : undefined);
@@ -122,15 +111,10 @@ function readTimeout(given: string | undefined): number {
 
 /**
  * Finds the nodes.
- *
  * @returns them, and who named them
  * @throws CniError 5, 7 or 11 when the nodes cannot be found
  */
-async function findTargets(
-  host: Host,
-  flags: Flags,
-  asking: AskOptions,
-): Promise<{ origin: string; targets: Target[] }> {
+async function findTargets(host: Host, flags: Flags, asking: AskOptions) {
   const endpoints = text(flags, "endpoints");
   if (endpoints !== undefined) {
     const targets = endpoints.split(",").map((given) => {
@@ -146,7 +130,7 @@ async function findTargets(
   const isPods = namespace !== undefined;
   const kind = isPods ? "pods" : "nodes";
   const selector = text(flags, "selector") ?? (isPods ? podSelector : nodeSelector);
-  const kube = await connect(host, {
+  const kube = await api.connect(host, {
     ...(kubeconfig !== undefined && { kubeconfig }),
     kubeconfigIsExplicit: kubeconfig !== undefined,
     timeoutMs: asking.timeoutMs,
@@ -166,14 +150,11 @@ async function findTargets(
     targets.push({ node, ask: () => kube.get(path, asking.query) });
   }
   if (targets.length > 0) return { origin: `${kind} of ${kube.server}`, targets };
-  const place = isPods ? ` in namespace ${namespace}` : "";
-  throw new CniError(
-    code.unavailable,
-    `No node to ask: ${kube.server} has no running ${kind}${place} with ${selector}`,
-  );
+  const sought = `${kind}${isPods ? ` in namespace ${namespace}` : ""} with ${selector}`;
+  throw new CniError(code.unavailable, `No node to ask: ${kube.server} has no running ${sought}`);
 }
 
-async function* items(kube: Kube, collection: readonly string[], labelSelector: string) {
+async function* items(kube: api.Kube, collection: readonly string[], labelSelector: string) {
   let next = "";
   let seen = 0;
   do {
@@ -198,7 +179,7 @@ async function askOne({ ask }: Target): Promise<ParsedReport | string> {
   } catch (error) {
     const known = toCniError(error);
     const details = known.details === "" ? "" : `: ${known.details}`;
-    return oneLine(`${reasonOf(known)}${details}`, 500);
+    return oneLine(`${api.reasonOf(known)}${details}`, 500);
   }
 }
 
@@ -210,20 +191,22 @@ async function askEndpoint(host: Host, base: URL, { query, timeoutMs }: AskOptio
   const signal = AbortSignal.any([host.signal, AbortSignal.timeout(timeoutMs)]);
   const refuse = (reason: string, details = "") =>
     new CniError(code.tryAgainLater, reason, { details: oneLine(details, 300) });
+  const read = async (response: Response) =>
+    [response.status, await api.readBody(response, reportBytesMax)] as const;
   const answered = fetch(url, {
     redirect: "manual",
     decompress: false,
     signal,
     headers: { Accept: "application/json", "Accept-Encoding": "identity", "User-Agent": "genie" },
     tls: { rejectUnauthorized: true },
-  }).then(async (response) => [response.status, await readBody(response, reportBytesMax)] as const);
+  }).then(read);
   const [status, body] = await answered.catch(({ name, code: reason = name }) => {
     if (host.signal.aborted) throw refuse("we were asked to end");
     if (name === "TimeoutError") throw refuse(`no answer within ${timeoutMs} ms`);
     throw refuse(`the connection failed (${reason})`);
   });
   if (body === undefined) throw refuse(`the answer is larger than ${reportBytesMax} bytes`);
-  const answer = readJson(body);
+  const answer = api.readJson(body);
   if (status !== 200) {
     const message = isObject(answer) ? answer["message"] : body;
     throw refuse(`status ${status}`, typeof message === "string" ? message : "");

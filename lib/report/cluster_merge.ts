@@ -2,14 +2,7 @@
  * The reports of many nodes as one: each is added and let go, so that a thousand take no more
  * memory than their sum. Pure.
  */
-import {
-  type ClusterReport,
-  type Latency,
-  latencyEdgesUs,
-  type NodeReport,
-  type ParsedReport,
-  type PolicyReport,
-} from "./document.ts";
+import * as doc from "./document.ts";
 import { keyIn, newestOf, otherNetworks, rankedNetworks, timeBuckets } from "./tally.ts";
 
 /** Longest list of events, problems and the like. */
@@ -20,22 +13,24 @@ const causeNetworksMax = 16;
 /** Most notices of nodes, those of the most nodes first. */
 const noticesMax = 20;
 
-type NetworkReport = ClusterReport["networks"][number];
-type CauseReport = ClusterReport["causes"][number];
-type Decision = ClusterReport["decisions"][number];
-type AttachmentReport = ClusterReport["stuck"][number];
-type RequestReport = ClusterReport["requests"][number];
+type NetworkReport = doc.ClusterReport["networks"][number];
+type CauseReport = doc.ClusterReport["causes"][number];
+type Decision = doc.ClusterReport["decisions"][number];
+type AttachmentReport = doc.ClusterReport["stuck"][number];
+type RequestReport = doc.ClusterReport["requests"][number];
 type HeadKey = "genie" | "generatedAt" | "record" | "notices" | "filter";
 
 /**
  * Starts a merge, without any node yet.
- *
  * @param head what it starts with; `limit` is how many of the newest requests to list
  * @returns functions to `add` the report of a node, or by `addMissing` a node that has none and
  *   why, and to get the `result`
  */
-export function startMerge({ limit, ...head }: Pick<ClusterReport, HeadKey> & { limit: number }) {
-  const nodes: NodeReport[] = [];
+export function startMerge({
+  limit,
+  ...head
+}: Pick<doc.ClusterReport, HeadKey> & { limit: number }) {
+  const nodes: doc.NodeReport[] = [];
   const networks = mergeNetworks();
   const causes = mergeCauses();
   const times = mergeTimes();
@@ -47,9 +42,9 @@ export function startMerge({ limit, ...head }: Pick<ClusterReport, HeadKey> & { 
   const requests = newestOf<RequestReport>(limit, ({ at }) => at);
   const failed = newestOf<RequestReport>(limit, ({ at }) => at);
   return {
-    add(node: string, report: ParsedReport) {
+    add(node: string, report: doc.ParsedReport) {
       nodes.push(nodeOf(node, report));
-      addTo(totals, report.totals, [...countKeys, "attachments", "failing", "leaked"]);
+      addTo(totals, report.totals);
       latency.add(report.totals.add);
       for (const one of report.networks) networks.add(one);
       for (const one of report.causes) causes.add(node, one);
@@ -61,7 +56,7 @@ export function startMerge({ limit, ...head }: Pick<ClusterReport, HeadKey> & { 
       for (const one of report.failed) failed.add({ ...one, node });
     },
     addMissing: (node: string, error: string) => nodes.push({ node, error, ...missingNode }),
-    result(): ClusterReport {
+    result(): doc.ClusterReport {
       nodes.sort((a, b) => byText(a.node, b.node));
       const merged = policy.result();
       return {
@@ -74,7 +69,7 @@ export function startMerge({ limit, ...head }: Pick<ClusterReport, HeadKey> & { 
         nodes,
         networks: networks.result(),
         stuck: stuck.result(),
-        latencyEdgesUs,
+        latencyEdgesUs: doc.latencyEdgesUs,
         causes: causes.result(),
         decisions: inOrder(decisions).map(([, one]) => one),
         choices: [],
@@ -90,19 +85,15 @@ const byText = (a: string, b: string): number => (a < b ? -1 : a > b ? 1 : 0);
 const inOrder = <T>(map: ReadonlyMap<string, T>): [string, T][] =>
   [...map].sort(([a], [b]) => byText(a, b));
 
-const countKeys = ["requests", "failures", "denied"] as const;
-
-function addTo<K extends string>(
-  to: Record<K, number>,
-  one: Record<K, number>,
-  keys: readonly K[],
-): void {
-  for (const key of keys) to[key] += one[key];
+/** Adds to each number of a sum the one of that name. */
+function addTo<K extends string>(sum: Record<K, number>, one: Record<NoInfer<K>, number>): void {
+  for (const key of Object.keys(sum) as K[]) sum[key] += one[key];
 }
 
 const noLatency = { count: 0, p50Us: null, p95Us: null, p99Us: null };
 
-const noTotals = { requests: 0, failures: 0, denied: 0, attachments: 0, failing: 0, leaked: 0 };
+const noCounts = { requests: 0, failures: 0, denied: 0, attachments: 0 };
+const noTotals = { ...noCounts, failing: 0, leaked: 0 };
 
 const missingNode = {
   genie: "",
@@ -112,7 +103,7 @@ const missingNode = {
   addresses: { ipv4: 0, ipv6: 0 },
 };
 
-function nodeOf(node: string, report: ParsedReport): NodeReport {
+function nodeOf(node: string, report: doc.ParsedReport): doc.NodeReport {
   const { genie, generatedAt, notices, networks, totals } = report;
   const { histogram: _, ...add } = totals.add;
   const used = (family: "ipv4" | "ipv6") =>
@@ -133,11 +124,11 @@ const percentiles = ["p50Us", "p95Us", "p99Us"] as const;
 
 /** A percentile of all lies between the least and the largest of the nodes'. */
 function mergeLatency() {
-  const histogram = new Array<number>(latencyEdgesUs.length + 1).fill(0);
+  const histogram = new Array<number>(doc.latencyEdgesUs.length + 1).fill(0);
   const ends = new Map<string, { min: number; max: number }>();
   let count = 0;
   return {
-    add(one: Latency) {
+    add(one: doc.Latency) {
       count += one.count;
       one.histogram.forEach((many, i) => {
         histogram[i] = (histogram[i] ?? 0) + many;
@@ -149,8 +140,8 @@ function mergeLatency() {
         ends.set(key, { min: Math.min(min, us), max: Math.max(max, us) });
       }
     },
-    result(): Latency {
-      const latency: Latency = { ...noLatency, count, histogram };
+    result(): doc.Latency {
+      const latency: doc.Latency = { ...noLatency, count, histogram };
       for (const key of percentiles) {
         const between = ends.get(key);
         if (!between) continue;
@@ -169,17 +160,16 @@ function upperEdge(histogram: readonly number[], rank: number): number {
     seen += many;
     return seen >= rank;
   });
-  return latencyEdgesUs[span] ?? Number.POSITIVE_INFINITY;
+  return doc.latencyEdgesUs[span] ?? Number.POSITIVE_INFINITY;
 }
 
-type MergedLatency = ReturnType<typeof mergeLatency>;
-type NetworkSum = Omit<NetworkReport, "network" | "add"> & { latency: MergedLatency };
+type NetworkSum = Pick<NetworkReport, "bytesPerSecond" | "addresses"> & {
+  counts: typeof noCounts;
+  latency: ReturnType<typeof mergeLatency>;
+};
 
 const newNetwork = (): NetworkSum => ({
-  requests: 0,
-  failures: 0,
-  denied: 0,
-  attachments: 0,
+  counts: { ...noCounts },
   bytesPerSecond: null,
   latency: mergeLatency(),
   addresses: { ipv4: { used: 0, total: 0 }, ipv6: { used: 0, total: 0 } },
@@ -191,7 +181,7 @@ function mergeNetworks() {
     add(one: NetworkReport) {
       const name = keyIn(sums, one.network, namesMax, otherNetworks);
       const sum = sums.getOrInsertComputed(name, newNetwork);
-      addTo(sum, one, [...countKeys, "attachments"]);
+      addTo(sum.counts, one);
       sum.latency.add(one.add);
       for (const family of ["ipv4", "ipv6"] as const) {
         const to = sum.addresses[family];
@@ -204,11 +194,9 @@ function mergeNetworks() {
       }
     },
     result: (): NetworkReport[] =>
-      inOrder(sums).map(([network, { latency, ...rest }]) => ({
-        network,
-        ...rest,
-        add: latency.result(),
-      })),
+      inOrder(sums).map(([network, { counts, latency, ...rest }]) => {
+        return { network, ...counts, ...rest, add: latency.result() };
+      }),
   };
 }
 
@@ -248,17 +236,17 @@ function addDecision(decisions: Map<string, Decision>, one: Decision): void {
 
 /** Counts by time. Nodes have different buckets: each is added to the one it begins in. */
 function mergeTimes() {
-  const keys = ["ok", "failed", "denied"] as const;
-  const counts = new Map<string, Record<(typeof keys)[number], number>>();
+  const outcomes = ["ok", "failed", "denied"] as const;
+  const counts = new Map<string, Record<(typeof outcomes)[number], number>>();
   const times: string[] = [];
   return {
-    add(report: ParsedReport) {
+    add(report: doc.ParsedReport) {
       times.push(...[report.from, report.to].filter((time) => time !== null));
       for (const bucket of report.timeline.buckets) {
-        addTo(counts.getOrInsert(bucket.at, { ok: 0, failed: 0, denied: 0 }), bucket, keys);
+        addTo(counts.getOrInsert(bucket.at, { ok: 0, failed: 0, denied: 0 }), bucket);
       }
     },
-    result(): Pick<ClusterReport, "from" | "to" | "timeline"> {
+    result(): Pick<doc.ClusterReport, "from" | "to" | "timeline"> {
       times.sort();
       const [from, to] = [times.at(0) ?? null, times.at(-1) ?? null];
       const ms = (time: string | null) => (time === null ? 0 : Date.parse(time));
@@ -267,7 +255,7 @@ function mergeTimes() {
       for (const [at, sum] of counts) {
         const place = Math.floor((Date.parse(at) - startMs) / bucketMs);
         const bucket = timeline[Math.max(0, Math.min(timeline.length - 1, place))];
-        if (bucket) addTo(bucket, sum, keys);
+        if (bucket) for (const key of outcomes) bucket[key] += sum[key];
       }
       const buckets = timeline.map(({ atMs, ...rest }) => ({
         at: new Date(atMs).toISOString(),
@@ -280,13 +268,13 @@ function mergeTimes() {
 
 /** One policy is the same on every node, and so is what is wrong with it. */
 function mergePolicy() {
-  type Problem = PolicyReport["problems"][number];
+  type Problem = doc.PolicyReport["problems"][number];
   const problems = new Map<string, Problem>();
-  const rulesets = newestOf<PolicyReport["rulesets"][number]>(listMax, ({ at }) => at ?? "");
+  const rulesets = newestOf<doc.PolicyReport["rulesets"][number]>(listMax, ({ at }) => at ?? "");
   const knownAt: (string | null)[] = [];
   let enforced = 0;
   return {
-    add(policy: PolicyReport) {
+    add(policy: doc.PolicyReport) {
       knownAt.push(policy.knownAt);
       enforced += policy.enforced;
       for (const one of policy.rulesets) rulesets.add(one);
@@ -298,7 +286,7 @@ function mergePolicy() {
         if (before === undefined || (one.at ?? "") > (before.at ?? "")) problems.set(key, one);
       }
     },
-    result(): PolicyReport | undefined {
+    result(): doc.PolicyReport | undefined {
       if (knownAt.length === 0) return undefined;
       return {
         // Known for as long as by every node: the oldest time, or never.
@@ -312,7 +300,7 @@ function mergePolicy() {
 }
 
 /** The notices of nodes, each text once. */
-function nodeNotices(nodes: readonly NodeReport[]): string[] {
+function nodeNotices(nodes: readonly doc.NodeReport[]): string[] {
   const sayers = new Map<string, string[]>();
   for (const { node, notices } of nodes) {
     for (const notice of notices) sayers.getOrInsert(notice, []).push(node);
@@ -325,7 +313,7 @@ function nodeNotices(nodes: readonly NodeReport[]): string[] {
   return more > 0 ? [...shown, `${more} more notices of nodes: --json has them`] : shown;
 }
 
-function versionNotices(nodes: readonly NodeReport[], own: string): string[] {
+function versionNotices(nodes: readonly doc.NodeReport[], own: string): string[] {
   const versions = new Map([[own, 0]]);
   for (const { genie, error } of nodes) {
     if (error === "") versions.set(genie, (versions.get(genie) ?? 0) + 1);

@@ -34,16 +34,11 @@ export interface ReportContext {
 
 /**
  * Runs `genie report`.
- *
  * @returns exit status: 1 where a node of a cluster did not answer
  * @throws UsageError for words that make no sense; CniError 106 for a record that is damaged or
  *   newer, 5 for a file that cannot be written
  */
-export async function runReport(
-  host: Host,
-  flags: Flags,
-  { width, readOwnConfig }: ReportContext,
-): Promise<number> {
+export async function runReport(host: Host, flags: Flags, { width, readOwnConfig }: ReportContext) {
   const question = readQuestion(host, flags);
   if (flags["cluster"]) return runCluster(host, flags, question, width);
   const source = await readSource(host, readOwnConfig(text(flags, "cni-config")));

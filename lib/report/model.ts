@@ -3,34 +3,11 @@ import manifest from "../../package.json";
 import type { Host } from "../call.ts";
 import { code } from "../cni.ts";
 import { isObject, parseJson } from "../json.ts";
+import { orUndefined } from "../recovery/tried.ts";
 import { family } from "../result.ts";
-import {
-  type ChoiceReport,
-  latencyEdgesUs,
-  type PodReport,
-  type Report,
-  type ReportHead,
-  type RequestReport,
-} from "./document.ts";
+import * as doc from "./document.ts";
 import { isoTime } from "./quantity.ts";
-import {
-  type LedgerFilter,
-  ledgerRows,
-  ledgerSpan,
-  liveAttachments,
-  type NumberedRow,
-  orUndefined,
-  type RecordReader,
-  readOrEmpty,
-  readPolicy,
-  readRulesets,
-  recordFile,
-  requests,
-  rowsById,
-  type SetAside,
-  setAsideRecords,
-  traffic,
-} from "./record_reader.ts";
+import * as reader from "./record_reader.ts";
 import { type RequestTally, rankedNetworks, tally } from "./tally.ts";
 
 /** Where the record is, and what the configuration adds to it. */
@@ -44,7 +21,7 @@ export interface ReportSource {
 
 /** Which requests are meant, and how many of the newest requests and choices are listed. */
 export interface ReportLimits {
-  filter: LedgerFilter;
+  filter: reader.LedgerFilter;
   limit: number;
 }
 
@@ -53,11 +30,10 @@ const stuckMax = 1000;
 
 /**
  * Makes the default view. No record gives an empty one.
- *
  * @throws CniError as `readRecord()`
  */
-export function makeReport(host: Host, source: ReportSource, limits: ReportLimits): Report {
-  const { tables, view } = readOrEmpty(source.stateDir, (record) => ({
+export function makeReport(host: Host, source: ReportSource, limits: ReportLimits): doc.Report {
+  const { tables, view } = reader.readOrEmpty(source.stateDir, (record) => ({
     tables: record.tables,
     view: readReport(host, record, limits, source.totals),
   }));
@@ -66,23 +42,23 @@ export function makeReport(host: Host, source: ReportSource, limits: ReportLimit
 
 function readReport(
   host: Host,
-  record: RecordReader,
+  record: reader.RecordReader,
   { filter, limit }: ReportLimits,
   addressTotals: ReportSource["totals"],
-): Omit<Report, keyof ReportHead> {
-  const span = ledgerSpan(record);
+): Omit<doc.Report, keyof doc.ReportHead> {
+  const span = reader.ledgerSpan(record);
   const toMs = span ? Math.max(span.lastMs, filter.sinceMs === undefined ? 0 : host.now()) : 0;
   const fromMs = Math.min(toMs, filter.sinceMs ?? span?.firstMs ?? 0);
-  const counted = tally(requests(record, filter), { fromMs, toMs, limit });
+  const counted = tally(reader.requests(record, filter), { fromMs, toMs, limit });
   const { stuck, loads, ...live } = readLive(record, filter);
   const { requests: all, failures, denied, add } = counted;
-  const policy = readPolicy(record);
+  const policy = reader.readPolicy(record);
   return {
     filter: reportedFilter(filter),
     from: isoTime(fromMs),
     to: isoTime(toMs),
     totals: { requests: all, failures, denied, add, ...live },
-    networks: networksOf(counted, loads, addressTotals, traffic(record)),
+    networks: networksOf(counted, loads, addressTotals, reader.traffic(record)),
     stuck,
     timeline: {
       bucketMs: counted.bucketMs,
@@ -90,19 +66,18 @@ function readReport(
         ? counted.timeline.map(({ atMs, ...rest }) => ({ at: iso(atMs), ...rest }))
         : [],
     },
-    latencyEdgesUs,
+    latencyEdgesUs: doc.latencyEdgesUs,
     causes: causesOf(counted, record),
     decisions: decisionsOf(counted),
-    choices: choicesOf(rowsById(record, counted.choiceIds)).slice(0, limit),
-    requests: rowsById(record, counted.newestIds).map(requestReport),
-    failed: rowsById(record, counted.failedIds).map(requestReport),
+    choices: choicesOf(reader.rowsById(record, counted.choiceIds)).slice(0, limit),
+    requests: reader.rowsById(record, counted.newestIds).map(requestReport),
+    failed: reader.rowsById(record, counted.failedIds).map(requestReport),
     ...(policy && { policy }),
   };
 }
 
 /**
  * Makes the view of one pod.
- *
  * @throws CniError as `readRecord()`
  */
 export function makePodReport(
@@ -110,13 +85,13 @@ export function makePodReport(
   source: ReportSource,
   pod: { namespace: string; name: string },
   { filter, limit }: ReportLimits,
-): PodReport {
+): doc.PodReport {
   const own = { ...filter, namespace: pod.namespace, pod: pod.name };
-  const view = readOrEmpty(source.stateDir, (record) => ({
+  const view = reader.readOrEmpty(source.stateDir, (record) => ({
     tables: record.tables,
-    attachments: [...liveAttachments(record, own)],
-    rows: [...ledgerRows(record, own, limit)],
-    rulesets: readRulesets(record, pod),
+    attachments: [...reader.liveAttachments(record, own)],
+    rows: [...reader.ledgerRows(record, own, limit)],
+    rulesets: reader.readRulesets(record, pod),
   }));
   const { tables, attachments, rows, rulesets } = view;
   return {
@@ -132,13 +107,9 @@ export function makePodReport(
 const iso = (ms: number): string => isoTime(ms) ?? "";
 
 /** @param tables of the record; none where it is absent */
-function makeHead(
-  host: Host,
-  { stateDir, notices }: ReportSource,
-  tables: ReadonlySet<string>,
-): ReportHead {
-  const record = recordFile(stateDir);
-  const aside = setAsideRecords(stateDir);
+function makeHead(host: Host, { stateDir, notices }: ReportSource, tables: ReadonlySet<string>) {
+  const record = reader.recordFile(stateDir);
+  const aside = reader.setAsideRecords(stateDir);
   const all = [...notices];
   if (tables.size === 0) {
     all.push(`No record yet: ${record} is absent or empty, no pod was attached here`);
@@ -146,7 +117,7 @@ function makeHead(
     all.push(`${record} has no ledger: it was last written by a genie that keeps none`);
   }
   return {
-    version: 1,
+    version: 1 as const,
     genie: manifest.version,
     generatedAt: iso(host.now()),
     record,
@@ -155,7 +126,7 @@ function makeHead(
   };
 }
 
-function asideNotice({ file, atMs }: SetAside): string {
+function asideNotice({ file, atMs }: reader.SetAside): string {
   const at = isoTime(atMs);
   return (
     `An unusable record was set aside${at ? ` at ${at}` : ""}: its requests and attachments are ` +
@@ -164,7 +135,7 @@ function asideNotice({ file, atMs }: SetAside): string {
 }
 
 /** A filter as the JSON of a report has it. */
-export function reportedFilter(filter: LedgerFilter): Report["filter"] {
+export function reportedFilter(filter: reader.LedgerFilter): doc.Report["filter"] {
   const { network = null, namespace = null, pod = null, command = null, only = null } = filter;
   const since = filter.sinceMs === undefined ? null : iso(filter.sinceMs);
   return { since, network, namespace, pod, command, only };
@@ -175,11 +146,11 @@ type NetworkLoad = Record<"attachments" | "ipv4" | "ipv6", number>;
 const noLoad: NetworkLoad = { attachments: 0, ipv4: 0, ipv6: 0 };
 
 /** Counts the attachments of now, also by network, and lists those that are stuck. */
-function readLive(record: RecordReader, filter: LedgerFilter) {
+function readLive(record: reader.RecordReader, filter: reader.LedgerFilter) {
   const live = { attachments: 0, failing: 0, leaked: 0 };
   const loads = new Map<string, NetworkLoad>();
-  const stuck: Report["stuck"] = [];
-  for (const one of liveAttachments(record, filter)) {
+  const stuck: doc.Report["stuck"] = [];
+  for (const one of reader.liveAttachments(record, filter)) {
     const load = loads.getOrInsert(one.network, { ...noLoad });
     load.attachments++;
     for (const address of new Set(one.addresses)) load[family(address) === 6 ? "ipv6" : "ipv4"]++;
@@ -199,7 +170,7 @@ function networksOf(
   loads: ReadonlyMap<string, NetworkLoad>,
   addressTotals: ReportSource["totals"],
   bytesPerSecond: ReadonlyMap<string, number>,
-): Report["networks"] {
+): doc.Report["networks"] {
   const nothing = tally([], { fromMs: 0, toMs: 0, limit: 0 });
   const names = new Set([...counted.networks.keys(), ...loads.keys()]);
   return [...names].sort().map((network) => {
@@ -229,9 +200,9 @@ function causeName(number: number): string {
   return words ?? `plugin error ${number}`;
 }
 
-function causesOf({ causes }: RequestTally, record: RecordReader): Report["causes"] {
+function causesOf({ causes }: RequestTally, record: reader.RecordReader): doc.Report["causes"] {
   const ids = causes.map(({ newestId }) => newestId);
-  const newest = new Map(rowsById(record, ids).map((row) => [row.id, row]));
+  const newest = new Map(reader.rowsById(record, ids).map((row) => [row.id, row]));
   return causes.map(({ code: number, denied, requests, newestId, networks }) => {
     const row = newest.get(newestId);
     return {
@@ -248,20 +219,20 @@ function causesOf({ causes }: RequestTally, record: RecordReader): Report["cause
 }
 
 /** By network, the most frequent decider of each first. */
-function decisionsOf({ networks }: RequestTally): Report["decisions"] {
+function decisionsOf({ networks }: RequestTally): doc.Report["decisions"] {
   return [...networks.keys()].sort().flatMap((network) => {
     const deciders = [...(networks.get(network)?.decidedBy ?? [])].sort((a, b) => b[1] - a[1]);
     return deciders.map(([decidedBy, requests]) => ({ network, decidedBy, requests }));
   });
 }
 
-function requestReport({ atMs, choice: _, ...row }: NumberedRow): RequestReport {
+function requestReport({ atMs, choice: _, ...row }: reader.NumberedRow): doc.RequestReport {
   return { at: iso(atMs), ...row };
 }
 
 /** The choices among rows; one may be in the row of the call and in that of the network. */
-function choicesOf(rows: NumberedRow[]): ChoiceReport[] {
-  const calls = new Map<string, NumberedRow>();
+function choicesOf(rows: reader.NumberedRow[]): doc.ChoiceReport[] {
+  const calls = new Map<string, reader.NumberedRow>();
   for (const row of rows) {
     if (row.choice !== "") calls.set(`${row.containerId} ${row.atMs} ${row.choice}`, row);
   }

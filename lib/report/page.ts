@@ -3,7 +3,7 @@
  * script draws from the same numbers. Its words are in page.html.
  *
  * The page loads nothing: its policy allows its own two scripts and its own style, by hash, and no
- * request at all. Names come from others: `html` and `fill()` escape what is put in; the charts get
+ * request at all. Names come from others: `fill()` escapes what is put in; the charts get
  * their names as JSON that cannot end its script, and draw them as text, never as HTML. Scripts
  * and styles are texts in the binary; genie itself runs none of them.
  */
@@ -11,42 +11,20 @@ import { createHash } from "node:crypto";
 import library from "uplot/dist/uPlot.iife.min.js" with { type: "text" };
 import libraryStyle from "uplot/dist/uPlot.min.css" with { type: "text" };
 import licence from "uplot/LICENSE" with { type: "text" };
+import { isObject } from "../json.ts";
 import type { ClusterReport, NetworkReport, Report } from "./document.ts";
 import pageStyle from "./page.css" with { type: "text" };
 import page from "./page.html" with { type: "text" };
 // @ts-expect-error a text, not page.ts
 import script from "./page.js" with { type: "text" };
+import tableTemplate from "./page_table.html" with { type: "text" };
 import { formatCount, formatDuration, formatShare, formatSpan, formatTime } from "./quantity.ts";
-import {
-  asciiJson,
-  busiest,
-  candidatesOf,
-  coloursMax,
-  factsOf,
-  fullerFamily,
-  networkColumns,
-  nodeColumns,
-  numberColumn,
-  problemColumns,
-  type ReportColumn,
-  rankedNodes,
-  requestColumns,
-  shownAddresses,
-  shownError,
-  shownNetwork,
-  shownPod,
-  stuckColumns,
-  visibleText,
-} from "./table.ts";
+import * as tables from "./table.ts";
 import { fill, type Values } from "./template.ts";
 
-/** HTML that may be put into other HTML as it is. */
-export interface Markup {
-  markup: string;
-}
-
-/** What a template takes; a list is its items one after the other. */
-export type Value = string | number | Markup | readonly Value[];
+/** HTML, style or script of our own, which needs no escaping. */
+export type Markup = { markup: string };
+const trusted = (markup: string): Markup => ({ markup });
 
 const entities: Record<string, string> = {
   "&": "amp",
@@ -56,30 +34,18 @@ const entities: Record<string, string> = {
   "'": "#39",
 };
 
-function toMarkup(value: Value): string {
-  if (typeof value === "number") return String(value);
-  if (typeof value === "string") return value.replace(/[&<>"']/g, (char) => `&${entities[char]};`);
-  return "markup" in value ? value.markup : value.map(toMarkup).join("");
+/** A value as HTML. Those of attributes must stand in double quotes. */
+export function toMarkup(value: unknown): string {
+  if (isObject(value)) return String(value["markup"]);
+  return String(value).replace(/[&<>"']/g, (char) => `&${entities[char]};`);
 }
-
-/** Template tag: ``html`<p>${name}</p>` ``. Attribute values must stand in double quotes. */
-export function html(strings: TemplateStringsArray, ...values: readonly Value[]): Markup {
-  const texts = strings.map((text, i) => {
-    const value = values[i];
-    return value === undefined ? text : text + toMarkup(value);
-  });
-  return { markup: texts.join("") };
-}
-
-/** HTML, style or script of our own, which needs no escaping. */
-const trusted = (markup: string): Markup => ({ markup });
 
 /**
  * JSON for a `<script type="application/json">`: no `<` that could end it, and no character that
  * a parser could take for the end of a line.
  */
 export function scriptJson(value: unknown): Markup {
-  return trusted(asciiJson(JSON.stringify(value)).replaceAll("<", "\\u003c"));
+  return trusted(tables.asciiJson(JSON.stringify(value)).replaceAll("<", "\\u003c"));
 }
 
 /** Formats the page. Its size does not depend on how many requests there were. */
@@ -93,7 +59,7 @@ export function formatPage(report: Report | ClusterReport): string {
     policy,
     style: trusted(style),
     ...charts,
-    ...factsOf(report, "No requests on record"),
+    ...tables.factsOf(report, "No requests on record"),
     ...tablesOf(report),
     licence,
     data: scriptJson(charts),
@@ -101,7 +67,7 @@ export function formatPage(report: Report | ClusterReport): string {
     script: trusted(script),
   };
   // The template is a text, although Bun's types declare a bundle.
-  return fill(String(page), values, (value) => toMarkup(value as Value));
+  return fill(String(page), values, toMarkup);
 }
 
 /** A source expression of the policy that allows exactly this text. */
@@ -118,37 +84,30 @@ const rowsMax = 150;
  */
 function table<T>(
   caption: string,
-  columns: readonly ReportColumn<T>[],
+  columns: readonly tables.ReportColumn<T>[],
   rows: readonly T[],
   layout: "cards" | "" = "",
 ): Markup | "" {
   if (rows.length === 0) return "";
-  const shown = columns
-    .filter(({ only }) => only !== "terminal")
-    .map((column) => ({ ...column, title: visibleText(column.title) }));
+  const shown = columns.filter(({ only }) => only !== "terminal");
   const more = rows.length - rowsMax;
-  return html`<div class="scroll" role="region" aria-label="${caption}" tabindex="0">
-<table class="${layout}"><caption>${caption}</caption>
-<thead><tr>${shown.map(
-    ({ title, kind }) =>
-      html`<th scope="col" class="${kind === "number" ? "number" : ""}">${title}</th>`,
-  )}</tr></thead>
-<tbody>
-${rows
-  .slice(0, rowsMax)
-  .map(
-    (row) => html`<tr>${shown.map((column) => cellOf(column, row))}</tr>\n`,
-  )}</tbody></table></div>
-${more > 0 ? html`<p class="about">${formatCount(more)} more: genie report --json.</p>` : ""}`;
+  const values = {
+    caption,
+    layout,
+    heads: shown.map(({ title, kind }) => {
+      return { title: tables.visibleText(title), mark: kind === "number" ? kind : "" };
+    }),
+    rows: rows.slice(0, rowsMax).map((row) => ({ cells: shown.map((one) => cellOf(one, row)) })),
+    more: more > 0 ? formatCount(more) : "",
+  };
+  return trusted(fill(String(tableTemplate), values, toMarkup));
 }
 
-function cellOf<T>({ title, kind = "list", isHead, cell }: ReportColumn<T>, row: T): Markup {
-  const text = visibleText(cell(row));
-  const inside = html`data-label="${title}"><span>${text}</span>`;
-  if (isHead) return html`<th scope="row" class="words" ${inside}</th>`;
+function cellOf<T>({ title, kind, isHead, cell }: tables.ReportColumn<T>, row: T): Values {
+  const text = tables.visibleText(cell(row));
   const isPlain = kind === "number" || kind === "time" || kind === "state";
   const mark = isPlain ? kind : kind === "fault" && text !== "ok" ? "words bad" : "words";
-  return html`<td class="${mark}" ${inside}</td>`;
+  return { title: tables.visibleText(title), text, isHead, mark };
 }
 
 /** Every table; "" for one without rows. */
@@ -162,26 +121,26 @@ function tablesOf(report: Report | ClusterReport): Values {
       bucketColumns,
       times.toReversed(),
     ),
-    networksTable: table("Networks and their numbers", networkColumns, networks),
+    networksTable: table("Networks and their numbers", tables.networkColumns, networks),
     nodesTable:
       "nodes" in report
-        ? table("Nodes and their numbers", nodeColumns, rankedNodes(report.nodes))
+        ? table("Nodes and their numbers", tables.nodeColumns, tables.rankedNodes(report.nodes))
         : "",
     latencyTable: table("Successful ADDs by duration", latencyColumns(report), usedSpans(report)),
     causesTable: table("The newest message of each cause", causeColumns, causes, "cards"),
     occupancyTable: table("Addresses of the attachments that exist now", addressColumns, networks),
     decisionsTable: table("ADDs by network and who decided", decisionColumns, decisions),
     choices: report.choices.slice(0, rowsMax).map(choiceOf),
-    stuckTable: table("Attachments whose DEL failed", stuckColumns(stuck), stuck, "cards"),
+    stuckTable: table("Attachments whose DEL failed", tables.stuckColumns(stuck), stuck, "cards"),
     problemsTable: table(
       "Problems in policies; the rest of each is in force",
-      problemColumns,
+      tables.problemColumns,
       policy?.problems ?? [],
       "cards",
     ),
     requestsTable: table(
       "Newest requests, the newest first",
-      requestColumns(requests),
+      tables.requestColumns(requests),
       requests,
       "cards",
     ),
@@ -189,49 +148,50 @@ function tablesOf(report: Report | ClusterReport): Values {
 }
 
 function choiceOf({ at, namespace, pod, network, choice }: Report["choices"][number]): Values {
-  const { columns, rows } = candidatesOf(choice);
-  const title = `${formatTime(at)}: ${shownNetwork(network)} for ${shownPod(namespace, pod)}`;
-  const raw = html`<p>${visibleText(JSON.stringify(choice))}</p>`;
+  const { columns, rows } = tables.candidatesOf(choice);
+  const who = tables.shownPod(namespace, pod);
+  const title = `${formatTime(at)}: ${tables.shownNetwork(network)} for ${who}`;
+  const raw = toMarkup(tables.visibleText(JSON.stringify(choice)));
   const candidates = table("The candidates and their numbers", columns, rows);
-  return { title: visibleText(title), candidates: candidates || raw };
+  return { title: tables.visibleText(title), candidates: candidates || trusted(`<p>${raw}</p>`) };
 }
 
 type Bucket = Report["timeline"]["buckets"][number];
-const bucketColumns: ReportColumn<Bucket>[] = [
+const bucketColumns: tables.ReportColumn<Bucket>[] = [
   { title: "From (UTC)", kind: "time", cell: ({ at }) => formatTime(at) },
-  numberColumn("OK", ({ ok }) => ok),
-  numberColumn("Failed", ({ failed }) => failed),
-  numberColumn("Denied", ({ denied }) => denied),
+  tables.numberColumn("OK", ({ ok }) => ok),
+  tables.numberColumn("Failed", ({ failed }) => failed),
+  tables.numberColumn("Denied", ({ denied }) => denied),
 ];
 
-function latencyColumns(report: Report): ReportColumn<number>[] {
-  return [
-    { title: "Took", isHead: true, cell: (span) => shownSpan(report.latencyEdgesUs, span) },
-    ...busiest(report).map(({ network, add }) =>
-      numberColumn<number>(shownNetwork(network), (span) => add.histogram[span] ?? 0),
-    ),
-  ];
+function latencyColumns(report: Report): tables.ReportColumn<number>[] {
+  const networks = tables.busiest(report).map(({ network, add }) => {
+    const title = tables.shownNetwork(network);
+    return tables.numberColumn(title, (span: number) => add.histogram[span] ?? 0);
+  });
+  const cell = (span: number) => shownSpan(report.latencyEdgesUs, span);
+  return [{ title: "Took", isHead: true, cell }, ...networks];
 }
 
-const addressColumns: ReportColumn<NetworkReport>[] = [
-  { title: "Network", isHead: true, cell: ({ network }) => shownNetwork(network) },
-  numberColumn("IPv4", ({ addresses }) => addresses.ipv4.used),
-  numberColumn("IPv4 total", ({ addresses }) => addresses.ipv4.total ?? "unknown"),
-  numberColumn("IPv6", ({ addresses }) => addresses.ipv6.used),
-  numberColumn("IPv6 total", ({ addresses }) => addresses.ipv6.total ?? "unknown"),
+const addressColumns: tables.ReportColumn<NetworkReport>[] = [
+  { title: "Network", isHead: true, cell: ({ network }) => tables.shownNetwork(network) },
+  tables.numberColumn("IPv4", ({ addresses }) => addresses.ipv4.used),
+  tables.numberColumn("IPv4 total", ({ addresses }) => addresses.ipv4.total ?? "unknown"),
+  tables.numberColumn("IPv6", ({ addresses }) => addresses.ipv6.used),
+  tables.numberColumn("IPv6 total", ({ addresses }) => addresses.ipv6.total ?? "unknown"),
 ];
 
-const causeColumns: ReportColumn<Report["causes"][number]>[] = [
+const causeColumns: tables.ReportColumn<Report["causes"][number]>[] = [
   { title: "Cause", isHead: true, cell: ({ cause }) => cause },
-  numberColumn("Code", ({ code }) => String(code)),
-  numberColumn("Requests", ({ requests }) => requests),
-  { title: "Newest", cell: shownError },
+  tables.numberColumn("Code", ({ code }) => String(code)),
+  tables.numberColumn("Requests", ({ requests }) => requests),
+  { title: "Newest", cell: tables.shownError },
 ];
 
-const decisionColumns: ReportColumn<Report["decisions"][number]>[] = [
-  { title: "Network", isHead: true, cell: ({ network }) => shownNetwork(network) },
+const decisionColumns: tables.ReportColumn<Report["decisions"][number]>[] = [
+  { title: "Network", isHead: true, cell: ({ network }) => tables.shownNetwork(network) },
   { title: "Decided by", cell: ({ decidedBy }) => decidedBy || "not recorded" },
-  numberColumn("ADDs", ({ requests }) => requests),
+  tables.numberColumn("ADDs", ({ requests }) => requests),
 ];
 
 /** Horizontal bars, stacked. */
@@ -253,7 +213,7 @@ const barsMax = 12;
 const nameLengthMax = 60;
 
 function shortName(network: string): string {
-  const name = visibleText(shownNetwork(network));
+  const name = tables.visibleText(tables.shownNetwork(network));
   return name.length <= nameLengthMax ? name : `${name.slice(0, nameLengthMax - 1)}…`;
 }
 
@@ -323,7 +283,7 @@ function latencyChart(report: Report) {
     /** Middle of each span on a logarithmic scale. */
     centresUs: spans.map((span) => Math.round(centre(span))),
     labels: spans.map((span) => shownSpan(edges, span)),
-    series: busiest(report).map(({ network, add }, i) => ({
+    series: tables.busiest(report).map(({ network, add }, i) => ({
       name: shortName(network),
       tint: `c${i}`,
       shares: spans.map((span) => twoDigits(((add.histogram[span] ?? 0) / add.count) * 100)),
@@ -336,10 +296,11 @@ const twoDigits = (value: number): number => Math.round(value * 100) / 100;
 
 /** Shares where a total is known, else the counts. */
 function occupancyChart({ networks }: Report): BarChart | null {
-  const known = networks.filter((one) => fullerFamily(one).total !== null);
-  const drawn = known.length > 0 ? known : networks.filter((one) => fullerFamily(one).used > 0);
+  const known = networks.filter((one) => tables.fullerFamily(one).total !== null);
+  const used = networks.filter((one) => tables.fullerFamily(one).used > 0);
+  const drawn = known.length > 0 ? known : used;
   const size = (one: NetworkReport) => {
-    const { used, total } = fullerFamily(one);
+    const { used, total } = tables.fullerFamily(one);
     return total === null ? used : Math.min(100, twoDigits((used / total) * 100));
   };
   const bars = drawn.toSorted((a, b) => size(b) - size(a)).slice(0, barsMax);
@@ -350,8 +311,8 @@ function occupancyChart({ networks }: Report): BarChart | null {
     names: bars.map(({ network }) => shortName(network)),
     series: [{ name: "used", tint: "c0", values: bars.map(size) }],
     labels: bars.map((one) => {
-      const { used, total } = fullerFamily(one);
-      if (total === null) return shownAddresses(one);
+      const { used, total } = tables.fullerFamily(one);
+      if (total === null) return tables.shownAddresses(one);
       return `${formatShare(used, total)} of ${formatCount(total)}`;
     }),
     ...(known.length > 0 && { max: 100 }),
@@ -384,9 +345,10 @@ function decisionsChart({ decisions }: Report): BarChart | null {
   };
   const bars = ranked("network").slice(0, barsMax);
   const deciders = ranked("decidedBy").map(([name]) => name);
-  const own = deciders.length > coloursMax ? deciders.slice(0, coloursMax - 1) : deciders;
-  const names = own.map((decider) => visibleText(decider) || "not recorded");
-  if (deciders.length > own.length) names.push("others");
+  const isMany = deciders.length > tables.coloursMax;
+  const own = isMany ? deciders.slice(0, tables.coloursMax - 1) : deciders;
+  const names = own.map((decider) => tables.visibleText(decider) || "not recorded");
+  if (isMany) names.push("others");
   const value = (network: string, decider: string | undefined) =>
     decisions
       .filter((one) => one.network === network)

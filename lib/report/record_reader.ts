@@ -12,11 +12,12 @@ import { join } from "node:path";
 import { rangesOf } from "../choice/ipam.ts";
 import { networkKpis } from "../choice/kpi.ts";
 import { CniError, code, toCniError } from "../cni.ts";
-import { applicationId, closeState, schemaVersion, sqliteCode } from "../database.ts";
+import { closeState, sqliteCode } from "../database.ts";
 import { isObject, parseJson } from "../json.ts";
 import type { Network, NetworkConfigList } from "../networks.ts";
 import type { LedgerRow } from "../record.ts";
-import { openCopy } from "../recovery/database.ts";
+import { openCopy, readVersion } from "../recovery/database.ts";
+import { orUndefined } from "../recovery/tried.ts";
 import { parseResult } from "../result.ts";
 import type { AttachmentReport, PolicyReport, RulesetReport } from "./document.ts";
 import { isoTime } from "./quantity.ts";
@@ -52,7 +53,6 @@ export function recordFile(dir: string): string {
 
 /**
  * Reads the record in one transaction, so that everything read is of the same moment.
- *
  * @returns what `inside` returns, or undefined when there is no record, or an empty one
  * @throws CniError 106 when it is damaged, foreign or newer; 11 when it stays locked; 5 when it may
  *   not be read
@@ -96,26 +96,12 @@ function readAndClose<T>(
     return database.transaction(() => {
       const names = database.query("SELECT name FROM sqlite_schema WHERE type = 'table'").values();
       if (names.length === 0) return undefined;
-      checkLayout(database);
+      readVersion(database);
       return inside({ database, tables: new Set(names.map(([name]) => String(name))) });
     })();
   } finally {
     close();
   }
-}
-
-function checkLayout(database: Database): void {
-  const pragma = (name: string) => Number(database.query(`PRAGMA ${name}`).values()[0]?.[0]);
-  if (pragma("application_id") !== applicationId) {
-    throw new CniError(code.stateUnavailable, "it is another program's database");
-  }
-  const version = pragma("user_version");
-  if (version <= schemaVersion) return;
-  throw new CniError(
-    code.stateUnavailable,
-    `its schema version ${version} is newer than ${schemaVersion}, use the genie that wrote it ` +
-      "or a later one",
-  );
 }
 
 function cannotRead(file: string, error: unknown): CniError {
@@ -205,10 +191,7 @@ const callSpan = 512;
  * denied, unknown or malformed. Such a call counts for no network, as its row names genie's own
  * config. Calls that are no request but carry the numbers of a choice come with `isRequest` 0.
  */
-export function* requests(
-  { database, tables }: RecordReader,
-  filter: LedgerFilter,
-): Generator<TallyRow, void> {
+export function* requests({ database, tables }: RecordReader, filter: LedgerFilter) {
   if (!tables.has("ledger")) return;
   const { where, parameters } = conditions(filter);
   const rows = database.query(sql("requests", where)).iterate(...parameters) as IterableIterator<
@@ -310,16 +293,6 @@ function addressesOf(result: string | null): string[] {
 const textOf = (value: unknown): string => (typeof value === "string" ? value : "");
 const objectOf = (value: unknown): Record<string, unknown> => (isObject(value) ? value : {});
 
-/** What `parse` returns; undefined where it throws a CniError. */
-export function orUndefined<T>(parse: () => T): T | undefined {
-  try {
-    return parse();
-  } catch (error) {
-    if (error instanceof CniError) return undefined;
-    throw error;
-  }
-}
-
 /** Bytes per second of each network's attachments, both directions; only where it was measured. */
 export function traffic({ database, tables }: RecordReader): Map<string, number> {
   if (!tables.has("traffic")) return new Map();
@@ -334,15 +307,11 @@ const listedMax = 1000;
 export function readPolicy(record: RecordReader): PolicyReport | undefined {
   const { database, tables } = record;
   if (!tables.has("policy_watches") || !tables.has("rulesets")) return undefined;
-  const { knownMs, enforced } = database.query(sql("policy")).get() as {
-    knownMs: number | null;
-    enforced: number;
-  };
+  type Row = { knownMs: number | null; enforced: number };
+  const { knownMs, enforced } = database.query(sql("policy")).get() as Row;
   if (knownMs === null && enforced === 0) return undefined;
-  const problems = database.query(sql("problems")).all(listedMax) as (Omit<
-    PolicyReport["problems"][number],
-    "at"
-  > & { atMs: number })[];
+  type Problem = Omit<PolicyReport["problems"][number], "at"> & { atMs: number };
+  const problems = database.query(sql("problems")).all(listedMax) as Problem[];
   return {
     knownAt: isoTime(knownMs ?? 0),
     enforced,

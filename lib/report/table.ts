@@ -46,7 +46,6 @@ type SizedColumn = Column & { width: number };
 
 /**
  * Formats rows under their titles.
- *
  * @param width columns of the terminal; Infinity where it is none, then nothing is cut
  */
 export function formatTable(columns: Column[], rows: string[][], width: number): string {
@@ -289,7 +288,6 @@ const knownKpis = new Map<string, { title: string; show: (value: number) => stri
  * The numbers of an automatic choice: a row for each candidate, the best first, then those that
  * were rejected; columns in the order of their first mention. They are `candidates` and `rejected`
  * of an object, or a list: an older or a newer genie may have written them.
- *
  * @returns no rows when there is nothing of the kind
  */
 export function candidatesOf(choice: unknown): {

@@ -100,7 +100,6 @@ export function timeBuckets(startMs: number, toMs: number) {
 
 /**
  * Counts requests of a span of time. Memory grows by four bytes for each ADD.
- *
  * @param rows by number, the lowest first
  * @param options `limit` is how many of the newest requests to name
  * @returns networks in the order they were first seen; numbers of rows, the newest first

@@ -10,7 +10,6 @@ export type Values = { readonly [name: string]: unknown };
  * those around it; `{{^name}}` to `{{/name}}` stands where nothing is there. Nothing is: undefined,
  * null, false, "" and an empty list. A tag on a line of its own takes its line with it. What is put
  * in is never read again.
- *
  * @param show how a value becomes text, escaped where that is needed
  */
 export function fill(

@@ -12,23 +12,7 @@ import podTemplate from "./pod.txt" with { type: "text" };
 import { formatCount, formatDuration, formatTime, isoTime } from "./quantity.ts";
 import type { NumberedRow } from "./record_reader.ts";
 import reportTemplate from "./report.txt" with { type: "text" };
-import {
-  type Column,
-  candidatesOf,
-  factsOf,
-  formatTable,
-  networkColumns,
-  nodeColumns,
-  numberColumn,
-  problemColumns,
-  type ReportColumn,
-  rankedNodes,
-  requestColumns,
-  shownNetwork,
-  shownOutcome,
-  stuckColumns,
-  visibleText,
-} from "./table.ts";
+import * as tables from "./table.ts";
 import { fill, type Values } from "./template.ts";
 
 /** Most rows of a table of nodes; all of them are in the JSON. */
@@ -37,7 +21,7 @@ const nodesMax = 50;
 /** Formats the default view. @param width columns of the terminal, Infinity for none */
 export function formatReport(report: Report | ClusterReport, width: number): string {
   const { totals, networks, stuck, policy } = report;
-  const nodes = "nodes" in report ? rankedNodes(report.nodes) : [];
+  const nodes = "nodes" in report ? tables.rankedNodes(report.nodes) : [];
   const missing = nodes.filter(({ error }) => error !== "");
   const answered = nodes.filter(({ error }) => error === "");
   const [what, newest, all] =
@@ -45,17 +29,17 @@ export function formatReport(report: Report | ClusterReport, width: number): str
       ? ["requests", report.requests, totals.requests]
       : ["failures", report.failed, totals.failures];
   return fillSections(reportTemplate, {
-    ...factsOf(report, "no requests on record"),
+    ...tables.factsOf(report, "no requests on record"),
     isMany: nodes.length > 0,
     missingTable: nodeTable(missingColumns, missing, width),
-    networksTable: table(networkColumns, networks, width),
-    nodesTable: nodeTable(nodeColumns, answered, width),
-    stuckTable: table(stuckColumns(stuck), stuck, width),
-    problemsTable: table(problemColumns, policy?.problems ?? [], width),
+    networksTable: table(tables.networkColumns, networks, width),
+    nodesTable: nodeTable(tables.nodeColumns, answered, width),
+    stuckTable: table(tables.stuckColumns(stuck), stuck, width),
+    problemsTable: table(tables.problemColumns, policy?.problems ?? [], width),
     what,
     listed: formatCount(newest.length),
     all: formatCount(all),
-    newestTable: table(requestColumns(newest), newest, width),
+    newestTable: table(tables.requestColumns(newest), newest, width),
     isNone: all === 0,
   });
 }
@@ -69,8 +53,9 @@ function fillSections(template: string, values: Values): string {
   return `${sections.filter((text) => text !== "").join("\n\n")}\n`;
 }
 
+type Kind = tables.ReportColumn<never>["kind"];
 /** How a terminal lays out cells of each kind. */
-const layouts: { [kind in ReportColumn<never>["kind"] & string]?: Omit<Column, "title"> } = {
+const layouts: { [kind in Kind & string]?: Omit<tables.Column, "title"> } = {
   number: { align: "right" },
   name: { shrinks: true, cut: "middle" },
   node: { shrinks: true },
@@ -81,7 +66,7 @@ const layouts: { [kind in ReportColumn<never>["kind"] & string]?: Omit<Column, "
 
 /** A table without the end of its last line; "" where there are no rows. */
 function table<T>(
-  columns: readonly ReportColumn<T>[],
+  columns: readonly tables.ReportColumn<T>[],
   rows: readonly T[],
   width: number,
   max = rows.length,
@@ -92,14 +77,11 @@ function table<T>(
     const texts = rows.map(cell);
     return kind === "node" ? withoutDomain(texts) : texts;
   });
-  return formatTable(
-    shown.map(({ title, terminalTitle = title.toUpperCase(), kind }) => ({
-      title: visibleText(terminalTitle),
-      ...(kind && layouts[kind]),
-    })),
-    rows.slice(0, max).map((_, i) => cells.map((texts) => texts[i] ?? "")),
-    width,
-  ).trimEnd();
+  const titled = shown.map(({ title, terminalTitle = title.toUpperCase(), kind }) => {
+    return { title: tables.visibleText(terminalTitle), ...(kind && layouts[kind]) };
+  });
+  const lines = rows.slice(0, max).map((_, i) => cells.map((texts) => texts[i] ?? ""));
+  return tables.formatTable(titled, lines, width).trimEnd();
 }
 
 /** Leaves out the domain that all of these names end in. */
@@ -110,12 +92,12 @@ function withoutDomain(names: readonly string[]): readonly string[] {
   return names.map((one) => one.slice(0, -shared.length));
 }
 
-const missingColumns: ReportColumn<NodeReport>[] = [
+const missingColumns: tables.ReportColumn<NodeReport>[] = [
   { title: "Node", kind: "list", cell: ({ node }) => node },
   { title: "Why", kind: "message", cell: ({ error }) => error },
 ];
 
-function nodeTable(columns: ReportColumn<NodeReport>[], nodes: NodeReport[], width: number) {
+function nodeTable(columns: tables.ReportColumn<NodeReport>[], nodes: NodeReport[], width: number) {
   const more = nodes.length - nodesMax;
   const rest = more > 0 ? `\n${formatCount(more)} more nodes: --json and --csv have them` : "";
   return table(columns, nodes, width, nodesMax) + rest;
@@ -127,14 +109,15 @@ export function formatPodReport(report: PodReport, width: number): string {
   const rules = (at: string | null, where: string, ruleset: string) =>
     ruleset === "" ? [] : [{ at: formatTime(at), where, rules: visibleRules(ruleset) }];
   return fillSections(podTemplate, {
-    pod: visibleText(`${pod.namespace}/${pod.name}`),
+    pod: tables.visibleText(`${pod.namespace}/${pod.name}`),
     attachmentsTable: table(podAttachmentColumns, attachments, width),
-    notices: notices.map((text) => ({ notice: visibleText(text) })),
+    notices: notices.map((text) => ({ notice: tables.visibleText(text) })),
     requestsTable: table(podRequestColumns, requests, width),
     choices: choices.map(({ at, network, choice }) => {
-      const { columns, rows } = candidatesOf(choice);
-      const numbers = table(columns, rows, width) || visibleText(JSON.stringify(choice));
-      return { at: formatTime(at), network: visibleText(shownNetwork(network)), numbers };
+      const { columns, rows } = tables.candidatesOf(choice);
+      const numbers = table(columns, rows, width) || tables.visibleText(JSON.stringify(choice));
+      const name = tables.visibleText(tables.shownNetwork(network));
+      return { at: formatTime(at), network: name, numbers };
     }),
     rulesets: rulesets.flatMap(({ at, ruleset, hostRuleset }) => [
       ...rules(at, "", ruleset),
@@ -144,10 +127,11 @@ export function formatPodReport(report: PodReport, width: number): string {
 }
 
 function visibleRules(ruleset: string): string {
-  return ruleset.replace(/[^\n]+/g, (line) => visibleText(line.replaceAll("\t", "  "))).trimEnd();
+  const shown = (line: string) => tables.visibleText(line.replaceAll("\t", "  "));
+  return ruleset.replace(/[^\n]+/g, shown).trimEnd();
 }
 
-const podAttachmentColumns: ReportColumn<PodReport["attachments"][number]>[] = [
+const podAttachmentColumns: tables.ReportColumn<PodReport["attachments"][number]>[] = [
   { title: "Network", kind: "name", cell: ({ network }) => network },
   { title: "Interface", cell: (one) => one.interface },
   { title: "Addresses", kind: "list", cell: ({ addresses }) => addresses.join(", ") || "–" },
@@ -164,7 +148,7 @@ const podAttachmentColumns: ReportColumn<PodReport["attachments"][number]>[] = [
   },
 ];
 
-const podRequestColumns: ReportColumn<RequestReport>[] = [
+const podRequestColumns: tables.ReportColumn<RequestReport>[] = [
   { title: "Time (UTC)", kind: "time", cell: ({ at }) => formatTime(at) },
   { title: "Command", cell: ({ command }) => command },
   {
@@ -172,13 +156,13 @@ const podRequestColumns: ReportColumn<RequestReport>[] = [
     kind: "list",
     cell: ({ kind, plugin, network }) => {
       if (kind === "plugin") return `  ${plugin} (plugin)`;
-      return kind === "call" ? "call" : shownNetwork(network);
+      return kind === "call" ? "call" : tables.shownNetwork(network);
     },
   },
   { title: "Interface", cell: ({ ifName }) => ifName },
-  numberColumn("Took", ({ durationUs }) => formatDuration(durationUs)),
+  tables.numberColumn("Took", ({ durationUs }) => formatDuration(durationUs)),
   { title: "Why", cell: ({ decidedBy }) => decidedBy },
-  { title: "Outcome", kind: "fault", cell: shownOutcome },
+  { title: "Outcome", kind: "fault", cell: tables.shownOutcome },
 ];
 
 /** Names of the columns of `ledgerRows()`, in its order. */
@@ -186,30 +170,20 @@ const ledgerCsvHeader =
   "id,at,kind,command,container_id,pod_namespace,pod_name,pod_uid,network,plugin,interface," +
   "duration_us,outcome,code,error,addresses,config_hash,decided_by,rule,choice\r\n";
 
-const nodeCsvColumns: [name: string, cell: (node: NodeReport) => string | number][] = [
-  ["node", ({ node }) => node],
-  ["error", ({ error }) => error],
-  ["genie", ({ genie }) => genie],
-  ["generated_at", ({ generatedAt }) => generatedAt ?? ""],
-  ["requests", ({ totals }) => totals.requests],
-  ["failures", ({ totals }) => totals.failures],
-  ["denied", ({ totals }) => totals.denied],
-  ["adds", ({ totals }) => totals.add.count],
-  ["p50_us", ({ totals }) => totals.add.p50Us ?? ""],
-  ["p95_us", ({ totals }) => totals.add.p95Us ?? ""],
-  ["p99_us", ({ totals }) => totals.add.p99Us ?? ""],
-  ["attachments", ({ totals }) => totals.attachments],
-  ["failing", ({ totals }) => totals.failing],
-  ["leaked", ({ totals }) => totals.leaked],
-  ["ipv4", ({ addresses }) => addresses.ipv4],
-  ["ipv6", ({ addresses }) => addresses.ipv6],
-];
+const nodeCsvHeader =
+  "node,error,genie,generated_at,requests,failures,denied,adds,p50_us,p95_us,p99_us," +
+  "attachments,failing,leaked,ipv4,ipv6\r\n";
 
 /** Formats the nodes of a report of many; one that has no report has an error, and no numbers. */
 export function formatNodesCsv(nodes: readonly NodeReport[]): string {
-  const cells = (one: NodeReport) =>
-    nodeCsvColumns.map(([, cell], i) => (one.error === "" || i < 2 ? cell(one) : ""));
-  return [nodeCsvColumns.map(([name]) => name), ...nodes.map(cells)].map(csvLine).join("");
+  const lines = nodes.map(({ node, error, genie, generatedAt, totals, addresses }) => {
+    const { requests, failures, denied, add, attachments, failing, leaked } = totals;
+    const counts = [requests, failures, denied, add.count, add.p50Us, add.p95Us, add.p99Us];
+    const { ipv4, ipv6 } = addresses;
+    const rest = [genie, generatedAt, ...counts, attachments, failing, leaked, ipv4, ipv6];
+    return csvLine([node, error, ...rest.map((cell) => (error === "" ? (cell ?? "") : ""))]);
+  });
+  return nodeCsvHeader + lines.join("");
 }
 
 /** Lines in one chunk. */
@@ -233,7 +207,7 @@ function csvLine(cells: (string | number)[]): string {
 
 function csvField(cell: string | number): string {
   if (typeof cell === "number") return String(cell);
-  const clean = visibleText(cell);
+  const clean = tables.visibleText(cell);
   const safe = /^\s*[=+\-@＝＋－＠]/.test(clean) ? `'${clean}` : clean;
   return /[",]|^\s|\s$/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
 }
