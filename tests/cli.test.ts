@@ -10,6 +10,8 @@ import { runCommand } from "../lib/cli/command_line.ts";
 import { commandLines } from "../lib/cli/commands.ts";
 import helpText from "../lib/cli/help.txt" with { type: "text" };
 import { supportedVersions } from "../lib/cni.ts";
+import { closeState, openState } from "../lib/database.ts";
+import { neededResources, putAlive } from "../lib/policy/store.ts";
 import manifest from "../package.json";
 import { calls, fakePlugin, genieProgram, makeHost, runGenie, tempDir } from "./fakes.ts";
 import { fileDir } from "./stage.ts";
@@ -230,6 +232,56 @@ test("genie plan tells of a key of Multus in a config that is not Multus'", asyn
   const file = write("half-multus.conf", ownConf(join(dir.path, "plugins.toml"), keys));
   const { stderr } = await cli("plan", ...web, "--cni-config", file, "--annotation", "cni=blue");
   expect(stderr).toContain("warn: genie's CNI config has namespaceIsolation, and that is ignored");
+});
+
+describe("network policy to enforce, and no agent that says which:", () => {
+  const state = join(dir.path, "policy-state");
+  const refused = "pods on networks with network policy are refused (code 11): ";
+  const opened = "pods on networks with network policy start without new policies: ";
+  test.each<[string, string, number, string]>([
+    ["never known", "policy.enforce = true", 0, `${refused}nothing is known of network policies`],
+    ["known long ago", "policy.enforce = true", 600, `${refused}network policies were last known`],
+    [
+      "of one network alone",
+      "[plugins.blue]\nenforce_policy = true",
+      0,
+      `${refused}nothing is known of network policies`,
+    ],
+    [
+      "open",
+      'policy = { enforce = true, when_stale = "open" }',
+      0,
+      `${opened}nothing is known of network policies`,
+    ],
+    ["known now", "policy.enforce = true", 5, ""],
+    ["not to be enforced", "", 0, ""],
+  ])("%s", async (name, policy, ageS, expected) => {
+    const stateDir = join(state, name);
+    mkdirSync(stateDir, { recursive: true });
+    if (ageS > 0) {
+      const open = await openState(makeHost(), stateDir);
+      const atMs = Date.now() - ageS * 1000;
+      putAlive(open, new Map(neededResources(true).map((one) => [one, atMs])));
+      closeState(open);
+    }
+    const folders = `conf_dir = "${confDir}"\nbin_dirs = ["${bin}"]\n`;
+    const file = write("policy.toml", `state_dir = "${stateDir}"\n${folders}${policy}\n`);
+    const own = write("policy.conf", ownConf(file));
+    const plan = await cli("plan", ...web, "--cni-config", own, "--annotation", "cni=blue");
+    const [first] = JSON.parse(
+      (await cli("validate", "--json", "--cni-config", own)).stdout,
+    ).findings;
+    if (expected === "") {
+      expect([plan.stderr, first.network]).toEqual(["", "blue"]);
+      return;
+    }
+    expect(plan.stderr).toStartWith(`genie: warn: ${expected}`);
+    expect(first).toEqual({
+      ...{ network: "-", verdict: "problem" },
+      detail: expect.stringContaining("check that genie agent runs on this node"),
+    });
+    expect(first.detail).toStartWith(expected);
+  });
 });
 
 describe("genie validate", () => {

@@ -115,7 +115,7 @@ describe("genie doctor", () => {
   test("finds nothing wrong with a node that is well", async () => {
     const findings = await examine();
     expect(issues(findings)).toEqual([]);
-    expect(new Set(findings.map(({ check }) => check)).size).toBe(13);
+    expect(new Set(findings.map(({ check }) => check)).size).toBe(14);
     expect(findings.find(({ check }) => check === "runtime")?.detail).toContain("config.toml");
   });
 
@@ -343,6 +343,11 @@ describe("genie doctor", () => {
       "a kernel without veth",
       (root) => put(root, "proc/modules", "bridge 1 0\n"),
       /^warning kernel: kernel 6\.1\.0: no trace of veth/,
+    ],
+    [
+      "policy to enforce, and no agent",
+      (root) => put(root, table, "policy.enforce = true\n"),
+      /^problem policy: pods on networks with network policy are refused \(code 11\): nothing is/,
     ],
     [
       "a damaged record",

@@ -53,9 +53,10 @@ export function optionsOf({ help }: Pick<CommandLine, "help">): CommandOption[] 
 const runs: Record<string, CommandLine["run"]> = {
   plan: async (host, flags) => {
     const { askedPath, readOwnConfig } = await import("../node/genie_config.ts");
+    const { missingAgent } = await import("../node/node_view.ts");
     const { runPlan } = await import("./plan_command.ts");
     const own = readOwnConfig(text(flags, "cni-config"));
-    return runPlan(host, flags, { own, askedPath, width: terminalWidth() });
+    return runPlan(host, flags, { own, askedPath, missingAgent, width: terminalWidth() });
   },
   validate: async (host, flags) =>
     (await import("../node/validate.ts")).runValidate(host, flags, terminalWidth()),

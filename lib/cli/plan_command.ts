@@ -28,6 +28,8 @@ export interface PlanSite {
   own: StdinConfig;
   /** Folders of plugin binaries that the node's runtimes name. */
   askedPath: (config: Config) => string[];
+  /** Why pods with network policy do not start now; undefined where they do. */
+  missingAgent: (config: Config, nowMs: number) => string | undefined;
   /** Columns of the terminal, Infinity for none. */
   width: number;
 }
@@ -42,6 +44,8 @@ export async function runPlan(host: Host, flags: Flags, site: PlanSite): Promise
   const config = await loadConfig(site.own);
   const ignored = ignoredMultusKeys(site.own);
   if (ignored) log(host, "warn", ignored);
+  const missing = site.missingAgent(config, host.now());
+  if (missing) log(host, "warn", missing);
   const request = { ...asked, path: [...asked.path, ...site.askedPath(config)] };
   const verdicts: Verdict[] = [];
   const reader: PlanCall["reader"] = (inside) => readRecord(config.stateDir, inside);

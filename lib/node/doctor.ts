@@ -46,6 +46,7 @@ import {
 type Check = [name: string, check: (view: NodeView) => CheckResult[] | Promise<CheckResult[]>];
 
 const checks: Check[] = [
+  ["policy", node.checkPolicy],
   ["installed", checkInstalled],
   ["order", checkOrder],
   ["runtime", checkRuntimes],

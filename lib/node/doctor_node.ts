@@ -14,7 +14,24 @@ import { countAddresses, readRecord, setAsideRecords, subnetsOf } from "../repor
 import { enforcesPolicy, isConfigured } from "../settings.ts";
 import { statIfThere } from "./files.ts";
 import { paths } from "./installation.ts";
-import { type CheckResult, type NodeView, ok, orOk, problem, warning } from "./node_view.ts";
+import {
+  type CheckResult,
+  missingAgent,
+  type NodeView,
+  ok,
+  orOk,
+  problem,
+  warning,
+} from "./node_view.ts";
+
+/** Do pods wait for an agent that says which network policies there are? */
+export function checkPolicy({ host, at, config }: NodeView): CheckResult[] {
+  if (!enforcesPolicy(config)) return [ok("network policy is not to be enforced")];
+  const missing = missingAgent({ ...config, stateDir: at(config.stateDir) }, host.now());
+  return missing === undefined
+    ? [ok("genie agent knows the network policies")]
+    : [problem(missing, "run genie agent, or take enforce from plugins.toml")];
+}
 
 /** Subnets of two networks, or of one and the node, must not overlap. */
 export function checkOverlaps(view: NodeView): CheckResult[] {

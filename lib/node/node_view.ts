@@ -11,9 +11,11 @@ import type { Config } from "../config/schema.ts";
 import { run } from "../exec.ts";
 import { isObject, parseJson } from "../json.ts";
 import { listNetworks } from "../node_networks.ts";
+import { aliveSince, neededResources, whyStale } from "../policy/store.ts";
 import { orUndefined } from "../recovery/tried.ts";
+import { readOrEmpty } from "../report/record_reader.ts";
 import { visibleText } from "../report/table.ts";
-import { loadConfig } from "../settings.ts";
+import { enforcesPolicy, loadConfig } from "../settings.ts";
 import { hostPath, readIfThere, statIfThere } from "./files.ts";
 import { callsGenie, ownEntry, readConfs, runtimePath } from "./genie_config.ts";
 import { paths } from "./installation.ts";
@@ -76,6 +78,20 @@ export function configAt(root: string, config: Config): Config {
     binDirs: config.binDirs.map((dir) => hostPath(root, dir)),
     plugins: new Map(plugins),
   };
+}
+
+/** Why pods do not start, where network policy is to be enforced and no agent says which. */
+export function missingAgent(config: Config, nowMs: number): string | undefined {
+  if (!enforcesPolicy(config)) return undefined;
+  const { enforce, maxAgeMs, whenStale } = config.policy;
+  const aliveMs = readOrEmpty(config.stateDir, ({ database, tables }) =>
+    tables.has("policy_watches") ? aliveSince({ database }, neededResources(enforce)) : 0,
+  );
+  const why = whyStale(maxAgeMs, aliveMs, nowMs);
+  if (why === undefined) return undefined;
+  const pods = "pods on networks with network policy";
+  const effect = whenStale === "closed" ? "are refused (code 11)" : "start without new policies";
+  return `${pods} ${effect}: ${why}`;
 }
 
 /** Path of a program of the node in the first folder that has it; undefined: none. */

@@ -23,7 +23,7 @@ import { formatTable } from "../report/table.ts";
 import { readPath } from "../request.ts";
 import { isConfigured, loadConfig } from "../settings.ts";
 import { askedPath, readOwnConfig } from "./genie_config.ts";
-import { askCniVersions } from "./node_view.ts";
+import { askCniVersions, missingAgent } from "./node_view.ts";
 
 /** What is to be said of a network, or of the whole table where `network` is "-". */
 interface NetworkFinding {
@@ -44,7 +44,9 @@ const problem = (detail: string, network = "-"): NetworkFinding => {
 export async function runValidate(host: Host, flags: Flags, width: number): Promise<number> {
   const stdin = readOwnConfig(text(flags, "cni-config"));
   const config = await loadConfig(stdin);
+  const missing = missingAgent(config, host.now());
   const findings = [
+    ...(missing === undefined ? [] : [problem(missing)]),
     ...(await checkCredentials(host, config)),
     ...(await validate(host, config, stdin)),
   ];

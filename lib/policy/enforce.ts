@@ -35,6 +35,8 @@ import {
   readInputs,
   type StoredRuleset,
   storedRuleset,
+  timeText,
+  whyStale,
 } from "./store.ts";
 
 /** The ADD that policy is enforced for. */
@@ -157,27 +159,15 @@ function checkFresh({ host, config, state, pod }: Work): "fresh" | "stale" | "no
   // Without a pod of Kubernetes there is nothing that a policy could select.
   if (pod.namespace === "" || pod.name === "") return "nothing";
   const aliveMs = aliveSince(state, neededResources(enforce));
-  const ageMs = host.now() - aliveMs;
-  // A time in the future is of a clock that was set back since.
-  if (aliveMs > 0 && Math.abs(ageMs) <= maxAgeMs) return "fresh";
-  const since =
-    aliveMs === 0
-      ? "nothing is known of network policies on this node"
-      : `network policies were last known ${Math.round(ageMs / 1000)} s ago, at ` +
-        `${timeText(aliveMs)}, and policy.max_age allows ${maxAgeMs / 1000} s`;
-  const advice = "check that genie agent runs on this node and reaches the API server";
-  if (whenStale === "closed") throw cannotAttach(pod, `${since}; ${advice}`, code.tryAgainLater);
-  log(host, "warn", `Attached by policy.when_stale = "open" though ${since}; ${advice}`);
+  const why = whyStale(maxAgeMs, aliveMs, host.now());
+  if (why === undefined) return "fresh";
+  if (whenStale === "closed") throw cannotAttach(pod, why, code.tryAgainLater);
+  log(host, "warn", `Attached by policy.when_stale = "open" though ${why}`);
   return aliveMs === 0 ? "nothing" : "stale";
 }
 
 function cannotAttach(pod: PodIdentity, reason: string, of: number, cause?: unknown) {
   return new CniError(of, `Cannot attach pod ${pod.namespace}/${pod.name}: ${reason}`, { cause });
-}
-
-/** A moment of the record; it may be damaged. */
-function timeText(ms: number): string {
-  return ms > 0 && ms < 253_402_300_800_000 ? new Date(ms).toISOString() : "no date";
 }
 
 /** What cannot be used of the record is its damage, not a mistake of ours. */

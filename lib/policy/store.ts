@@ -109,10 +109,31 @@ export function putAlive({ database }: State, alive: ReadonlyMap<Resource, numbe
 }
 
 /** When the inputs were last known in full, ms since the epoch; 0 when one of them never was. */
-export function aliveSince({ database }: State, needed: readonly Resource[]): number {
+export function aliveSince(
+  { database }: Pick<State, "database">,
+  needed: readonly Resource[],
+): number {
   const rows = database.query("SELECT resource, alive_at_ms FROM policy_watches").values();
   const known = new Map(rows as [Resource, number][]);
   return Math.min(...needed.map((resource) => known.get(resource) ?? 0));
+}
+
+/** Why what is known of policies is too old to go by, and what to do; undefined where it is not. */
+export function whyStale(maxAgeMs: number, aliveMs: number, nowMs: number): string | undefined {
+  const ageMs = nowMs - aliveMs;
+  // A time in the future is of a clock that was set back since.
+  if (aliveMs > 0 && Math.abs(ageMs) <= maxAgeMs) return undefined;
+  const since =
+    aliveMs === 0
+      ? "nothing is known of network policies on this node"
+      : `network policies were last known ${Math.round(ageMs / 1000)} s ago, at ` +
+        `${timeText(aliveMs)}, and policy.max_age allows ${maxAgeMs / 1000} s`;
+  return `${since}; check that genie agent runs on this node and reaches the API server`;
+}
+
+/** A moment of the record; it may be damaged. */
+export function timeText(ms: number): string {
+  return ms > 0 && ms < 253_402_300_800_000 ? new Date(ms).toISOString() : "no date";
 }
 
 /** The rules of a network namespace. */
