@@ -260,7 +260,7 @@ describe("network policy to enforce, and no agent that says which:", () => {
     mkdirSync(stateDir, { recursive: true });
     if (ageS > 0) {
       const open = await openState(makeHost(), stateDir);
-      const atMs = Date.now() - ageS * 1000;
+      const atMs = makeHost().now() - ageS * 1000;
       putAlive(open, new Map(neededResources(true).map((one) => [one, atMs])));
       closeState(open);
     }
