@@ -158,7 +158,7 @@ test.each(["event", "status"] as const)(
     server.serve(collection);
     server.put(path("old"), thing("old"));
     server.watches.goneAs = goneAs;
-    await watching(watched, async ({ sink, counts }) => {
+    await watching(watched, async ({ sink, counts, log }) => {
       await until(() => server.watches.count(collection) === 1);
       server.watches.isMute = true;
       server.remove(path("old"));
@@ -169,6 +169,9 @@ test.each(["event", "status"] as const)(
       await until(() => sink.objects.has("new"));
       expect([...sink.objects.keys()]).toEqual(["new"]);
       expect(counts.lists).toBe(2);
+      // One is the connection that broke; to have been quiet for long is none.
+      expect(counts.failures).toBe(1);
+      expect(log().match(/warn: /g)).toHaveLength(1);
     });
   },
 );
@@ -229,19 +232,40 @@ test("a silent connection is given up, and the kind listed again", async () => {
   );
 });
 
-test("a watch that the server ends in good order goes on without a list", async () => {
+test("a quiet watch is ended by the server in time, and goes on without a list", async () => {
   const { watched, path, collection } = makeKind();
   server.serve(collection);
+  const asked = server.requests.length;
   await watching(
     watched,
-    async ({ sink, counts }) => {
-      await until(() => counts.watches >= 2);
+    async ({ sink, counts, log }) => {
+      const { alives } = sink;
+      await until(() => counts.watches >= 3);
+      expect(sink.alives).toBeGreaterThanOrEqual(alives + 2);
+      expect(log()).toBe("");
       server.put(path("next"), thing("next"));
       await until(() => sink.objects.has("next"));
       expect({ lists: counts.lists, failures: counts.failures }).toEqual({ lists: 1, failures: 0 });
     },
-    { lifeSeconds: 1 },
+    { idleMs: 1_700 },
   );
+  const queries = server.requests.slice(asked).map(({ path: url }) => url.split("?")[1] ?? "");
+  const watches = queries.filter((query) => query.includes("watch=true"));
+  expect(watches.length).toBeGreaterThanOrEqual(3);
+  for (const query of watches) {
+    expect(query).toContain("allowWatchBookmarks=true");
+    expect(query).toContain("timeoutSeconds=1");
+    expect(query).toContain(watches[0]?.match(/resourceVersion=\d+/)?.[0] ?? "no version");
+  }
+});
+
+test("the silence that is allowed is longer than the server is asked to keep a watch", async () => {
+  const { watched, collection } = makeKind();
+  server.serve(collection);
+  await watching(watched, () => until(() => server.watches.count(collection) === 1));
+  const seconds = Number(server.requests.at(-1)?.path.match(/timeoutSeconds=(\d+)/)?.[1]);
+  expect(seconds).toBeGreaterThan(30);
+  expect(seconds * 1000).toBeLessThanOrEqual(watchTiming.idleMs * 0.8);
 });
 
 test("failures of a list are waited out, longer each time, and told once", async () => {

@@ -3,8 +3,9 @@
  * aborts. A watch that ends resumes where it was. It lists again when the server has forgotten that
  * version (410) or a line was damaged, and pauses longer after each failure in a row.
  *
- * On a half-open connection nothing ever arrives. The API server sends a bookmark about every
- * minute, so a watch that is silent for longer is closed, and the kind is listed again.
+ * On a half-open connection nothing ever arrives, and on that of a kind that nobody changes hardly
+ * more: a quiet server sends no bookmarks either. So the server is asked to end each watch in time,
+ * which is news enough; one that is silent for longer is closed, and the kind listed again.
  * Source: Kubernetes API concepts, "Efficient detection of changes".
  */
 import { setTimeout as sleep } from "node:timers/promises";
@@ -43,10 +44,8 @@ export interface Watched {
 
 /** Limits of one watch, as they suit a real API server. */
 export const watchTiming = {
-  /** Silence after which a connection counts as dead, in ms. */
+  /** Silence after which a connection counts as dead, in ms; the server ends a watch before that. */
   idleMs: 100_000,
-  /** How long the server is asked to keep a watch, in s; shortened at random per watch. */
-  lifeSeconds: 300,
   /** Pause after the first failure in a row, and the longest one, in ms. */
   pauseMs: 250,
   pauseMsMax: 30_000,
@@ -66,8 +65,12 @@ const lineLengthMax = 16 * 1024 * 1024;
 /** A watch that ended sooner without a line made no progress, in ms. */
 const shortMs = 1000;
 
-/** The server no longer knows the version to resume from, or we lost an event. */
-class MustList extends Error {}
+/** The server no longer knows the version to resume from (status 410), or we lost an event. */
+class MustList extends CniError {
+  constructor(message: string, status?: unknown) {
+    super(code.tryAgainLater, message, { cause: { status } });
+  }
+}
 
 /** How a watch runs; `counts` are counted up meanwhile. */
 export interface WatchOptions {
@@ -110,15 +113,19 @@ export async function watchKind(host: Host, kube: Kube, watched: Watched, option
   }
 }
 
-/** Logs the first failure in a row as a warning and the others for debugging, and pauses. */
+/**
+ * Logs the first failure in a row as a warning and the others for debugging, and pauses. A version
+ * that the server has forgotten, of a kind that did not change for long, is no failure.
+ */
 async function recover(state: Watch, error: unknown): Promise<void> {
   const { host, timing, watched, signal, counts } = state;
-  counts.failures++;
+  const isExpired = statusOf(error) === 410;
+  if (!isExpired) counts.failures++;
   const delayMs = Math.min(timing.pauseMsMax, timing.pauseMs * 2 ** Math.min(state.failures, 20));
-  const level = state.failures === 0 && statusOf(error) !== 410 ? "warn" : "debug";
+  const level = state.failures === 0 && !isExpired ? "warn" : "debug";
   state.failures++;
-  const reason = error instanceof MustList ? error.message : toCniError(error).message;
-  log(host, level, `Watch of ${watched.what} failed: ${reason}`, { failures: state.failures });
+  const { message } = toCniError(error);
+  log(host, level, `Watch of ${watched.what} failed: ${message}`, { failures: state.failures });
   // Half of it is random: a thousand nodes must not come back at the same moment.
   await pause(delayMs * (0.5 + Math.random() / 2), signal);
 }
@@ -183,7 +190,8 @@ async function follow(state: Watch): Promise<void> {
   const idle = new AbortController();
   const timer = setTimeout(() => idle.abort(), timing.idleMs);
   const startedMs = performance.now();
-  const seconds = Math.max(1, Math.round(timing.lifeSeconds * (0.75 + Math.random() / 4)));
+  // By chance: the watches of all nodes must not end at the same moment.
+  const seconds = Math.max(1, Math.floor((timing.idleMs / 1000) * (0.6 + Math.random() / 5)));
   const place = { resourceVersion: state.version, timeoutSeconds: String(seconds) };
   const query = { ...watched.query, watch: "true", allowWatchBookmarks: "true", ...place };
   try {
@@ -231,7 +239,7 @@ function take(state: Watch, line: string): void {
   const { type, object } = isObject(event) ? event : {};
   if (type === "ERROR") {
     const { message = "", code: number = "" } = isObject(object) ? object : {};
-    throw new MustList(`the server says ${number} ${oneLine(String(message), 200)}`);
+    throw new MustList(`the server says ${number} ${oneLine(String(message), 200)}`, number);
   }
   const version = versionOf(object);
   const isEvent = version !== "" && (type === "BOOKMARK" || isNamed(object));
