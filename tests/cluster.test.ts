@@ -477,7 +477,7 @@ describe("genie report --cluster", () => {
     const { formatReport } = await import("../lib/report/text.ts");
     for (const width of [80, 200]) {
       const text = formatReport(merged, width);
-      expect(text).toStartWith("Nodes: 3, answered 2\nRequests: 40,");
+      expect(text).toStartWith("Nodes: 3, answered 2\nPods: 1, failed 1 (100%)\nRequests: 40,");
       expect(text.indexOf("Nodes that are not")).toBeLessThan(text.indexOf("NETWORK "));
       expect(text).toContain("Newest failures, ");
       expect(text.replace(/\n {2}/g, " ")).toContain("failed 103: plugin bridge timed out");
@@ -512,7 +512,7 @@ describe("genie report --cluster", () => {
       const host = (url = "") => new URL(url).host;
       const of = (url = "") => lines.find((line) => line.startsWith(`${host(url)},`));
       expect(of(good)).toMatch(/^[^,]+,,[\d.]+,2026-[^,]+,5,/);
-      expect(of(bad)).toMatch(/^[^,]+,"what it answers is no report: [^,]+",{14}$/);
+      expect(of(bad)).toMatch(/^[^,]+,"what it answers is no report: [^,]+",{16}$/);
       const file = join(dir.path, "cluster.html");
       expect(await cluster(...ways, "--html", file)).toMatchObject({ status: 1, stderr: "" });
       const page = readFileSync(file, "utf8");

@@ -139,7 +139,8 @@ describe("genie report", () => {
     expect(await report(small.conf)).toEqual({
       status: 0,
       stderr: "",
-      stdout: `Requests: 6, failed 2 (33.3%), 1 of them denied
+      stdout: `Pods: 3, failed 2 (66.7%)
+Requests: 6, failed 2, 1 of them denied
 Span: 2026-09-01 00:00:00 to 2026-09-01 06:00:00 UTC
 Attachments now: 3, leaked 1, failing 0
 
@@ -183,6 +184,32 @@ TIME (UTC)           COMMAND  POD         NETWORK    TOOK  OUTCOME
     expect([totals.requests, totals.failures]).toEqual([requests, failures]);
   });
 
+  test("counts a pod once, whatever number of sandboxes was tried for it", async () => {
+    const { conf, stateDir } = node();
+    const tries = (podName: string, count: number, more: Partial<LedgerRow>) =>
+      Array.from({ length: count }, (_, i) =>
+        ledgerRow({ containerId: `${podName}-${i}`, podUid: `uid-${podName}`, podName, ...more }),
+      );
+    const good = Array.from({ length: 47 }, (_, i) => tries(`good-${i}`, 1, {})).flat();
+    const bad = [tries("a", 8, failure), tries("b", 8, { kind: "call", ...denial })].flat();
+    // A runtime that names no uid, one that names no pod, and what is of no pod at all.
+    const named = tries("c", 7, { podUid: "", ...failure });
+    const nameless = tries("d", 2, { podUid: "", podName: "", podNamespace: "", ...failure });
+    const none = { containerId: "", podUid: "", podName: "", podNamespace: "" };
+    const gc = ledgerRow({ command: "GC", ...none, ...failure });
+    withLedger(stateDir, (state) =>
+      insertLedger(state, [...good, ...bad, ...named, ...nameless, gc]),
+    );
+    const { totals } = await json(conf);
+    expect(totals).toMatchObject({ requests: 73, failures: 26, pods: 52, failedPods: 5 });
+    const { stdout } = await report(conf);
+    expect(stdout).toStartWith(
+      "Pods: 52, failed 5 (9.6%)\nRequests: 73, failed 26, 8 of them denied",
+    );
+    const limited = await json(conf, "--pod", "a");
+    expect(limited.totals).toMatchObject({ failures: 8, pods: 1, failedPods: 1 });
+  });
+
   test("lists as many requests as --limit says", async () => {
     const { requests, choices } = await json(small.conf, "--limit", "2");
     expect(requests.map(({ id }) => id)).toEqual([9, 8]);
@@ -208,7 +235,8 @@ TIME (UTC)           COMMAND  POD         NETWORK    TOOK  OUTCOME
       from: "2026-09-01T00:00:00.000Z",
       to: "2026-09-01T06:00:00.000Z",
       totals: {
-        ...{ requests: 6, failures: 2, denied: 1, attachments: 3, failing: 0, leaked: 1 },
+        ...{ requests: 6, failures: 2, denied: 1, pods: 3, failedPods: 2 },
+        ...{ attachments: 3, failing: 0, leaked: 1 },
         add: {
           ...{ count: 3, p50Us: 30_000, p95Us: 1_500_000, p99Us: 1_500_000 },
           histogram: expect.any(Array),
@@ -497,7 +525,8 @@ describe("the record of a report", () => {
     expect(shown).toEqual({
       status: 0,
       stderr: "",
-      stdout: `Requests: 0, failed 0 (–)
+      stdout: `Pods: 0, failed 0 (–)
+Requests: 0, failed 0
 Span: no requests on record
 Attachments now: 0, leaked 0, failing 0
 

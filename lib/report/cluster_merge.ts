@@ -93,7 +93,7 @@ function addTo<K extends string>(sum: Record<K, number>, one: Record<NoInfer<K>,
 const noLatency = { count: 0, p50Us: null, p95Us: null, p99Us: null };
 
 const noCounts = { requests: 0, failures: 0, denied: 0, attachments: 0 };
-const noTotals = { ...noCounts, failing: 0, leaked: 0 };
+const noTotals = { ...noCounts, pods: 0, failedPods: 0, failing: 0, leaked: 0 };
 
 const missingNode = {
   genie: "",

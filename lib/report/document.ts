@@ -140,7 +140,15 @@ const NodeSchema = v.object({
   /** The span of `timeline`; null when the ledger is empty. */
   from: v.nullable(time),
   to: v.nullable(time),
-  totals: v.object({ ...counts, attachments: count, failing: count, leaked: count }),
+  totals: v.object({
+    ...counts,
+    /** Pods with requests, and those of which one or more failed; an older genie counts none. */
+    pods: v.optional(count, 0),
+    failedPods: v.optional(count, 0),
+    attachments: count,
+    failing: count,
+    leaked: count,
+  }),
   /** Those with requests or attachments, by name. */
   networks: list(NetworkSchema, namesMax),
   /** Attachments whose DEL failed: `failing` is retried by the runtime, `leaked` by `genie gc`. */

@@ -57,7 +57,7 @@ function readReport(
     filter: reportedFilter(filter),
     from: isoTime(fromMs),
     to: isoTime(toMs),
-    totals: { requests: all, failures, denied, add, ...live },
+    totals: { requests: all, failures, denied, add, ...reader.countPods(record, filter), ...live },
     networks: networksOf(counted, loads, addressTotals, reader.traffic(record)),
     stuck,
     timeline: {

@@ -15,6 +15,14 @@ WHERE (kind = 'network' OR (kind = 'call' AND (outcome <> 'ok' OR choice <> ''))
   AND {{where}}
 ORDER BY id
 
+-- pods
+-- A sandbox that fails is made anew for the same pod, with an id of its own.
+SELECT count(*) AS pods, total(failed) AS failedPods
+FROM (SELECT max(outcome <> 'ok') AS failed FROM ledger
+  WHERE (kind = 'network' OR (kind = 'call' AND outcome <> 'ok')) AND container_id <> ''
+    AND {{where}}
+  GROUP BY pod_namespace, pod_name, pod_uid, CASE pod_name WHEN '' THEN container_id END)
+
 -- rows
 SELECT id, at_ms AS atMs, kind, command, container_id AS containerId,
   pod_namespace AS podNamespace, pod_name AS podName, pod_uid AS podUid, network, plugin,

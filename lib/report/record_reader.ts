@@ -218,6 +218,14 @@ export function* requests({ database, tables }: RecordReader, filter: LedgerFilt
   }
 }
 
+/** The pods with such requests, and those of which one failed, whatever number of tries it had. */
+export function countPods({ database, tables }: RecordReader, filter: LedgerFilter) {
+  if (!tables.has("ledger")) return { pods: 0, failedPods: 0 };
+  const { where, parameters } = conditions(filter);
+  const row = database.query(sql("pods", where)).get(...parameters);
+  return row as { pods: number; failedPods: number };
+}
+
 /** The rows with these numbers, newest first. */
 export function rowsById({ database }: RecordReader, ids: readonly number[]): NumberedRow[] {
   if (ids.length === 0) return [];

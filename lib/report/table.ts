@@ -383,7 +383,8 @@ function shownScope({ from, to, filter }: Report, empty: string): string {
  */
 export function factsOf(report: Report | ClusterReport, empty: string): Values {
   const { totals, stuck, requests: newest, policy, timeline } = report;
-  const { requests, failures, denied, add, attachments, leaked, failing } = totals;
+  const { requests, failures, denied, add, pods, failedPods } = totals;
+  const { attachments, leaked, failing } = totals;
   const nodes = "nodes" in report ? report.nodes : [];
   const shown = busiest(report).length;
   const all = report.networks.filter(({ add }) => add.count > 0).length;
@@ -397,7 +398,9 @@ export function factsOf(report: Report | ClusterReport, empty: string): Values {
     requests: formatCount(requests),
     listedRequests: formatCount(newest.length),
     succeeded: formatCount(requests - failures),
-    failedShare: formatShare(failures, requests),
+    pods: formatCount(pods),
+    failedPods: formatCount(failedPods),
+    failedShare: formatShare(failedPods, pods),
     failures: formatCount(failures),
     isDenied: denied > 0,
     denied: formatCount(denied),

@@ -172,7 +172,7 @@ const ledgerCsvHeader =
 
 const nodeCsvHeader =
   "node,error,genie,generated_at,requests,failures,denied,adds,p50_us,p95_us,p99_us," +
-  "attachments,failing,leaked,ipv4,ipv6\r\n";
+  "attachments,failing,leaked,ipv4,ipv6,pods,failed_pods\r\n";
 
 /** Formats the nodes of a report of many; one that has no report has an error, and no numbers. */
 export function formatNodesCsv(nodes: readonly NodeReport[]): string {
@@ -180,7 +180,8 @@ export function formatNodesCsv(nodes: readonly NodeReport[]): string {
     const { requests, failures, denied, add, attachments, failing, leaked } = totals;
     const counts = [requests, failures, denied, add.count, add.p50Us, add.p95Us, add.p99Us];
     const { ipv4, ipv6 } = addresses;
-    const rest = [genie, generatedAt, ...counts, attachments, failing, leaked, ipv4, ipv6];
+    const now = [attachments, failing, leaked, ipv4, ipv6, totals.pods, totals.failedPods];
+    const rest = [genie, generatedAt, ...counts, ...now];
     return csvLine([node, error, ...rest.map((cell) => (error === "" ? (cell ?? "") : ""))]);
   });
   return nodeCsvHeader + lines.join("");
