@@ -401,9 +401,7 @@ describe.skipIf(skipReason !== undefined)("genie agent, policy", () => {
       for (const pod of stay) await until(() => rulesIn(pod).includes("10.98.7.0/24"));
       expect(rowsOf(state, "SELECT * FROM rulesets")).toHaveLength(stay.length);
       for (const pod of stay) expect(await pod.call("CHECK")).toMatchObject({ status: 0 });
-      // On a busy machine the record may be locked for longer than the agent waits at once.
-      const passing = /error: Network policy waits for the record: .* database is locked\n/g;
-      expect(running.log().replaceAll(passing, "")).not.toContain("error");
+      expect(running.log()).not.toMatch(/error|database is locked/);
     });
   });
 

@@ -47,7 +47,15 @@ import { apiVersionOf, openPolicyWatch } from "../policy/watch.ts";
 import type { PodIdentity } from "../record.ts";
 import { attachments, attachmentsIn } from "../recorded.ts";
 import { podLabel } from "../request.ts";
-import { type Agent, forAll, isReplaced, openAgentState } from "./task.ts";
+import {
+  type Agent,
+  forAll,
+  isLocked,
+  isReplaced,
+  lockedPauseMs,
+  openAgentState,
+  openPatience,
+} from "./task.ts";
 
 /** Longest pause between two decisions while changes keep coming, in ms. */
 const restMsMax = 400;
@@ -136,6 +144,7 @@ export async function runPolicy(agent: Agent): Promise<void> {
     change.resolve();
   });
   const watching = work.watch.run(kube, host.signal);
+  const patience = openPatience();
   try {
     while (!host.signal.aborted) {
       if (work.changedMs === 0) {
@@ -146,10 +155,13 @@ export async function runPolicy(agent: Agent): Promise<void> {
       const restMs = Math.min(restMsMax, work.decidedMs * 5);
       if (work.changedMs > 0) await pause(gatherMs + restMs, host.signal);
       reportHealth(work);
-      await round(work).catch(async (error: unknown) => {
+      const { changedMs } = work;
+      await round(work).then(patience.renew, async (error: unknown) => {
+        work.version = -1;
+        work.changedMs ||= changedMs;
+        if (patience.has(error)) return pause(lockedPauseMs, host.signal);
         health.count("database");
         log(host, "error", `Network policy waits for the record: ${toCniError(error).message}`);
-        work.version = -1;
         await pause(troubleMs, host.signal);
       });
     }
@@ -324,6 +336,7 @@ async function reconcileAll(work: PolicyWork, ids: readonly string[], isForced =
  *
  * @param isForced also where the record says that they are so already
  * @returns true when they were written
+ * @throws CniError 11 where the record is locked: the round begins anew
  */
 async function reconcile(work: PolicyWork, id: string, isForced: boolean): Promise<boolean> {
   const { host, state, local, failed } = work;
@@ -357,6 +370,7 @@ async function reconcile(work: PolicyWork, id: string, isForced: boolean): Promi
     // Read again in the next round; and written again, since the record is ahead of the kernel.
     work.version = -1;
     if (host.signal.aborted || netnsId(one.netns) !== id) return false;
+    if (isLocked(error)) throw error;
     const level = failed.has(id) ? "debug" : "error";
     failed.add(id);
     work.retryDueMs = performance.now() + troubleMs;
@@ -370,7 +384,6 @@ async function reconcile(work: PolicyWork, id: string, isForced: boolean): Promi
 /** After a start: what is in force may not be what the record says. */
 async function verifyAll(work: PolicyWork): Promise<void> {
   const { host } = work;
-  work.isVerified = true;
   let put = 0;
   const ruled = work.local.values().filter(({ rules }) => !sameRules(rules, undefined));
   await forAll([...ruled], writersMax, async (one) => {
@@ -378,6 +391,7 @@ async function verifyAll(work: PolicyWork): Promise<void> {
     if (difference === undefined || netnsId(one.netns) !== one.netnsId) return;
     if (await reconcile(work, one.netnsId, true)) put++;
   });
+  work.isVerified = true;
   if (put > 0) log(host, "warn", "Network policy was not in force and is again", { put });
 }
 
@@ -414,11 +428,14 @@ async function isInForce(host: Host, { netns, rules, containerId }: PodNetns): P
 /** Puts what is wrong with policies on record, and what is new as Events on them. */
 function noteProblems(work: PolicyWork): void {
   const { host, state, known, local, isPosting } = work;
-  // What is put on record while others are posted would never be posted.
-  work.problemsDueMs = isPosting && known ? performance.now() + problemsMs : 0;
-  if (!known || isPosting) return;
+  work.problemsDueMs = 0;
+  if (!known) return;
+  // While others are posted, what is put on record would never be; nor while it is locked.
+  work.problemsDueMs = performance.now() + problemsMs;
+  if (isPosting) return;
   const all = [...policyProblems(known.world), ...local.values().flatMap((one) => one.problems)];
   const fresh = write(state, () => putProblems(state, all, host.now()));
+  work.problemsDueMs = 0;
   if (fresh.length === 0) return;
   work.isPosting = true;
   void postProblems(work, known.world, fresh).finally(() => {

@@ -57,7 +57,7 @@ export async function runPublish(agent: Agent): Promise<void> {
 async function publishDue(round: Round): Promise<void> {
   const { host, config, record } = round.agent;
   const { away } = round;
-  const waiting = record.use((state) => waitingRows(round, state));
+  const waiting = await record.change((state) => waitingRows(round, state));
   const nowMs = performance.now();
   const due = waiting.filter(({ retry }) => nowMs >= Math.max(retry.dueMs, away.dueMs));
   if (due.length === 0) return;
@@ -95,7 +95,7 @@ async function publishAll(round: Round, kube: Kube, rows: readonly WaitingRow[])
       if (!isAway) tryLater(retry, pauseMsMax);
       return;
     }
-    record.use((state) => write(state, () => forgetStatus(state, row, row.stored)));
+    await record.change((state) => write(state, () => forgetStatus(state, row, row.stored)));
     round.retries.delete(row.key);
   });
   if (isAway) return tryLater(away, awayMsMax);

@@ -4,9 +4,15 @@
  */
 import { statSync } from "node:fs";
 import type { Host, StdinConfig } from "../call.ts";
-import { log, toCniError } from "../cni.ts";
+import { CniError, log, toCniError } from "../cni.ts";
 import type { Config } from "../config/schema.ts";
-import { closeState, read, type State } from "../database.ts";
+import {
+  closeState,
+  busyTimeoutMs as patienceMs,
+  read,
+  type State,
+  sqliteCode,
+} from "../database.ts";
 import { pause } from "../kubernetes/watch.ts";
 import { openState } from "../recovery/database.ts";
 
@@ -79,11 +85,35 @@ export function openHealth(nowMs: () => number = () => performance.now()) {
   };
 }
 
-/**
- * How long a lock of the record is waited for, in ms: not long, because the whole agent waits, and
- * everything is tried again anyway.
- */
+/** How long a lock of the record is waited for at once, in ms: the whole agent waits meanwhile. */
 const busyTimeoutMs = 250;
+/** Pause until a record that is locked is tried again, at most, in ms. */
+export const lockedPauseMs = 50;
+
+/** Does another process write to the record, so that it is to be tried again? */
+export function isLocked(error: unknown): boolean {
+  return error instanceof CniError && sqliteCode(error.cause).startsWith("SQLITE_BUSY");
+}
+
+/**
+ * Follows how long the record has been locked: in a storm of calls that is a matter of course, and
+ * no trouble until it lasts as long as a call waits for it.
+ */
+export function openPatience() {
+  let sinceMs = 0;
+  return {
+    /** It could be used. */
+    renew: () => {
+      sinceMs = 0;
+    },
+    /** Is this failure one that passes? */
+    has: (error: unknown): boolean => {
+      if (!isLocked(error)) return false;
+      sinceMs ||= performance.now();
+      return performance.now() - sinceMs < patienceMs;
+    },
+  };
+}
 
 /** See {@link openRecord}. */
 export type AgentRecord = ReturnType<typeof openRecord>;
@@ -105,17 +135,33 @@ export function openRecord(host: Host, stateDir: string, onError: () => void) {
     open ??= openAgentState(host, stateDir);
     return open;
   };
-  const use = <T>(inside: (state: State) => T): T => {
+  const use = <T>(inside: (state: State) => T, isPassing = (_: unknown) => false): T => {
     try {
       const found = state();
       return read(found, () => inside(found));
     } catch (error) {
-      onError();
+      if (!isPassing(error)) onError();
       throw error;
     }
   };
   return {
-    use,
+    use: <T>(inside: (state: State) => T): T => use(inside),
+    /**
+     * For what writes, whole or not at all: as `use`, and again while the record is locked, for as
+     * long as a call would wait. The agent does other things meanwhile.
+     */
+    change: async <T>(inside: (state: State) => T): Promise<T> => {
+      const patience = openPatience();
+      const isPassing = (error: unknown) => !host.signal.aborted && patience.has(error);
+      for (;;) {
+        try {
+          return use(inside, isPassing);
+        } catch (error) {
+          if (!isPassing(error)) throw error;
+        }
+        await pause(lockedPauseMs * Math.random(), host.signal);
+      }
+    },
     /** For what takes a state and reports its failures itself. */
     state,
     /** Differs after each change of the record, by whomever. */

@@ -64,12 +64,12 @@ const turn = { max: 32, minAgeMs: 60_000 };
 /** Counts what was not counted for a while, so that a choice between networks has fresh rates. */
 async function sampleAll({ host, record }: Agent): Promise<void> {
   const sample = () =>
-    record.use((state) => {
+    record.change((state) => {
       // Mostly there is none: no need to lock the others out.
       if (oldestSources(state, host.now(), turn).length === 0) return 0;
       return write(state, () => sampleOldest(state, host.now(), turn));
     });
-  while (sample() === turn.max && !host.signal.aborted) await pause(1, host.signal);
+  while ((await sample()) === turn.max && !host.signal.aborted) await pause(1, host.signal);
 }
 
 /** Steps of one time: more than a busy node writes meanwhile. */
@@ -78,9 +78,11 @@ const pruneStepsMax = 40;
 /** Takes what is too old or too much off the ledger; DEL does too, but a node may be quiet. */
 async function pruneAll({ host, config, record }: Agent): Promise<void> {
   const prune = () =>
-    record.use((state) => write(state, () => pruneLedger(state, host.now(), config.audit.keepMs)));
+    record.change((state) =>
+      write(state, () => pruneLedger(state, host.now(), config.audit.keepMs)),
+    );
   for (let step = 0; step < pruneStepsMax && !host.signal.aborted; step++) {
-    if (prune() === 0) return;
+    if ((await prune()) === 0) return;
     await pause(1, host.signal);
   }
 }
@@ -167,8 +169,8 @@ async function collectCall(agent: Agent, rows: readonly StoredAttachment[], why:
     pod: podLabel(pod),
     networks: rows.map(({ network }) => network).join(","),
   };
-  // Gives up at once where DEL would wait for the record, and everybody for DEL.
-  record.use((state) => write(state, () => undefined));
+  // Waits for the record as long as it is locked: where DEL does, everybody waits for DEL.
+  await record.change((state) => write(state, () => undefined));
   const request = {
     command: "DEL" as const,
     containerId,

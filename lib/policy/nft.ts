@@ -10,8 +10,11 @@ import { programDirs, run } from "../exec.ts";
 import { comeBack, isForeignNetns, libc, netKind, netnsId } from "../kernel.ts";
 import { deleteTables, podTable, podTables, sealTable } from "./compile.ts";
 
-/** A run of nft takes 3 ms, 10,000 addresses 50 ms; more than this is a stuck machine. */
-const timeoutMs = 10_000;
+/**
+ * A run of nft takes 3 ms, 10,000 addresses 50 ms; where a hundred pods start at once on two cores
+ * it waits for its turn for seconds, and one that is ended begins anew. More is a stuck machine.
+ */
+const timeoutMs = 25_000;
 /** A listing of some 100,000 addresses. */
 const listBytesMax = 16 * 1024 * 1024;
 
