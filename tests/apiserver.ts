@@ -62,6 +62,17 @@ type Json = Record<string, unknown>;
  */
 export type Kind = "token" | "tokenFile" | "clientCertificate" | "exec" | "wrongCa" | "caFile";
 
+/** A token as the API server signs it for a service account, valid from and to, in seconds. */
+export function accountToken(
+  account: string,
+  [iat, exp]: readonly [number, number],
+  more: Record<string, unknown> = {},
+): string {
+  const part = (value: object) => Buffer.from(JSON.stringify(value)).toString("base64url");
+  const claims = { sub: `system:serviceaccount:${account}`, iat, exp, "kubernetes.io": more };
+  return `${part({ alg: "RS256" })}.${part(claims)}.c2lnbmF0dXJl${crypto.randomUUID().slice(0, 8)}`;
+}
+
 /** A running server. */
 export interface ApiServer {
   url: string;
@@ -80,6 +91,8 @@ export interface ApiServer {
   gate?: (seen: Seen) => Promise<void>;
   /** What a SelfSubjectAccessReview says of these attributes, where it is set. */
   review?: (attributes: Record<string, string>) => boolean;
+  /** The token that a TokenRequest for so many seconds gives, where it is set. */
+  issue?: (account: string, seconds: number) => string;
   /** URL at which a port of a node or pod is reached; undefined where nobody is there. */
   proxy?: (name: string, port: string) => string | undefined;
   put(path: string, object: Json): void;
@@ -128,7 +141,7 @@ export async function startApiServer(
     else if (isKnown) {
       const items = [...objects].filter(([key]) => isInside(key, pathname));
       answer(response, { status: 200, body: cache.list(pathname, items, searchParams) });
-    } else answer(response, review(seen, api) ?? serve(objects, seen, cache));
+    } else answer(response, review(seen, api) ?? issue(seen, api) ?? serve(objects, seen, cache));
   };
   let server = await listen(dir, listener);
   const { port } = server.address() as AddressInfo;
@@ -329,6 +342,17 @@ function review({ method, path, body, user }: Seen, api: ApiServer): Answer | un
   const asked = JSON.parse(body);
   const allowed = api.review(asked.spec.resourceAttributes);
   return { status: 201, body: { ...asked, metadata: {}, status: { allowed } } };
+}
+
+/** A token of a service account (authentication.k8s.io/v1 TokenRequest). */
+function issue({ method, path, body, user }: Seen, api: ApiServer): Answer | undefined {
+  const [, namespace, name] =
+    /^\/api\/v1\/namespaces\/([^/]+)\/serviceaccounts\/([^/]+)\/token$/.exec(path) ?? [];
+  if (method !== "POST" || name === undefined || user === "nobody") return undefined;
+  if (!api.issue) return refusal(403, "Forbidden", "cannot create resource serviceaccounts/token");
+  const asked = JSON.parse(body);
+  const token = api.issue(`${namespace}:${name}`, asked.spec.expirationSeconds);
+  return { status: 201, body: { ...asked, status: { token } } };
 }
 
 function create(objects: Map<string, Json>, collection: string, object: Json): Answer {

@@ -13,7 +13,7 @@ import { ownList } from "../lib/node/genie_config.ts";
 import { type Finding, formatFindings, viewNode } from "../lib/node/node_view.ts";
 import { openState } from "../lib/recovery/database.ts";
 import manifest from "../package.json";
-import { type ApiServer, startApiServer } from "./apiserver.ts";
+import { type ApiServer, accountToken, startApiServer } from "./apiserver.ts";
 import { fakePlugin, makeHost, tempDir } from "./fakes.ts";
 import { compiledGenie, spawnGenie } from "./wire.ts";
 
@@ -520,6 +520,35 @@ describe("the API", () => {
       detail: expect.stringMatching(/the clock is 1[12]\d s ahead of the API server's/),
       remedy: expect.any(String),
     });
+  });
+
+  const nowMs = Date.now();
+  const [hour, day] = [3600, 24 * 3600];
+  const pod = { pod: { name: "genie-x" } };
+  test.each([
+    ["has half its life left", -day, 6 * day, {}, "ok", "grants all rights"],
+    [
+      "is one of a strict server, and fresh",
+      -0.2 * hour,
+      0.8 * hour,
+      {},
+      "ok",
+      "grants all rights",
+    ],
+    ["ends within a day", -6.2 * day, 0.8 * day, {}, "warning", "genie ends at 20"],
+    ["is one of a strict server, and old", -0.9 * hour, 0.1 * hour, {}, "warning", "ends at 20"],
+    ["has ended", -8 * day, -day, {}, "problem", "genie ended at 20"],
+    ["ends with the pod of the agent", -hour, 364 * day, pod, "warning", "with the agent's pod"],
+  ])("a token that %s", async (_what, from, to, more, verdict, words) => {
+    const { token } = api;
+    const times = [Math.round(nowMs / 1000 + from), Math.round(nowMs / 1000 + to)] as const;
+    api.token = accountToken("genie-system:genie", times, more);
+    const { look } = await ask(() => true, nowMs);
+    const results = await look();
+    expect(results[0]).toMatchObject({ verdict, detail: expect.stringContaining(words) });
+    expect(results).toHaveLength(verdict === "ok" ? 1 : 2);
+    expect(JSON.stringify(results)).not.toContain(api.token.split(".")[2]);
+    api.token = token;
   });
 
   test("does not know us, or is gone; a kubeconfig is for all to read", async () => {

@@ -25,7 +25,7 @@ import { confsBefore, lastList, ownList } from "../lib/node/genie_config.ts";
 import { kubeAccess } from "../lib/node/install.ts";
 import { copyToken, openSite } from "../lib/node/installation.ts";
 import manifest from "../package.json";
-import { startApiServer } from "./apiserver.ts";
+import { accountToken, startApiServer } from "./apiserver.ts";
 import { calls, fakePlugin, makeHost, tempDir } from "./fakes.ts";
 import { lacks } from "./skip.ts";
 import { annotated, compiledGenie, left, makeNode, nothing, spawnGenie, wire } from "./wire.ts";
@@ -793,6 +793,79 @@ describe("credentials", () => {
     expect(root.has("etc/cni/genie/token")).toBe(false);
     root.write("account/token", "");
     expect(() => copyToken(root.path, folder)).toThrow("there is no token in it");
+  });
+
+  test("a token of the node's own, kept fresh; the pod's while the server gives none", async () => {
+    using root = makeRoot();
+    const api = await startApiServer(join(root.path, "api"), { keepAlive: false });
+    try {
+      const second = () => Math.floor(Date.now() / 1000);
+      const folder = join(root.path, "account");
+      const file = "etc/cni/genie/token";
+      const ofPod = { pod: { name: "genie-x" } };
+      api.token = accountToken("net:genie", [second(), second() + 3600], ofPod);
+      root.write("account/token", `${api.token}\n`);
+      root.write("account/ca.crt", readFileSync(join(api.dir, "ca.crt"), "utf8"));
+      const { hostname, port } = new URL(api.url);
+      const env = { KUBERNETES_SERVICE_HOST: hostname, KUBERNETES_SERVICE_PORT: port };
+      const runs = async (act: () => Promise<void>) => {
+        const host = makeHost({ env, now: Date.now() });
+        const running = runToken({ host, health: openHealth() }, root.path, folder, 1);
+        await act();
+        host.abort();
+        await running;
+        expect(host.written.stderr).not.toContain(api.token);
+        return host.written.stderr;
+      };
+      const becomes = async (token: string) => {
+        while (root.read(file) !== `${token}\n`) await Bun.sleep(1);
+      };
+      root.write(file, "of before\n");
+      const log = await runs(async () => {
+        await becomes(api.token);
+        await Bun.sleep(20);
+      });
+      expect(log).toContain('grant these credentials the verb "create" on "serviceaccounts/token"');
+      expect(api.requests).toHaveLength(1);
+
+      const given: string[] = [];
+      api.issue = (account, seconds) => {
+        expect([account, seconds]).toEqual(["net:genie", 604_800]);
+        given.push(accountToken(account, [second(), second() + seconds]));
+        return given.at(-1) ?? "";
+      };
+      expect(
+        await runs(async () => {
+          while (given.length === 0) await Bun.sleep(1);
+          await becomes(given[0] ?? "");
+          await Bun.sleep(20);
+        }),
+      ).toBe("");
+      expect(given).toHaveLength(1);
+      expect(statSync(join(root.path, file)).mode & 0o777).toBe(0o600);
+      // One that is a day old, and one of a server that gives short ones.
+      for (const [from, to] of [
+        [-86_401, 518_400],
+        [-31, 29],
+      ] as const) {
+        root.write(file, accountToken("net:genie", [second() + from, second() + to]));
+        const before = given.length;
+        await runs(async () => {
+          while (given.length === before) await Bun.sleep(1);
+          await becomes(given.at(-1) ?? "");
+        });
+      }
+      // An answer that makes no sense, or a server that is away: one of our own that holds is kept.
+      const old = accountToken("net:genie", [second() - 86_401, second() + 60]);
+      root.write(file, old);
+      api.issue = () => "no token";
+      expect(await runs(() => Bun.sleep(50))).toContain(
+        "the answer to a TokenRequest has no token",
+      );
+      expect(root.read(file)).toBe(old);
+    } finally {
+      await api.stop();
+    }
   });
 });
 

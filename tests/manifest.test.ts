@@ -57,6 +57,8 @@ describe("genie manifest", () => {
       "v1 ServiceAccount",
       "rbac.authorization.k8s.io/v1 ClusterRole",
       "rbac.authorization.k8s.io/v1 ClusterRoleBinding",
+      "rbac.authorization.k8s.io/v1 Role",
+      "rbac.authorization.k8s.io/v1 RoleBinding",
       "v1 ConfigMap",
       "apps/v1 DaemonSet",
     ]);
@@ -64,6 +66,26 @@ describe("genie manifest", () => {
       ({ kind, metadata }) => `${kind} ${metadata.namespace} ${metadata.name}`,
     );
     expect(new Set(keys).size).toBe(keys.length);
+  });
+
+  test("the agent may ask for tokens of its own account alone, in its namespace", async () => {
+    const objects = await objectsOf("--namespace=net");
+    const role = find(objects, "Role");
+    expect(role.metadata).toMatchObject({ name: "genie-token", namespace: "net" });
+    expect(at(role, "rules")).toEqual([
+      {
+        apiGroups: [""],
+        resources: ["serviceaccounts/token"],
+        resourceNames: [find(objects, "ServiceAccount").metadata.name],
+        verbs: ["create"],
+      },
+    ]);
+    const binding = find(objects, "RoleBinding");
+    expect(binding.metadata.namespace).toBe("net");
+    expect(at(binding, "roleRef")).toMatchObject({ kind: "Role", name: "genie-token" });
+    expect(at(binding, "subjects")).toEqual([
+      { kind: "ServiceAccount", name: "genie", namespace: "net" },
+    ]);
   });
 
   test.each([
@@ -278,7 +300,8 @@ describe("rights", () => {
       .flatMap((name) => [...readFileSync(join(lib, name), "utf8").matchAll(kinds)])
       .map(([, kind]) => kind);
     expect(new Set(named).size).toBeGreaterThanOrEqual(5);
-    const known = rights.flatMap(({ resources }) => resources);
+    // The last one by a role of its own, for one object.
+    const known = [...rights.flatMap(({ resources }) => resources), "serviceaccounts"];
     expect([...new Set(named)].filter((kind) => !known.includes(kind ?? ""))).toEqual([]);
   });
 

@@ -4,12 +4,22 @@
  */
 import { basename, dirname } from "node:path";
 import type { Host } from "../call.ts";
-import { CniError, log } from "../cni.ts";
-import { parseJson } from "../json.ts";
+import { CniError, code, log, toCniError } from "../cni.ts";
+import { isObject, parseJson } from "../json.ts";
+import { connect } from "../kubernetes/client.ts";
+import { claimsOf } from "../kubernetes/kubeconfig.ts";
 import { pause } from "../kubernetes/watch.ts";
 import * as files from "../node/files.ts";
 import { callsGenie, ownListText } from "../node/genie_config.ts";
-import { copyToken, noted, openSite, ownDir, paths } from "../node/installation.ts";
+import {
+  copyToken,
+  noted,
+  openSite,
+  ownDir,
+  paths,
+  placeToken,
+  podToken,
+} from "../node/installation.ts";
 import { orUndefined } from "../recovery/tried.ts";
 import { isConfigured, serviceAccountDirDefault } from "../settings.ts";
 import type { Agent } from "./task.ts";
@@ -18,8 +28,15 @@ type FileTask = Pick<Agent, "host" | "health">;
 
 /** How often our CNI config is checked, in ms. */
 const conflistMs = 5_000;
-/** The kubelet renews a token when a fifth of its life is left, which is minutes. */
+/** How often the node's token is looked at: that of a pod has minutes left when it is renewed. */
 const tokenMs = 30_000;
+/** How long a token of the node's own is asked for, in s; the server may give less. */
+const tokenLifeSeconds = 7 * 24 * 3600;
+/** It is renewed at this age, or when half of its life is over, in ms. */
+const tokenAgeMs = 24 * 3600_000;
+/** Pause after a request for a token, also where a clock is wrong, and limit of one, in ms. */
+const askAgainMs = 5 * 60_000;
+const requestMs = 10_000;
 
 /**
  * Keeps our CNI config in its place until the host's signal aborts: without it the runtime takes
@@ -97,8 +114,9 @@ function hasToken(root: string): boolean {
 }
 
 /**
- * Copies the token of the agent's service account for genie's calls, until the host's signal
- * aborts: it expires within the hour, and the kubelet renews it in the agent's pod alone.
+ * Keeps the token for genie's calls fresh, until the host's signal aborts. It is one of the node's
+ * own, by the API's TokenRequest: that of the agent's pod is refused from the moment on when the
+ * pod is gone. Where the server gives none, the pod's token is copied as the kubelet renews it.
  * @throws CniError 5 when it cannot be read or written
  */
 export async function runToken(
@@ -107,8 +125,49 @@ export async function runToken(
   serviceAccountDir = serviceAccountDirDefault,
   everyMs = tokenMs,
 ): Promise<void> {
+  let asked = { message: "", againMs: 0 };
   for (; !host.signal.aborted; await pause(everyMs, host.signal)) {
     health.beat("token");
-    if (hasToken(root)) copyToken(root, serviceAccountDir);
+    const own = claimsOf(files.readIfThere(files.hostFile(root, paths.token)) ?? "");
+    const isOwn = own !== undefined && !own.isOfPod && own.untilMs > host.now();
+    const ageMs = isOwn ? Math.min(tokenAgeMs, (own.untilMs - own.fromMs) / 2) : 0;
+    if (!hasToken(root) || (isOwn && Math.abs(host.now() - own.fromMs) < ageMs)) continue;
+    if (performance.now() >= asked.againMs) {
+      try {
+        const token = await requestToken(host, serviceAccountDir);
+        if (hasToken(root)) placeToken(root, token);
+        asked = { message: "", againMs: performance.now() + askAgainMs };
+        continue;
+      } catch (error) {
+        if (host.signal.aborted) return;
+        const { message } = toCniError(error);
+        if (message !== asked.message) log(host, "warn", `No token for the node: ${message}`);
+        asked = { message, againMs: performance.now() + askAgainMs };
+      }
+    }
+    if (!isOwn) copyToken(root, serviceAccountDir);
   }
+}
+
+/**
+ * Asks the API server for a token of our own service account that is bound to no pod.
+ * @throws CniError 5, 7, 11
+ */
+async function requestToken(host: Host, serviceAccountDir: string): Promise<string> {
+  const claims = claimsOf(podToken(serviceAccountDir));
+  if (!claims) throw new CniError(code.invalidConfig, "the token of this pod names no account");
+  const { namespace, account } = claims;
+  const inPod = { kubeconfigIsExplicit: false, timeoutMs: requestMs, serviceAccountDir };
+  const kube = await connect(host, inPod);
+  const path = ["api", "v1", "namespaces", namespace, "serviceaccounts", account, "token"];
+  const answer = await kube.post(path, {
+    apiVersion: "authentication.k8s.io/v1",
+    kind: "TokenRequest",
+    spec: { expirationSeconds: tokenLifeSeconds },
+  });
+  const status = isObject(answer) ? answer["status"] : undefined;
+  const token = isObject(status) ? status["token"] : undefined;
+  if (typeof token === "string" && claimsOf(token)) return token;
+  // Without the answer, which may hold a token.
+  throw new CniError(code.tryAgainLater, "the answer to a TokenRequest has no token");
 }

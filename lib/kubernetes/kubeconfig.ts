@@ -293,6 +293,30 @@ async function askPlugin({ file, cluster, user }: Source, ownToken: string): Pro
 }
 
 /**
+ * What the token of a service account says of itself, which nobody verified: whose it is, and from
+ * when to when it is valid, ms since the epoch. Undefined for another kind of token, or one that
+ * never ends. Source: Kubernetes, "Managing Service Accounts", bound tokens; RFC 7519.
+ */
+export function claimsOf(token: string) {
+  let claims: unknown;
+  try {
+    claims = JSON.parse(Buffer.from(token.split(".")[1] ?? "", "base64url").toString());
+  } catch (error) {
+    if (error instanceof SyntaxError) return undefined;
+    throw error;
+  }
+  if (!isObject(claims)) return undefined;
+  const { sub, iat, exp, "kubernetes.io": own } = claims;
+  const [, namespace, account] =
+    /^system:serviceaccount:([\w.-]+):([\w.-]+)$/.exec(String(sub)) ?? [];
+  if (!namespace || !account || typeof exp !== "number" || typeof iat !== "number")
+    return undefined;
+  // That of a pod is refused once the pod is gone.
+  const isOfPod = isObject(own) && own["pod"] !== undefined;
+  return { namespace, account, fromMs: iat * 1000, untilMs: exp * 1000, isOfPod };
+}
+
+/**
  * Reads anew what one request needs.
  * @param ownToken goes into the environment of an `exec` plugin, so that it can be found
  * @throws CniError 5 or 7 for files that cannot be used, 11 for a plugin that fails

@@ -44,7 +44,7 @@ export interface Watched {
 
 /** Limits of one watch, as they suit a real API server. */
 export const watchTiming = {
-  /** Silence after which a connection counts as dead, in ms; the server ends a watch before that. */
+  /** Silence after which a connection counts as dead, in ms; the server ends a watch sooner. */
   idleMs: 100_000,
   /** Pause after the first failure in a row, and the longest one, in ms. */
   pauseMs: 250,

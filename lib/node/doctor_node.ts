@@ -10,6 +10,7 @@ import { toCniError } from "../cni.ts";
 import { contains, parseSubnet } from "../ip.ts";
 import { isObject } from "../json.ts";
 import { connect, type Kube } from "../kubernetes/client.ts";
+import { claimsOf, findAccount } from "../kubernetes/kubeconfig.ts";
 import { countAddresses, readRecord, setAsideRecords, subnetsOf } from "../report/record_reader.ts";
 import { enforcesPolicy, isConfigured } from "../settings.ts";
 import { statIfThere } from "./files.ts";
@@ -251,6 +252,7 @@ export async function checkApi({ host, root, at, config }: NodeView): Promise<Ch
   const isPolicy = enforcesPolicy(config);
   const needed = rights.filter(({ feature }) => !feature || (feature === "policy" && isPolicy));
   try {
+    results.push(...checkToken(host.now(), findAccount(host, settings).token?.() ?? ""));
     const kube = await connect(host, settings);
     const { warning: advice } = kube;
     if (advice !== undefined) results.push(warning(advice, "see docs/migration.md"));
@@ -273,6 +275,27 @@ export async function checkApi({ host, root, at, config }: NodeView): Promise<Ch
     results.push(problem(toCniError(error).message, remedy));
   }
   return results;
+}
+
+/** A token that ends sooner is not renewed any more: the agent does that each day, in ms. */
+const tokenLeftMs = 24 * 3600_000;
+
+/** When the token ends, where it says so: pods that need the API fail from then on. */
+function checkToken(nowMs: number, token: string): CheckResult[] {
+  const claims = claimsOf(token.trim());
+  if (!claims) return [];
+  const { fromMs, untilMs, isOfPod, account } = claims;
+  const what = `the token of the service account ${account}`;
+  const at = Number.isFinite(new Date(untilMs).getTime()) ? new Date(untilMs).toISOString() : "";
+  const remedy = "see why genie agent does not renew it, or run genie install --kubeconfig";
+  if (untilMs <= nowMs) return [problem(`${what} ended at ${at}`, remedy)];
+  if (isOfPod) {
+    const apply = "apply genie manifest anew, it lets the agent ask for a token that does not";
+    return [warning(`${what} ends with the agent's pod`, apply)];
+  }
+  // A server may give shorter ones, which are renewed when half of their life is over.
+  const isLate = untilMs - nowMs < Math.min(tokenLeftMs, (untilMs - fromMs) / 4);
+  return isLate ? [warning(`${what} ends at ${at}`, remedy)] : [];
 }
 
 /** Rights that the server does not grant, in words. @throws CniError 11 when it cannot be asked */

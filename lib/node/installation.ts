@@ -205,11 +205,19 @@ function removeOrRestore(root: string, entry: InstalledFile): Omit<FileOutcome, 
  * @throws CniError 5 when it cannot be read or written
  */
 export function copyToken(root: string, folder = serviceAccountDirDefault): boolean {
+  return placeToken(root, podToken(folder));
+}
+
+/** The token of the pod we run in. @throws CniError 5 when it cannot be read */
+export function podToken(folder: string): string {
   const file = join(folder, "token");
   const token = files.readIfThere(file)?.trim() ?? "";
-  if (token === "") {
-    throw new CniError(code.ioFailure, `Cannot read ${file}: there is no token in it`);
-  }
+  if (token !== "") return token;
+  throw new CniError(code.ioFailure, `Cannot read ${file}: there is no token in it`);
+}
+
+/** Writes the token for genie's calls. @returns true when it is a new one. @throws CniError 5 */
+export function placeToken(root: string, token: string): boolean {
   const target = files.hostFile(root, paths.token);
   const content = { text: `${token}\n` };
   if (files.digestOf(target) === files.digest(content)) return false;
