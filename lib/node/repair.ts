@@ -36,6 +36,7 @@ import {
   undoChain,
   withPresentPlugins,
 } from "../recorded.ts";
+import { addLeftOut } from "../recovery/left_out.ts";
 import { oneInterfaceTypes, sharedError } from "../recovery/plugin_keys.ts";
 import { sampleTraffic } from "../recovery/traffic_rate.ts";
 import { formatTable } from "../report/table.ts";
@@ -297,7 +298,9 @@ export async function beginOperation(
   const first = firstOf(rows);
   const journal = beginLiveJournal(context, first);
   const chain = { host, netns: first.netns, token: operation.token, deadlineMs, signal, journal };
-  return { ...context, operation, journal, chain, rows, done: doneOf(rows) };
+  const done = doneOf(rows);
+  addLeftOut(first.netns, done);
+  return { ...context, operation, journal, chain, rows, done };
 }
 
 /** Begins the journal of an operation on a running pod. @param row one of its attachments */
@@ -405,6 +408,7 @@ export async function attachRecorded(
     if (added.kind === "failed") throw withUndo(added.error, added.undo);
     giveUpDefaultRoutes(others, added.took);
     const done: Done = { attachment, result: added.result };
+    addLeftOut(netns, [...others, done]);
     refreshHostInterfaces([...others, done]);
     return done;
   } catch (error) {

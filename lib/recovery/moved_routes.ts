@@ -4,7 +4,7 @@
  */
 import { existsSync } from "node:fs";
 import type { Host } from "../call.ts";
-import { CniError, code } from "../cni.ts";
+import { CniError, code, oneLine } from "../cni.ts";
 import { type Family, families } from "../default_route.ts";
 import { run } from "../exec.ts";
 import { isForeignNetns } from "../kernel.ts";
@@ -76,17 +76,37 @@ export async function parkDefaultRoutes(
 
 /** Removes new default routes and puts the owner's back. @throws CniError 104 when `ip` fails */
 export async function restoreDefaultRoutes(host: Host, parked: ParkedRoutes): Promise<void> {
-  const { netns, routes } = parked;
-  const present = await readDefaultRoutes(host, netns, parkedFamilies(parked));
+  for (const own of families) {
+    const routes = parked.routes.filter(({ family }) => family === own);
+    if (routes.length === 0) continue;
+    await putBack(host, { ...parked, routes }, []).catch(() => {
+      // Another attachment may have taken the route to the gateway (169.254.1.1) by now.
+      return putBack(host, { ...parked, routes }, ["onlink"]);
+    });
+  }
+}
+
+/** Puts routes of one family back. May be called again after a failure. @param flags of gateways */
+async function putBack(
+  host: Host,
+  { netns, routes }: ParkedRoutes,
+  flags: string[],
+): Promise<void> {
+  const present = await readDefaultRoutes(host, netns, [
+    ...new Set(routes.map((one) => one.family)),
+  ]);
   const metrics = new Set(present.map(({ metric }) => metric));
   const came = present.filter(({ metric }) => Number(metric) < parkedMetricMin);
   await change(host, netns, [
     ...came.map((route) => command("del", route, route.metric)),
-    ...routes.flatMap((route) => [
-      command("add", route, route.metric),
-      // What was attached meanwhile may have taken it away.
-      ...(metrics.has(route.parkedMetric) ? [command("del", route, route.parkedMetric)] : []),
-    ]),
+    ...routes.flatMap((route) => {
+      const hasGateway = route.spec[0] === "via" && !route.spec.includes("onlink");
+      return [
+        [...command("add", route, route.metric), ...(hasGateway ? flags : [])],
+        // What was attached meanwhile may have taken it away.
+        ...(metrics.has(route.parkedMetric) ? [command("del", route, route.parkedMetric)] : []),
+      ];
+    }),
   ]);
 }
 
@@ -186,11 +206,13 @@ export async function ip(
   const options = { env, stdin, timeoutMs: ipTimeoutMs };
   const ending = await run(nsenter, [`--net=${netns}`, "ip", ...args], options);
   if (ending.kind === "exit" && ending.status === 0) return ending.stdout;
+  const what = "Cannot change the routes and interfaces of a pod";
+  const details = ending.stderr;
   if (ending.kind === "spawn" || (ending.kind === "exit" && ending.status === 127)) {
-    const msg =
-      "Cannot keep the default route with its owner: install nsenter and ip (util-linux, iproute2)";
-    throw new CniError(code.delegateNotFound, msg, { details: ending.stderr });
+    const msg = `${what}: install nsenter and ip (util-linux, iproute2)`;
+    throw new CniError(code.delegateNotFound, msg, { details });
   }
-  const msg = `Cannot change default routes: ip ${args.join(" ")} failed`;
-  throw new CniError(code.delegateProtocol, msg, { details: ending.stderr });
+  const reason = ending.kind === "exit" ? oneLine(details, 300) : ending.kind;
+  const msg = `${what}: ip ${args.join(" ")} failed: ${reason}`;
+  throw new CniError(code.delegateProtocol, msg, { details });
 }
