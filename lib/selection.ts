@@ -23,11 +23,12 @@ type PrimarySet = Omit<WantedSet, "further">;
  */
 export async function selectWanted(config: Config, pod: Pod): Promise<WantedSet> {
   const { decision, primarySet } = await selectPrimarySet(config, pod);
-  // What the pod has anyway is not attached once more.
-  const further = selectAlways(config, pod).filter(({ network, namespace, from }) => {
-    const isSame = (one: Wanted) => one.network === network && one.namespace === namespace;
-    return !primarySet.some((one) => isSame(one) && one.from === from);
-  });
+  let further = selectAlways(config, pod);
+  if (further.length > 0) {
+    // What the pod has anyway is not attached once more.
+    const { otherThan } = await import("./recovery/network_name.ts");
+    further = otherThan(config, further, primarySet);
+  }
   const asked = pod.annotations.get(npwgKeys.networks) ?? "";
   if (asked.trim() !== "") {
     const { parseNetworkSelection } = await import("./kubernetes/npwg.ts");

@@ -48,6 +48,7 @@ import {
   attachmentsOfCall,
   firstOf,
   hasNetns,
+  isNamed,
   type LiveContext,
   liveAttachments,
   type PodName,
@@ -74,7 +75,7 @@ export interface Repaired {
 
 /** What of a pod is repaired: of one network alone, also what is healthy, only looked at. */
 interface Wish {
-  network: string | undefined;
+  isAsked: (row: StoredAttachment) => boolean;
   isAll: boolean;
   isDry: boolean;
 }
@@ -88,10 +89,13 @@ interface Wish {
 export async function runRepair(host: Host, flags: Flags, width: number): Promise<number> {
   const pod = readPodName(flags);
   const isDry = flags["dry-run"] === true;
-  const wish = { network: text(flags, "network"), isAll: flags["all"] === true, isDry };
+  const network = text(flags, "network");
   const all: Repaired[] = [];
   await withPods(host, flags, "repair", async (context) => {
-    for (const call of callsOf(context, pod, wish.network)) {
+    const isAsked = (row: StoredAttachment) =>
+      network === undefined || isNamed(context.config, row, network);
+    const wish = { isAsked, isAll: flags["all"] === true, isDry };
+    for (const call of callsOf(context, pod, wish, network)) {
       all.push(...(await (isDry ? previewCall : repairCall)(context, call, wish)));
     }
   });
@@ -101,9 +105,9 @@ export async function runRepair(host: Host, flags: Flags, width: number): Promis
 }
 
 /** The calls that attached what is to be repaired. @throws CniError 3 or 101 */
-function callsOf(context: LiveContext, pod: PodName, network: string | undefined): CallId[] {
+function callsOf(context: LiveContext, pod: PodName, { isAsked }: Wish, network = ""): CallId[] {
   const live = liveAttachments(context, pod, "repair");
-  const chosen = live.filter((row) => network === undefined || row.network === network);
+  const chosen = live.filter(isAsked);
   if (chosen.length === 0) {
     const names = [...new Set(live.map((row) => row.network))].join(", ");
     const what = `network "${network}" of pod ${podLabel(pod)}`;
@@ -127,11 +131,11 @@ async function previewCall(context: LiveContext, call: CallId, wish: Wish): Prom
 async function findBroken(
   chain: Chain,
   rows: readonly StoredAttachment[],
-  { network, isAll }: Wish,
+  { isAsked, isAll }: Wish,
 ): Promise<Repaired[]> {
   const all: Repaired[] = [];
   for (const row of rows) {
-    if (network !== undefined && row.network !== network) continue;
+    if (!isAsked(row)) continue;
     const { ifName, containerId, primary } = row;
     const result = storedResult(row);
     const before = result ? ownAddresses(row, result) : [];
