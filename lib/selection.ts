@@ -23,12 +23,10 @@ type PrimarySet = Omit<WantedSet, "further">;
  */
 export async function selectWanted(config: Config, pod: Pod): Promise<WantedSet> {
   const { decision, primarySet } = await selectPrimarySet(config, pod);
-  let further = selectAlways(config, pod);
-  if (further.length > 0) {
-    // What the pod has anyway is not attached once more.
-    const { otherThan } = await import("./recovery/network_name.ts");
-    further = otherThan(config, further, primarySet);
-  }
+  // What the pod has anyway is not attached once more.
+  const always = selectAlways(config, pod);
+  const room = always[0] && (await import("./recovery/network_name.ts"));
+  const further = room?.otherThan(config, always, primarySet) ?? [];
   const asked = pod.annotations.get(npwgKeys.networks) ?? "";
   if (asked.trim() !== "") {
     const { parseNetworkSelection } = await import("./kubernetes/npwg.ts");

@@ -20,6 +20,7 @@ import { beginJournal, withAudit, writeAside, writeJournal } from "../ledger.ts"
 import { newOperation, release, takeLock } from "../lock.ts";
 import { declaresCapability } from "../networks.ts";
 import type { Enforced } from "../policy/enforce.ts";
+import { attachedOf } from "../policy/rulesets.ts";
 import type {
   Attachment,
   CallId,
@@ -302,7 +303,7 @@ export async function beginOperation(
   const first = firstOf(rows);
   const journal = beginLiveJournal(context, first);
   const chain = { host, netns: first.netns, token: operation.token, deadlineMs, signal, journal };
-  const done = doneOf(rows);
+  const done: Done[] = attachedOf(rows);
   addLeftOut(first.netns, done);
   return { ...context, operation, journal, chain, rows, done };
 }
@@ -450,14 +451,6 @@ export function commitDone(state: State, done: readonly Done[]): void {
   for (const { attachment, result } of done) {
     setAttached(state, attachment, toVersion(result, attachment.list.cniVersion));
   }
-}
-
-/** Those of the rows of a call that are attached, with their results. */
-export function doneOf(rows: readonly StoredAttachment[]): Done[] {
-  return rows.flatMap((attachment) => {
-    const result = attachment.state === "attached" ? storedResult(attachment) : undefined;
-    return result ? [{ attachment, result }] : [];
-  });
 }
 
 function withUndo(error: CniError, undone: readonly CniError[]): CniError {

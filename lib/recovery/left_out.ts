@@ -8,7 +8,7 @@ import type { Done, Host } from "../call.ts";
 import { exactTypes, type KernelNetwork, readNetwork } from "../check.ts";
 import { log, toCniError } from "../cni.ts";
 import { type State, write } from "../database.ts";
-import type { Attachment, Ip, Result, StoredAttachment } from "../record.ts";
+import type { Attachment, Result, Route, StoredAttachment } from "../record.ts";
 import { attachments, storedResult } from "../recorded.ts";
 import { family, isInMainTable, isPodSide, toVersion } from "../result.ts";
 import { setAttached } from "../write_ahead.ts";
@@ -31,25 +31,26 @@ export function withLeftOut(
 ): Result {
   const link = kernel.links.find(({ name }) => name === ifName);
   if (!link || exactTypes.has(list.plugins[0]?.type ?? "")) return result;
-  const routes = [...result.routes];
-  for (const { dst, gateways, index } of kernel.routes) {
-    if (index !== link.index || !dst.endsWith("/0")) continue;
-    const isNamed = routes.some(
-      (one) => one.dst.endsWith("/0") && isInMainTable(one) && family(one.dst) === family(dst),
-    );
+  const isDefault = ({ dst }: { dst: string }) => dst.endsWith("/0");
+  const named = result.routes.filter((route) => isDefault(route) && isInMainTable(route));
+  const families = new Set(named.map(({ dst }) => family(dst)));
+  const found = new Map<4 | 6, Route>();
+  for (const route of kernel.routes) {
+    const { dst, index, gateways } = route;
+    if (index !== link.index || !isDefault(route) || families.has(family(dst))) continue;
+    families.add(family(dst));
     const [gw] = gateways;
-    if (!isNamed) routes.push({ dst, ...(gw !== undefined && { gw }) });
+    found.set(family(dst), { dst, ...(gw !== undefined && { gw }) });
   }
-  const found = routes.slice(result.routes.length);
-  const withGateway = (ip: Ip): Ip => {
-    const { gw } = found.find(({ dst }) => family(dst) === family(ip.address)) ?? {};
-    return ip.gateway !== undefined || gw === undefined ? ip : { ...ip, gateway: gw };
-  };
+  const ips = result.ips.map((ip) => {
+    const gateway = ip.gateway ?? found.get(family(ip.address))?.gw;
+    return gateway === undefined ? ip : { ...ip, gateway };
+  });
   const interfaces = result.interfaces.map((one) => {
     const isOurs = one.name === ifName && isPodSide(one);
     return isOurs && !one.mac && link.mac !== "" ? { ...one, mac: link.mac } : one;
   });
-  return { ...result, interfaces, ips: result.ips.map(withGateway), routes };
+  return { ...result, interfaces, ips, routes: [...result.routes, ...found.values()] };
 }
 
 /**

@@ -76,38 +76,33 @@ export async function parkDefaultRoutes(
 
 /** Removes new default routes and puts the owner's back. @throws CniError 104 when `ip` fails */
 export async function restoreDefaultRoutes(host: Host, parked: ParkedRoutes): Promise<void> {
-  for (const own of families) {
+  for (const own of parkedFamilies(parked)) {
     const routes = parked.routes.filter(({ family }) => family === own);
-    if (routes.length === 0) continue;
-    await putBack(host, { ...parked, routes }, []).catch(() => {
-      // Another attachment may have taken the route to the gateway (169.254.1.1) by now.
-      return putBack(host, { ...parked, routes }, ["onlink"]);
-    });
+    const putBack = async (flags: string[]) => {
+      const present = await readDefaultRoutes(host, parked.netns, [own]);
+      await change(host, parked.netns, commandsToRestore(routes, present, flags));
+    };
+    // What was attached meanwhile may have taken the route to the gateway away (169.254.1.1).
+    await putBack([]).catch(() => putBack(["onlink"]));
   }
 }
 
-/** Puts routes of one family back. May be called again after a failure. @param flags of gateways */
-async function putBack(
-  host: Host,
-  { netns, routes }: ParkedRoutes,
+/** For one family; `flags` are for routes with a gateway. */
+function commandsToRestore(
+  routes: ParkedRoutes["routes"],
+  present: DefaultRoute[],
   flags: string[],
-): Promise<void> {
-  const present = await readDefaultRoutes(host, netns, [
-    ...new Set(routes.map((one) => one.family)),
-  ]);
+): string[][] {
   const metrics = new Set(present.map(({ metric }) => metric));
   const came = present.filter(({ metric }) => Number(metric) < parkedMetricMin);
-  await change(host, netns, [
+  return [
     ...came.map((route) => command("del", route, route.metric)),
-    ...routes.flatMap((route) => {
-      const hasGateway = route.spec[0] === "via" && !route.spec.includes("onlink");
-      return [
-        [...command("add", route, route.metric), ...(hasGateway ? flags : [])],
-        // What was attached meanwhile may have taken it away.
-        ...(metrics.has(route.parkedMetric) ? [command("del", route, route.parkedMetric)] : []),
-      ];
-    }),
-  ]);
+    ...routes.flatMap((route) => [
+      [...command("add", route, route.metric), ...(route.spec[0] === "via" ? flags : [])],
+      // What was attached meanwhile may have taken it away.
+      ...(metrics.has(route.parkedMetric) ? [command("del", route, route.parkedMetric)] : []),
+    ]),
+  ];
 }
 
 /**
