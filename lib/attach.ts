@@ -76,10 +76,8 @@ export async function attach(host: Host, request: Request): Promise<object> {
  */
 function passOn({ config: { prevResult } }: Request): object {
   if (isObject(prevResult)) return prevResult;
-  throw new CniError(
-    code.unavailable,
-    "Cannot attach: genie is being uninstalled, and the node has no other network",
-  );
+  const msg = "Cannot attach: genie is being uninstalled, and the node has no other network";
+  throw new CniError(code.unavailable, msg);
 }
 
 /** Loads the plugin table, begins to look the pod up, and opens the record meanwhile. */

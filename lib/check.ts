@@ -58,10 +58,14 @@ export async function check(host: Host, request: Request): Promise<undefined> {
         throw new CniError(code.tryAgainLater, msg);
       }
       const result = storedResult(attachment);
-      checkPresence(attachment, result, netns);
+      const kernel = result && readNetwork(netns);
+      if (kernel) checkPresence(attachment, result, kernel);
       await checkChain(chain, attachment, result).catch((error: unknown) => {
         throw withRemedy(toCniError(error), attachment);
       });
+      if (!kernel || exactTypes.has(attachment.list.plugins[0]?.type ?? "")) continue;
+      const { noteLeftOut } = await import("./recovery/left_out.ts");
+      noteLeftOut(host, state, attachment, kernel);
     }
     for (const netnsId of new Set(found.map((one) => one.netnsId))) {
       if (!hasRuleset(state, netnsId)) continue;
@@ -81,9 +85,8 @@ export async function check(host: Host, request: Request): Promise<undefined> {
 const checkTimeoutMs = 60_000;
 
 /** Looks for the attachment in the pod itself. @throws CniError 11 with everything that is gone */
-function checkPresence(attachment: StoredAttachment, result: Result | undefined, netns: string) {
-  const kernel = result && readNetwork(netns);
-  const gone = kernel ? findGone(attachment, result, kernel) : [];
+function checkPresence(attachment: StoredAttachment, result: Result, kernel: KernelNetwork) {
+  const gone = findGone(attachment, result, kernel);
   if (gone.length === 0) return;
   const { network, ifName, pod } = attachment;
   const command = repairCommand(pod, network);
@@ -260,9 +263,10 @@ export interface KernelNetwork {
   addresses: { index: number; ip: string }[];
   /**
    * Routes to hosts, of any table. `dst` with prefix length, the default as `0.0.0.0/0` or `::/0`;
-   * `gateways` of all next hops.
+   * `gateways` of all next hops; `index` of the interface, 0 for several, and for what is not in
+   * the main table or comes and goes with a router's advertisements.
    */
-  routes: { dst: string; gateways: string[] }[];
+  routes: { dst: string; gateways: string[]; index: number }[];
 }
 
 /** Reads a namespace; undefined where there is none at this path, or it cannot be entered. */
@@ -403,8 +407,10 @@ function formatBytes(bytes: Uint8Array | undefined): string {
 const unicast = 1;
 /** `RTM_F_CLONED`: a cached route. */
 const cloned = 0x200;
-/** `RTA_DST`, `RTA_GATEWAY`, `RTA_MULTIPATH`, `RTA_VIA`. */
-const [routeDst, routeGateway, routeMultipath, routeVia] = [1, 5, 9, 18];
+/** `RTA_DST`, `RTA_OIF`, `RTA_GATEWAY`, `RTA_MULTIPATH`, `RTA_VIA`. */
+const [routeDst, routeLink, routeGateway, routeMultipath, routeVia] = [1, 4, 5, 9, 18];
+/** `RT_TABLE_MAIN`, `RTPROT_RA`. */
+const [mainTable, advertised] = [254, 9];
 const [inet, inet6] = [2, 10];
 /** `struct rtnexthop`. */
 const nexthopBytes = 8;
@@ -416,7 +422,10 @@ function toRoute({ fixed, attributes }: Message): KernelNetwork["routes"] {
   const any = family === inet ? "0.0.0.0" : "::";
   const base = formatBytes(attributes.get(routeDst)) || any;
   const ways = [attributes, ...nexthops(attributes.get(routeMultipath))];
-  return [{ dst: `${base}/${fixed.getUint8(1)}`, gateways: ways.flatMap(gatewayOf) }];
+  const isOwn = fixed.getUint8(4) === mainTable && fixed.getUint8(5) !== advertised;
+  const link = isOwn ? attributes.get(routeLink) : undefined;
+  const index = link ? new DataView(link.buffer, link.byteOffset).getInt32(0, true) : 0;
+  return [{ dst: `${base}/${fixed.getUint8(1)}`, gateways: ways.flatMap(gatewayOf), index }];
 }
 
 function gatewayOf(attributes: Map<number, Uint8Array>): string[] {

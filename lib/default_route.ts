@@ -59,9 +59,13 @@ async function attachGuarded(
   }
   const added = await addChain(chain, attachment);
   try {
-    if (added.kind === "attached") return await giveBack(host, attachment, added.result, parked);
-    await restoreDefaultRoutes(host, parked);
-    return added;
+    if (added.kind === "failed") {
+      await restoreDefaultRoutes(host, parked);
+      return added;
+    }
+    const done = { attachment, result: added.result };
+    (await import("./recovery/left_out.ts")).addLeftOut(chain.netns, [...before, done]);
+    return await giveBack(host, done, parked);
   } catch (error) {
     if (added.kind === "failed") return added;
     const undo = await delChain(undoChain(chain), attachment, added);
@@ -72,8 +76,7 @@ async function attachGuarded(
 /** Gives the default routes back to their owner, or to this attachment where it is to take them. */
 async function giveBack(
   host: Host,
-  { defaultRoute, ifName }: Attachment,
-  result: Result,
+  { attachment: { defaultRoute, ifName }, result }: Done,
   parked: ParkedRoutes,
 ): Promise<Attached> {
   const { parkedFamilies, restoreDefaultRoutes, takeDefaultRoutes } = await import(

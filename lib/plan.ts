@@ -124,7 +124,10 @@ function hasRules({ access, plugins }: Config): boolean {
 async function resolveWanted(call: PlanCall, wanted: Wanted, pod: Pod): Promise<Resolved> {
   const { config, verdicts } = call;
   if (wanted.from === "node") {
-    const network = resolveNetwork(config, wanted.network);
+    let network = resolveNetwork(config, wanted.network);
+    if (!network.entry && (config.plugins.size > 0 || network.name !== network.list.name)) {
+      network = (await import("./recovery/network_name.ts")).identified(config, network);
+    }
     if (!verdicts && !hasRules(config)) return { ...network, entries: [] };
     const { entriesOf } = await import("./policy/access.ts");
     return { ...network, entries: entriesOf(config, network) };
@@ -150,10 +153,7 @@ export function toAttachment(
   // NPWG v1.3 §7.5: what the runtime offers belongs to the primary alone. What no plugin declares,
   // all of a pod's annotations maybe, is not even recorded.
   const offered = primary ? (request.config.runtimeConfig ?? {}) : {};
-  let declared: Record<string, unknown> = {};
-  for (const [name, value] of Object.entries(offered)) {
-    if (declaresCapability(list, name)) declared = { ...declared, [name]: value };
-  }
+  const declared = Object.entries(offered).filter(([name]) => declaresCapability(list, name));
   const enforcesPlain = network.entries.some((name) => config.plugins.get(name)?.enforcePolicy);
   return {
     containerId: request.containerId,
@@ -167,7 +167,7 @@ export function toAttachment(
     plugins: findPlugins(network, search),
     cniArgs: delegateArgs(request.args, primary),
     cniPath: search.dirs.join(":"),
-    capabilityArgs: { ...declared, ...wanted.capabilityArgs },
+    capabilityArgs: { ...Object.fromEntries(declared), ...wanted.capabilityArgs },
     // A pod's `cni-args` go below `args.cni` (CNI CONVENTIONS; NPWG §4.1.2.1.6).
     args: cniArgs
       ? { ...args, cni: { ...(isObject(args["cni"]) && args["cni"]), ...cniArgs } }

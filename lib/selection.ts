@@ -24,10 +24,9 @@ type PrimarySet = Omit<WantedSet, "further">;
 export async function selectWanted(config: Config, pod: Pod): Promise<WantedSet> {
   const { decision, primarySet } = await selectPrimarySet(config, pod);
   // What the pod has anyway is not attached once more.
-  const further = selectAlways(config, pod).filter(({ network, namespace, from }) => {
-    const isSame = (one: Wanted) => one.network === network && one.namespace === namespace;
-    return !primarySet.some((one) => isSame(one) && one.from === from);
-  });
+  const always = selectAlways(config, pod);
+  const room = always[0] && (await import("./recovery/network_name.ts"));
+  const further = room?.otherThan(config, always, primarySet) ?? [];
   const asked = pod.annotations.get(npwgKeys.networks) ?? "";
   if (asked.trim() !== "") {
     const { parseNetworkSelection } = await import("./kubernetes/npwg.ts");

@@ -126,6 +126,11 @@ describe("chooseNetwork()", () => {
     });
   });
 
+  test("knows a candidate by all its names", async () => {
+    const { network, kpis } = await choose(among("10-blue", "blue", "20-green"));
+    expect([network, kpis.map((one) => one.network)]).toEqual(["blue", ["blue", "green"]]);
+  });
+
   test("says why a candidate is out of the question, and goes on without it", async () => {
     const choice = await choose(
       `${among("blue", "green", "red", "self", "ill", "pink", "broken", "closed", "full")}

@@ -2,8 +2,9 @@
  * Edits of what a pod asks for, while it runs: what they change, and the compiled agent that does
  * it on real networks. lib/agent/follow.ts, lib/node/running_pod.ts.
  */
+import { Database } from "bun:sqlite";
 import { describe, expect, test } from "bun:test";
-import { appendFileSync, existsSync } from "node:fs";
+import { appendFileSync, existsSync, renameSync } from "node:fs";
 import { join } from "node:path";
 import { changesOf } from "../lib/agent/follow.ts";
 import type { Wanted } from "../lib/call.ts";
@@ -304,6 +305,33 @@ describe.skipIf(missing !== undefined)("genie agent, follow_annotations", () => 
       await until(() => has().join() === "eth0 blue");
       await settled();
       expect(await pod.call("CHECK")).toMatchObject({ stdout: "", status: 0 });
+      await pod.del();
+      expect(node.traces()).toEqual(noTraces);
+    });
+  });
+
+  test("another name of a network that is there changes nothing", async () => {
+    await withFollowing(async ({ node, api, agent, add, settled }) => {
+      renameSync(join(node.dir, "net.d/green.conflist"), join(node.dir, "net.d/20-leaf.conflist"));
+      agent();
+      const { pod, edit, has } = await add({ cni: "blue,20-leaf" });
+      await settled();
+      const { macs } = kernelNetwork(pod);
+      const state = join(node.dir, "state");
+      for (const cni of ["blue,green", "blue,leaf", "blue,green@eth1"]) {
+        edit({ cni });
+        await settled();
+        // An older genie recorded the name that was asked for.
+        using database = new Database(join(state, "genie.db"));
+        database.run("PRAGMA busy_timeout = 5000");
+        database.run(
+          `UPDATE attachments SET network = 'leaf', plan = json_set(plan, '$.network', 'leaf')
+           WHERE ifname = 'eth1'`,
+        );
+      }
+      expect(has()).toEqual(["eth0 blue", "eth1 green"]);
+      expect(kernelNetwork(pod).macs).toEqual(macs);
+      expect(events(api.requests())).toEqual([]);
       await pod.del();
       expect(node.traces()).toEqual(noTraces);
     });

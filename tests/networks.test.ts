@@ -9,6 +9,7 @@ import type { Config } from "../lib/config/schema.ts";
 import { isObject } from "../lib/json.ts";
 import { type Network, type NetworkConfigList, resolveNetwork } from "../lib/networks.ts";
 import { listNetworks } from "../lib/node_networks.ts";
+import { networkName } from "../lib/recovery/network_name.ts";
 import { readSmallFile } from "../lib/streams.ts";
 import { fakePlugin } from "./fakes.ts";
 import { failureOf, fileDir, says } from "./stage.ts";
@@ -332,6 +333,50 @@ describe("resolveNetwork() refuses", () => {
       expect(error.message).toContain("known are green, k8s-pod-network, weave-net, canal, blue");
       expect(error.details).toContain("60-broken.conflist: it is not valid JSON");
     }
+  });
+});
+
+describe("networkName() is one for all names of a network:", () => {
+  const entry = (name: string, text = "") => `[plugins.${name}]\n${text}\n`;
+  const inFile = (name: string) => entry(name, 'conf = "10-calico.conflist"');
+  const inline = entry("k8s-pod-network", 'config = { plugins = [{ type = "bridge" }] }');
+  test.each<[string, string, string[], string]>([
+    ["the CNI name", "", ["calico", "10-calico", "k8s-pod-network"], "k8s-pod-network"],
+    ["also with CNI-Genie's file names", "", ["flannel", "cni-flannel", "cbr0"], "cbr0"],
+    ["the first list of a CNI name", "", ["canal", "first", "30-first"], "canal"],
+    ["not the CNI name that leads to the first", "", ["50-twice"], "50-twice"],
+    ["what was asked for, where nothing has it", "", ["nothing"], "nothing"],
+    ["what was asked for, where it is broken", "", ["60-broken"], "60-broken"],
+    [
+      "the table entry of its file",
+      inFile("storage"),
+      ["storage", "calico", "10-calico", "k8s-pod-network"],
+      "storage",
+    ],
+    ["the entry of its file name", entry("calico"), ["10-calico", "k8s-pod-network"], "calico"],
+    [
+      "the entry of its CNI name",
+      entry("k8s-pod-network"),
+      ["calico", "10-calico", "k8s-pod-network"],
+      "k8s-pod-network",
+    ],
+    [
+      "no entry of two",
+      inFile("a") + inFile("b"),
+      ["calico", "k8s-pod-network"],
+      "k8s-pod-network",
+    ],
+    ["an entry of two by its own name", inFile("a") + inFile("b"), ["b"], "b"],
+    ["not an entry with a list of its own", inline, ["calico"], "calico"],
+    [
+      "not an entry of its CNI name with another file",
+      entry("k8s-pod-network", 'conf = "20-weave.conf"'),
+      ["calico"],
+      "calico",
+    ],
+  ])("%s", (_what, text, names, name) => {
+    const config = table(text);
+    expect(names.map((one) => networkName(config, one))).toEqual(names.map(() => name));
   });
 });
 

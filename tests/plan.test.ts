@@ -400,6 +400,63 @@ describe("a pod that asks for nothing, where CNI-Genie's config names no default
   });
 });
 
+describe("a network asked for by any of its names", () => {
+  const names = ["brown", "file", "35-file"];
+  const folder = join(dir.path, "names.d");
+  beforeAll(() => {
+    mkdirSync(folder);
+    const brown = { cniVersion: "1.0.0", name: "brown", plugins: [{ type: "bridge" }] };
+    writeFileSync(join(folder, "35-file.conflist"), JSON.stringify(brown));
+  });
+  const deny = 'deny = { namespaces = ["*"] }';
+  const alias = '[plugins.alias]\nconf = "35-file.conflist"\n';
+
+  test.each([
+    ["an empty table", "", "brown"],
+    ["an entry of its CNI name", "[plugins.brown]", "brown"],
+    ["an entry of its file name", "[plugins.file]", "file"],
+    ["an entry with its file", alias, "alias"],
+  ])("has one name with %s", async (_what, text, name) => {
+    for (const asked of names) {
+      expect(short(await plan(table(text, folder), requestOf({ cni: asked })))).toEqual([
+        `${name}@eth0 asked for by cni`,
+      ]);
+    }
+  });
+
+  test.each([
+    ["CNI name", `[plugins.brown]\n${deny}`],
+    ["file name", `[plugins.file]\n${deny}`],
+    ["whole file name", `[plugins.35-file]\n${deny}`],
+    ["file", alias + deny],
+    ["one of two entries", `${alias}${deny}\n[plugins.b]\nconf = "35-file.conflist"`],
+    ["default", 'access.default = "deny"'],
+  ])("is denied under each, by a rule on its %s", async (_what, text) => {
+    for (const cni of names) {
+      const refused = await failure(() => plan(table(text, folder), requestOf({ cni })));
+      expect(refused).toMatchObject({ code: 100 });
+    }
+  });
+
+  test.each(["brown", "file", "35-file"])("is allowed under each, by %s", async (entry) => {
+    const text = `access.default = "deny"\n[plugins.${entry}]\nallow = { namespaces = ["team"] }`;
+    for (const cni of names) {
+      const { attachments } = await plan(table(text, folder), requestOf({ cni }));
+      expect(attachments.map(({ network }) => network)).toEqual([entry]);
+    }
+  });
+
+  test("is not attached once more for every pod", async () => {
+    for (const always of names) {
+      const config = table(`default.always = ["${always}"]`, folder);
+      for (const cni of names) {
+        expect(short(await plan(config, requestOf({ cni })))).toHaveLength(1);
+      }
+      expect(short(await plan(config, requestOf({ cni: "" })))).toHaveLength(1);
+    }
+  });
+});
+
 test("names each folder once where CNI_PATH and bin_dirs are the same", async () => {
   const request = { ...requestOf({ cni: "red" }), path: [bin] };
   const { msg } = await failure(() => plan(table(), request));

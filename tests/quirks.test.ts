@@ -4,6 +4,14 @@
  */
 import { describe, expect, test } from "bun:test";
 import { rmSync } from "node:fs";
+import { join } from "node:path";
+import { type KernelNetwork, readNetwork } from "../lib/check.ts";
+import { closeState } from "../lib/database.ts";
+import type { StoredAttachment } from "../lib/record.ts";
+import { attachments } from "../lib/recorded.ts";
+import { openState } from "../lib/recovery/database.ts";
+import { noteLeftOut } from "../lib/recovery/left_out.ts";
+import { makeHost } from "./fakes.ts";
 import {
   commandLine,
   kernelNetwork,
@@ -27,6 +35,7 @@ import {
 import { reasonToSkip } from "./skip.ts";
 
 const skipReason = reasonToSkip(...realNeeds);
+const bareKernel: KernelNetwork = { links: [], addresses: [], routes: [] };
 
 /** What containerd makes of a result: addresses by interface name, those without index on eth0. */
 function asContainerd({ interfaces = [], ips = [] }: WireResult): Record<string, string[]> {
@@ -240,6 +249,136 @@ describe.skipIf(skipReason !== undefined)("twice in one pod:", () => {
       await pod.del();
       expect(node.traces()).toEqual(noTraces);
     });
+  });
+});
+
+describe.skipIf(skipReason !== undefined)("a default route that no result names:", () => {
+  const own = (node: Node, pod: Pod, ...words: string[]) => {
+    const env = [`CNI_PATH=${node.bin}`];
+    const line = commandLine(node, "switch", `default/p-${pod.containerId}`, ...words);
+    const { exitCode, stderr } = Bun.spawnSync(["env", ...env, ...line]);
+    expect([exitCode, stderr.toString()]).toEqual([0, ""]);
+  };
+  const owner = (pod: Pod) => pod.run("ip", "-o", "route", "show", "default").trim();
+  const quiet: [SystemName, string][] = [
+    ["Calico, no interfaces", "via 169.254.1.1 dev eth0"],
+    ["Calico, the host's end alone", "via 169.254.1.1 dev eth0"],
+    ["Canal", "via 169.254.1.1 dev eth0"],
+    ["Romana", "dev eth0"],
+    ["Weave, no version", "via 10.236.0.1 dev eth0"],
+    ["Weave", "via 10.236.0.1 dev eth0"],
+  ];
+
+  test.each(quiet)("CHECK notices that %s's is lost, once it has seen it", async (name, route) => {
+    await withNode(async (node) => {
+      const pod = node.pod();
+      await pod.add(install(node, name).network);
+      expect(owner(pod)).toStartWith(`default ${route}`);
+      for (let i = 0; i < 2; i++) {
+        expect(await pod.call("CHECK")).toMatchObject({ stdout: "", status: 0 });
+      }
+      pod.run("ip", "route", "del", "default");
+      const { json } = await pod.call("CHECK");
+      const gone = expect.stringMatching(/ gone is route 0\.0\.0\.0\/0( via [0-9.]+)?; /);
+      expect(json).toMatchObject({ code: 11, msg: gone });
+      await pod.del();
+      expect(node.traces()).toEqual(noTraces);
+    });
+  });
+
+  const secret = quiet.filter(([name]) => name !== "Romana");
+
+  test.each(secret)("%s's goes, and another network inherits", async (name, route) => {
+    await withNode(async (node) => {
+      const { network } = install(node, name);
+      installBridge(node, "plain", false);
+      installBridge(node, "blue", true);
+      const pod = node.pod();
+      await pod.add(`plain,${network}@net5,blue@net6`);
+      expect(owner(pod)).toStartWith(`default ${route.replace("eth0", "net5")}`);
+      own(node, pod, "--from", network);
+      expect(owner(pod)).toStartWith("default via 10.239.0.1 dev net6");
+      await pod.del();
+      expect(node.traces()).toEqual(noTraces);
+    });
+  });
+
+  test.each(quiet)("%s's beside another one: in the result, and noticed", async (name, route) => {
+    await withNode(async (node) => {
+      const { network } = install(node, name);
+      installBridge(node, "blue", true);
+      const pod = node.pod();
+      const result = await pod.add(`${network},blue@net6`);
+      const [, gw] = /^via (\S+)/.exec(route) ?? [];
+      expect(result.routes).toEqual([{ dst: "0.0.0.0/0", ...(gw !== undefined && { gw }) }]);
+      expect(owner(pod)).toStartWith(`default ${route}`);
+      const macs = result.interfaces?.filter(({ sandbox }) => sandbox).map(({ mac }) => mac);
+      expect(macs).toEqual([kernelNetwork(pod).macs["eth0"], kernelNetwork(pod).macs["net6"]]);
+      pod.run("ip", "route", "del", "default");
+      // By the name of its list, whatever its file is called.
+      const { name: own } = systems[name].config as { name: string };
+      const gone = expect.stringContaining(`"${own}" (eth0) of pod`);
+      expect((await pod.call("CHECK")).json).toMatchObject({ code: 11, msg: gone });
+      await pod.del();
+      expect(node.traces()).toEqual(noTraces);
+    });
+  });
+
+  test.each(secret)("a switch from another owner gives it to %s", async (name, route) => {
+    await withNode(async (node) => {
+      const { network } = install(node, name);
+      installBridge(node, "plain", false);
+      installBridge(node, "blue", true);
+      const pod = node.pod();
+      await pod.add("plain,blue@net5");
+      own(node, pod, "--from", "blue", "--to", `${network}@net6`);
+      expect(owner(pod)).toStartWith(`default ${route.replace("eth0", "net6")}`);
+      // Beside its owner the route is refused, and inherited when that goes.
+      own(node, pod, "--from", network, "--to", "blue@net5");
+      own(node, pod, "--to", `${network}@net6`);
+      expect(owner(pod)).toStartWith("default via 10.239.0.1 dev net5");
+      own(node, pod, "--from", "blue");
+      expect(owner(pod)).toStartWith(`default ${route.replace("eth0", "net6")}`);
+      await pod.del();
+      expect(node.traces()).toEqual(noTraces);
+    });
+  });
+
+  test("a repair of what lost it brings it back on record", async () => {
+    await withNode(async (node) => {
+      const { network } = install(node, "Weave");
+      const pod = node.pod();
+      await pod.add(network);
+      for (let i = 0; i < 2; i++) {
+        await pod.call("CHECK");
+        pod.run("ip", "route", "del", "default");
+        const words = commandLine(node, "repair", `default/p-${pod.containerId}`);
+        const { stdout } = Bun.spawnSync(["env", `CNI_PATH=${node.bin}`, ...words]);
+        expect(stdout.toString()).toContain("made anew");
+        expect(owner(pod)).toBe("default via 10.236.0.1 dev eth0");
+      }
+      await pod.del();
+      expect(node.traces()).toEqual(noTraces);
+    });
+  });
+});
+
+test.skipIf(skipReason !== undefined)("a CHECK writes over no other operation", async () => {
+  await withNode(async (node) => {
+    const pod = node.pod();
+    await pod.add(install(node, "Weave").network);
+    const host = makeHost();
+    const state = openState(host, join(node.dir, "state"));
+    const kernel = readNetwork(pod.netns) ?? bareKernel;
+    const read = () => attachments(host, state, pod.containerId)[0] as StoredAttachment;
+    const before = read();
+    noteLeftOut(host, state, { ...before, createdAtMs: 1 }, kernel);
+    noteLeftOut(host, state, before, bareKernel);
+    expect(read()).toEqual(before);
+    noteLeftOut(host, state, before, kernel);
+    expect(read().result).toMatchObject({ routes: [{ dst: "0.0.0.0/0", gw: "10.236.0.1" }] });
+    closeState(state);
+    await pod.del();
   });
 });
 

@@ -13,6 +13,7 @@ import {
   repairCommand,
 } from "../lib/check.ts";
 import type { Result } from "../lib/record.ts";
+import { withLeftOut } from "../lib/recovery/left_out.ts";
 import { fakePlugin } from "./fakes.ts";
 import {
   addressOf,
@@ -295,15 +296,17 @@ describe.skipIf(skipReason !== undefined)("CHECK gives no false alarm right afte
         addresses["eth0"]?.map((one) => one.replace(/\/.*/, "")) ?? [],
       );
       expect(global).toContain(addressOf(pod, "eth0"));
-      const routes = (found?.routes ?? []).map(({ dst, gateways }) => `${dst} ${gateways}`);
+      const routes = (found?.routes ?? []).map(
+        ({ dst, gateways, index }) => `${dst} ${gateways}${index === eth0?.index ? " eth0" : ""}`,
+      );
       expect(routes.filter((route) => /^(0\.|::\/0|10\.)/.test(route)).sort()).toEqual([
-        "0.0.0.0/0 10.241.0.1",
-        "10.241.0.0/24 ",
-        "10.93.0.0/16 fd42:241::1",
+        "0.0.0.0/0 10.241.0.1 eth0",
+        "10.241.0.0/24  eth0",
+        "10.93.0.0/16 fd42:241::1 eth0",
         "10.94.0.0/16 10.241.0.4,10.241.0.5",
         "10.95.0.0/16 10.241.0.3",
-        "10.97.0.0/16 10.241.0.1",
-        "::/0 fd42:241::1",
+        "10.97.0.0/16 10.241.0.1 eth0",
+        "::/0 fd42:241::1 eth0",
       ]);
       expect(readNetwork(join(node.dir, "plugins.toml"))).toBeUndefined();
     });
@@ -323,7 +326,7 @@ const result: Result = {
 const whole: KernelNetwork = {
   links: [{ index: 2, name: "eth0", mac: "02:00:00:00:00:01" }],
   addresses: [{ index: 2, ip: "10.1.0.5" }],
-  routes: [{ dst: "10.9.0.0/16", gateways: ["10.1.0.1"] }],
+  routes: [{ dst: "10.9.0.0/16", gateways: ["10.1.0.1"], index: 2 }],
 };
 const bare: KernelNetwork = { links: [], addresses: [], routes: [] };
 
@@ -430,5 +433,58 @@ describe("findGone()", () => {
     const command = "genie repair ns/web --network blue";
     expect(repairCommand({ namespace: "ns", name: "web" }, "blue")).toBe(command);
     expect(repairCommand({ namespace: "", name: "web" }, "blue")).toBe("");
+  });
+});
+
+describe("withLeftOut()", () => {
+  const mac = "02:00:00:00:00:01";
+  const to = (...routes: KernelNetwork["routes"]): KernelNetwork => ({ ...whole, routes });
+  const way = { dst: "0.0.0.0/0", gateways: ["169.254.1.1"], index: 2 };
+  const way6 = { dst: "::/0", gateways: ["fe80::1"], index: 2 };
+  const said: Result = {
+    interfaces: [{ name: "cali1" }, { name: "eth0", sandbox: "/run/netns/a" }],
+    ips: [{ address: "10.1.0.5/32", interface: 1 }],
+    routes: [],
+    dns: {},
+  };
+  const ips = (gateway?: string) => [{ ...said.ips[0], ...(gateway && { gateway }) }];
+  const gw = "169.254.1.1";
+  test.each<[string, string, Partial<Result>, KernelNetwork, object]>([
+    ["a default route and a mac", "calico", {}, to(way), { ips: ips(gw), routes: [gw] }],
+    ["no gateway", "romana", {}, to({ ...way, gateways: [] }), { routes: [""] }],
+    ["a family each", "calico", {}, to(way6, way), { ips: ips(gw), routes: ["fe80::1", gw] }],
+    [
+      "the first of two metrics",
+      "calico",
+      {},
+      to(way, { ...way, gateways: ["10.1.0.9"] }),
+      {
+        ips: ips(gw),
+        routes: [gw],
+      },
+    ],
+    ["not what is named", "weave", { routes: [{ dst: "0.0.0.0/0" }] }, to(way), { routes: [""] }],
+    [
+      "what another table has",
+      "calico",
+      { routes: [{ dst: "0.0.0.0/0", table: 7 }] },
+      to(way),
+      { ips: ips(gw), routes: ["", gw] },
+    ],
+    ["not another interface's", "calico", {}, to({ ...way, index: 3 }), {}],
+    ["not that of no interface of its own", "calico", {}, to({ ...way, index: 0 }), {}],
+    ["no other route", "calico", {}, to({ ...way, dst: "10.0.0.0/8" }), {}],
+    ["nothing of a reference plugin", "bridge", {}, to(way), { mac: undefined }],
+    ["nothing where the interface is gone", "calico", {}, bare, { mac: undefined }],
+  ])("%s", (_name, type, given, kernel, expected) => {
+    const before = { ...said, ...given };
+    const after = withLeftOut({ ifName: "eth0", list: list({ type }) }, before, kernel);
+    const found = {
+      ips: after.ips,
+      routes: after.routes.map((route) => route.gw ?? ""),
+      mac: after.interfaces[1]?.mac,
+    };
+    expect(found as object).toEqual({ ips: ips(), routes: [], mac, ...expected });
+    expect(after.interfaces[0]).toEqual({ name: "cali1" });
   });
 });

@@ -6,8 +6,9 @@ import { describe, expect, test } from "bun:test";
 import { existsSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { closeState, write } from "../lib/database.ts";
-import { askingFor, doneOf, formatRepaired, type Repaired, setBroken } from "../lib/node/repair.ts";
+import { askingFor, formatRepaired, type Repaired, setBroken } from "../lib/node/repair.ts";
 import { waitingAnnotations } from "../lib/node/running_pod.ts";
+import { attachedOf } from "../lib/policy/rulesets.ts";
 import type { StoredAttachment } from "../lib/record.ts";
 import { attachments } from "../lib/recorded.ts";
 import { openState } from "../lib/recovery/database.ts";
@@ -400,7 +401,7 @@ describe("the same address", () => {
 });
 
 describe("the record of a running pod", () => {
-  test("doneOf() knows what is attached alone", () => {
+  test("attachedOf() knows what is attached alone", () => {
     using dir = tempDir();
     withLedger(dir.path, (state) => {
       addAttachment(state, { ifName: "eth0" });
@@ -411,7 +412,7 @@ describe("the record of a running pod", () => {
         ["attached", ""],
         ["planned", "it was cut"],
       ]);
-      expect(doneOf(found).map(({ attachment }) => attachment.ifName)).toEqual(["eth0"]);
+      expect(attachedOf(found).map(({ attachment }) => attachment.ifName)).toEqual(["eth0"]);
     });
   });
 

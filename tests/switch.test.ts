@@ -3,7 +3,7 @@
  * whatever fails leaves it what it had. lib/node/switch.ts, lib/node/running_pod.ts.
  */
 import { describe, expect, test } from "bun:test";
-import { appendFileSync, existsSync } from "node:fs";
+import { appendFileSync, existsSync, renameSync } from "node:fs";
 import { join } from "node:path";
 import { closeState } from "../lib/database.ts";
 import { attachments } from "../lib/recorded.ts";
@@ -172,6 +172,31 @@ describe.skipIf(skipReason !== undefined)("genie switch", () => {
       expect(await pod.call("CHECK")).toMatchObject({ stdout: "", status: 0 });
       for (const one of [pod, peer]) await one.del();
       expect(kernelNetwork(pod).macs).toEqual({});
+      expect(node.traces()).toEqual(noTraces);
+    });
+  });
+
+  test("reads a network by the name of its file, as repair and report do", async () => {
+    await withNode(async (node) => {
+      networks(node);
+      for (const name of ["red", "white"]) {
+        const [old, file] = [`net.d/${name}.conflist`, `net.d/40-${name}-file.conflist`];
+        renameSync(join(node.dir, old), join(node.dir, file));
+      }
+      const pod = node.pod();
+      await pod.add("blue,red-file");
+      const run = (...words: string[]) => command(node, ...words);
+      const repair = run("repair", label(pod), "--network", "40-red-file", "--all");
+      expect([repair.status, repair.stdout.includes("red")]).toEqual([0, true]);
+      const to = ["--from", "red-file@eth1", "--to", "40-white-file"];
+      expect(run("switch", label(pod), ...to).status).toBe(0);
+      expect(rows(node, pod)).toEqual(["eth0 blue attached", "eth2 white attached"]);
+      const report = run("report", "--network", "red-file", "--json");
+      const { networks: reported } = JSON.parse(report.stdout) as {
+        networks: { network: string }[];
+      };
+      expect(reported.map(({ network }) => network)).toEqual(["red"]);
+      await pod.del();
       expect(node.traces()).toEqual(noTraces);
     });
   });

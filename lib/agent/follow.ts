@@ -21,6 +21,7 @@ import { annotationKeys, npwgKeys, type Pod } from "../pod.ts";
 import type { StoredAttachment } from "../record.ts";
 import { attachments } from "../recorded.ts";
 import { openState } from "../recovery/database.ts";
+import { identifiedWanted, networkName } from "../recovery/network_name.ts";
 import { podLabel } from "../request.ts";
 import { nameInterfaces, selectWanted } from "../selection.ts";
 import { type Agent, pauseAfter, watchRecord } from "./task.ts";
@@ -217,9 +218,14 @@ async function follow(work: FollowWork, key: string, edited: EditedPod): Promise
 async function changePod(work: FollowWork, state: State, { pod: watched, call }: EditedPod) {
   const { host, config, own } = work;
   const pod: Pod = { ...watched, serviceAccount: undefined, source: "api" };
-  const wanted = await selectWanted(config, pod);
+  const { primarySet, further, ...asked } = await selectWanted(config, pod);
+  const named = (one: Wanted) => identifiedWanted(config, one);
+  const wanted = { ...asked, primarySet: primarySet.map(named), further: further.map(named) };
   const ownArgs = own.args?.["cni"];
-  const rows = running.attachmentsOfCall(host, state, call);
+  // Those that an older genie recorded may have the name that the pod asked by.
+  const rows = running.attachmentsOfCall(host, state, call).map((row) => {
+    return { ...row, network: networkName(config, row.network) };
+  });
   if (rows.length === 0) return;
   const { steps, primary } = changesOf(wanted, rows, isObject(ownArgs) ? ownArgs : {});
   const notes: string[] = [];

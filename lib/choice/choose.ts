@@ -15,6 +15,7 @@ import { firstOfGenie, listCandidates } from "../node_networks.ts";
 import { annotationKeys, type Pod } from "../pod.ts";
 import { checkMayUse, entriesOf } from "../policy/access.ts";
 import type { Journal } from "../record.ts";
+import { networkName, otherThan } from "../recovery/network_name.ts";
 import { sampleOldest } from "../recovery/traffic_rate.ts";
 import { onNode } from "../selection.ts";
 import { statusChain } from "../status.ts";
@@ -67,7 +68,9 @@ export async function chooseNetwork(call: PlanCall, pod: Pod): Promise<Choice> {
   const { host, config, request } = call;
   const { containerId } = request;
   const search = pluginSearch(config, request);
-  const candidates = listCandidates(config, search);
+  const named = config.select.candidates?.map((name) => networkName(config, name));
+  const select = { ...config.select, ...(named && { candidates: named }) };
+  const candidates = listCandidates({ ...config, select }, search);
   if (candidates.length === 0) {
     const issue = `neither the plugin table nor ${config.confDir} offers one`;
     throw new CniError(code.networkNotFound, `Cannot choose a network: ${issue}`);
@@ -258,9 +261,10 @@ export async function addChosen(call: PlanCall, pod: Pod, wanted: WantedSet) {
   const network = choice?.network ?? first ?? "";
   const reason = choice ? reasonOf(choice) : "default network (the first config list)";
   wanted.decision = choice ? "choice" : "default";
-  wanted.primarySet.push(onNode({ network }, reason));
+  const chosen = onNode({ network }, reason);
+  wanted.primarySet.push(chosen);
   // What every pod gets besides it has already where the choice fell on it.
-  wanted.further = wanted.further.filter((one) => one.from !== "node" || one.network !== network);
+  wanted.further = otherThan(config, wanted.further, [chosen]);
   return choice;
 }
 

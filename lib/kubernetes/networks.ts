@@ -22,6 +22,7 @@ import { findListOnDisk, networkAt } from "../node_networks.ts";
 import { objectsOf } from "../plan.ts";
 import { npwgKeys } from "../pod.ts";
 import type { Attachment, Result } from "../record.ts";
+import { identified } from "../recovery/network_name.ts";
 import { podLabel } from "../request.ts";
 import { isConfigured } from "../settings.ts";
 import type { Objects } from "./objects_of_call.ts";
@@ -75,7 +76,7 @@ async function resolveMultus(call: PlanCall, wanted: Wanted): Promise<ResolvedOb
     }
   }
   const found = findListOnDisk(config, name);
-  if (found) return onNode({ name, ...found });
+  if (found) return onNode(identified(config, { name, ...found }));
   const why = `it is no NetworkAttachmentDefinition in ${wanted.namespace} and no CNI name in`;
   const message = `Unknown network "${name}" of the Multus config: ${why} ${config.confDir}`;
   throw new CniError(code.networkNotFound, message);

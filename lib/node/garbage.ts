@@ -21,6 +21,7 @@ import { listNetworks } from "../node_networks.ts";
 import type { Journal, Operation, StoredAttachment } from "../record.ts";
 import { attachments, recorded, storedResult } from "../recorded.ts";
 import { openCopy, openState } from "../recovery/database.ts";
+import { networkName } from "../recovery/network_name.ts";
 import { abandonedOperations, endAbandoned } from "../recovery/orphans.ts";
 import {
   isUnowned,
@@ -233,7 +234,9 @@ export async function runGc(host: Host, flags: Flags, width: number): Promise<nu
       const situation = { lists, alive: findLiveContainers(), windowMs, nowMs: host.now() };
       const now = config ? listNetworks(config).networks.map(({ list }) => list) : [];
       const work = { host, state, situation, path: config?.binDirs ?? [], now };
-      all = await collectAll(work, text(flags, "network"), isDry);
+      const asked = text(flags, "network");
+      const network = config && asked !== undefined ? networkName(config, asked) : asked;
+      all = await collectAll(work, network, isDry);
     } finally {
       closeState(state);
     }

@@ -20,6 +20,7 @@ import { beginJournal, withAudit, writeAside, writeJournal } from "../ledger.ts"
 import { newOperation, release, takeLock } from "../lock.ts";
 import { declaresCapability } from "../networks.ts";
 import type { Enforced } from "../policy/enforce.ts";
+import { attachedOf } from "../policy/rulesets.ts";
 import type {
   Attachment,
   CallId,
@@ -36,6 +37,7 @@ import {
   undoChain,
   withPresentPlugins,
 } from "../recorded.ts";
+import { addLeftOut } from "../recovery/left_out.ts";
 import { oneInterfaceTypes, sharedError } from "../recovery/plugin_keys.ts";
 import { sampleTraffic } from "../recovery/traffic_rate.ts";
 import { formatTable } from "../report/table.ts";
@@ -47,6 +49,7 @@ import {
   attachmentsOfCall,
   firstOf,
   hasNetns,
+  isNamed,
   type LiveContext,
   liveAttachments,
   type PodName,
@@ -73,7 +76,7 @@ export interface Repaired {
 
 /** What of a pod is repaired: of one network alone, also what is healthy, only looked at. */
 interface Wish {
-  network: string | undefined;
+  isAsked: (row: StoredAttachment) => boolean;
   isAll: boolean;
   isDry: boolean;
 }
@@ -87,10 +90,13 @@ interface Wish {
 export async function runRepair(host: Host, flags: Flags, width: number): Promise<number> {
   const pod = readPodName(flags);
   const isDry = flags["dry-run"] === true;
-  const wish = { network: text(flags, "network"), isAll: flags["all"] === true, isDry };
+  const network = text(flags, "network");
   const all: Repaired[] = [];
   await withPods(host, flags, "repair", async (context) => {
-    for (const call of callsOf(context, pod, wish.network)) {
+    const isAsked = (row: StoredAttachment) =>
+      network === undefined || isNamed(context.config, row, network);
+    const wish = { isAsked, isAll: flags["all"] === true, isDry };
+    for (const call of callsOf(context, pod, wish, network)) {
       all.push(...(await (isDry ? previewCall : repairCall)(context, call, wish)));
     }
   });
@@ -100,9 +106,9 @@ export async function runRepair(host: Host, flags: Flags, width: number): Promis
 }
 
 /** The calls that attached what is to be repaired. @throws CniError 3 or 101 */
-function callsOf(context: LiveContext, pod: PodName, network: string | undefined): CallId[] {
+function callsOf(context: LiveContext, pod: PodName, { isAsked }: Wish, network = ""): CallId[] {
   const live = liveAttachments(context, pod, "repair");
-  const chosen = live.filter((row) => network === undefined || row.network === network);
+  const chosen = live.filter(isAsked);
   if (chosen.length === 0) {
     const names = [...new Set(live.map((row) => row.network))].join(", ");
     const what = `network "${network}" of pod ${podLabel(pod)}`;
@@ -126,11 +132,11 @@ async function previewCall(context: LiveContext, call: CallId, wish: Wish): Prom
 async function findBroken(
   chain: Chain,
   rows: readonly StoredAttachment[],
-  { network, isAll }: Wish,
+  { isAsked, isAll }: Wish,
 ): Promise<Repaired[]> {
   const all: Repaired[] = [];
   for (const row of rows) {
-    if (network !== undefined && row.network !== network) continue;
+    if (!isAsked(row)) continue;
     const { ifName, containerId, primary } = row;
     const result = storedResult(row);
     const before = result ? ownAddresses(row, result) : [];
@@ -297,7 +303,9 @@ export async function beginOperation(
   const first = firstOf(rows);
   const journal = beginLiveJournal(context, first);
   const chain = { host, netns: first.netns, token: operation.token, deadlineMs, signal, journal };
-  return { ...context, operation, journal, chain, rows, done: doneOf(rows) };
+  const done: Done[] = attachedOf(rows);
+  addLeftOut(first.netns, done);
+  return { ...context, operation, journal, chain, rows, done };
 }
 
 /** Begins the journal of an operation on a running pod. @param row one of its attachments */
@@ -405,6 +413,7 @@ export async function attachRecorded(
     if (added.kind === "failed") throw withUndo(added.error, added.undo);
     giveUpDefaultRoutes(others, added.took);
     const done: Done = { attachment, result: added.result };
+    addLeftOut(netns, [...others, done]);
     refreshHostInterfaces([...others, done]);
     return done;
   } catch (error) {
@@ -442,14 +451,6 @@ export function commitDone(state: State, done: readonly Done[]): void {
   for (const { attachment, result } of done) {
     setAttached(state, attachment, toVersion(result, attachment.list.cniVersion));
   }
-}
-
-/** Those of the rows of a call that are attached, with their results. */
-export function doneOf(rows: readonly StoredAttachment[]): Done[] {
-  return rows.flatMap((attachment) => {
-    const result = attachment.state === "attached" ? storedResult(attachment) : undefined;
-    return result ? [{ attachment, result }] : [];
-  });
 }
 
 function withUndo(error: CniError, undone: readonly CniError[]): CniError {

@@ -25,6 +25,7 @@ import type { Pod } from "../pod.ts";
 import type { Attachment, CallId, Journal, PodIdentity, StoredAttachment } from "../record.ts";
 import { attachments } from "../recorded.ts";
 import { openState } from "../recovery/database.ts";
+import { networkName } from "../recovery/network_name.ts";
 import { checkOneInterface } from "../recovery/plugin_keys.ts";
 import { orUndefined } from "../recovery/tried.ts";
 import { podLabel } from "../request.ts";
@@ -99,6 +100,12 @@ export function liveAttachments(
 /** True while the path leads to the network namespace in which the attachment was made. */
 export function hasNetns({ netns, netnsId: id }: StoredAttachment): boolean {
   return id !== "" && netnsId(netns) === id;
+}
+
+/** Is it what `blue` or `blue@net3` of a command line means, by whichever name of its network? */
+export function isNamed(config: Config, { network, ifName }: StoredAttachment, name: string) {
+  const [asked = "", at = ifName] = name.split("@");
+  return at === ifName && networkName(config, asked) === networkName(config, network);
 }
 
 /** The pod of an attachment, as far as the record knows it. */

@@ -22,6 +22,7 @@ import { parseElements } from "../pod.ts";
 import { judgeQuota, readHeld } from "../policy/access.ts";
 import type { Attachment, CallId, Result, StoredAttachment } from "../record.ts";
 import { attachments, forget, storedResult, undo, undoChain } from "../recorded.ts";
+import { identifiedWanted } from "../recovery/network_name.ts";
 import { checkOneInterface, oneInterfaceTypes, sharedError } from "../recovery/plugin_keys.ts";
 import { formatTable } from "../report/table.ts";
 import { podLabel } from "../request.ts";
@@ -44,6 +45,7 @@ import {
   attachmentsOfCall,
   firstOf,
   hasNetns,
+  isNamed,
   type LiveContext,
   liveAttachments,
   nameFor,
@@ -118,7 +120,7 @@ function rowsToChange(context: LiveContext, { pod, from }: SwitchRequest): Store
   const live = liveAttachments(context, pod, "switch networks of");
   const calls = Map.groupBy(live, (row) => `${row.containerId} ${row.requestIfName}`);
   const [rows, other] = [...calls.values()].filter(
-    (all) => from === undefined || all.some((row) => isNamed(row, from)),
+    (all) => from === undefined || all.some((row) => isNamed(context.config, row, from)),
   );
   if (rows && !other) return rows;
   const names = [...new Set(live.map((row) => `${row.network}@${row.ifName}`))].join(", ");
@@ -129,24 +131,21 @@ function rowsToChange(context: LiveContext, { pod, from }: SwitchRequest): Store
   throw refuse(code.unknownContainer, "networks", why);
 }
 
-function isNamed({ network, ifName }: StoredAttachment, name: string): boolean {
-  return name === network || name === `${network}@${ifName}`;
-}
-
 async function planChange(
   context: LiveContext,
   stdin: StdinConfig,
   asked: SwitchRequest,
 ): Promise<NetworkChange> {
   const planned = rowsToChange(context, asked);
-  const detach = rowToDetach(asked, planned);
+  const detach = rowToDetach(context, asked, planned);
   if (!asked.to) return { planned, detach };
+  const to = identifiedWanted(context.config, asked.to);
   const first = firstOf(planned);
-  const ifName = asked.isPrimary ? first.requestIfName : nameFor(asked.to, planned, detach);
+  const ifName = asked.isPrimary ? first.requestIfName : nameFor(to, planned, detach);
   const journal = beginLiveJournal(context, first);
   const call = { stdin, pod: podOf(first), rows: planned, journal };
   try {
-    const attach = await planFurther(context, call, { ...asked.to, ifName }, detach);
+    const attach = await planFurther(context, call, { ...to, ifName }, detach);
     if (attach && asked.isDry) checkChangeQuota(context, attach, detach);
     return { planned, detach, attach };
   } catch (error) {
@@ -157,12 +156,13 @@ async function planChange(
 
 /** Which attachment goes. @throws UsageError for a primary that was not meant, or two of a name */
 function rowToDetach(
+  { config }: LiveContext,
   { from, isPrimary, to }: SwitchRequest,
   rows: readonly StoredAttachment[],
 ): StoredAttachment | undefined {
   const primary = rows.find((row) => row.ifName === row.requestIfName);
   if (from === undefined) return isPrimary ? primary : undefined;
-  const [row, other] = rows.filter((one) => isNamed(one, from));
+  const [row, other] = rows.filter((one) => isNamed(config, one, from));
   if (other) {
     const two = `${row?.ifName} and ${other.ifName}`;
     throw new UsageError(`The pod has it on ${two}: --from ${from}@...`);

@@ -3,17 +3,17 @@
  * what is in doubt is closed (design D9; NPWG v1.3 §7.4). Loaded where the plugin table has a rule
  * at all, or a network is an object of the API.
  */
-import { realPath } from "../binaries.ts";
 import type { NamedWanted, PlanCall, Resolved } from "../call.ts";
 import { CniError, code, toCniError } from "../cni.ts";
-import type { Config, PluginEntry } from "../config/schema.ts";
+import type { Config } from "../config/schema.ts";
 import type { State } from "../database.ts";
 import type { ResolvedObject } from "../kubernetes/networks.ts";
 import { noteNetwork } from "../ledger.ts";
-import { findOnDisk, listPath, type Network, type NetworkConfigList } from "../networks.ts";
+import type { Network, NetworkConfigList } from "../networks.ts";
 import { objectsOf } from "../plan.ts";
 import type { Pod } from "../pod.ts";
 import type { Attachment } from "../record.ts";
+import { entriesWith } from "../recovery/network_name.ts";
 import { podLabel } from "../request.ts";
 import { isConfigured } from "../settings.ts";
 import {
@@ -28,15 +28,9 @@ import {
  * entry with that list, by CNI name or by the file it stands in. Else a pod would pass their rules
  * by asking for the list under its other names.
  */
-export function entriesOf(config: Config, { name, list, source, entry }: Network): string[] {
-  if (entry) return [entry.name];
-  const hasList = ({ name: own, conf, config: inline }: PluginEntry): boolean => {
-    if (own === list.name) return true;
-    if (inline !== undefined) return false;
-    const path = conf === undefined ? findOnDisk(config, own)?.path : listPath(config, conf);
-    return path !== undefined && realPath(path) === realPath(source);
-  };
-  const names = [...config.plugins.values()].filter(hasList).map((one) => one.name);
+export function entriesOf(config: Config, network: Network): string[] {
+  const { name, entry } = network;
+  const names = (entry ? [entry] : entriesWith(config, network)).map((one) => one.name);
   return names.length > 0 ? names : [name];
 }
 

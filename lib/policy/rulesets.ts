@@ -65,7 +65,8 @@ export function attachedIn(host: Host, state: State, id: string, except?: CallId
   return attachedOf(attachmentsIn(host, state, id).filter(isOther));
 }
 
-function attachedOf(rows: readonly StoredAttachment[]): Attached[] {
+/** Those of the rows that are attached, with their results. */
+export function attachedOf(rows: readonly StoredAttachment[]): Attached[] {
   return rows.flatMap((attachment) => {
     const result = attachment.state === "attached" ? storedResult(attachment) : undefined;
     return result ? [{ attachment, result }] : [];

@@ -17,6 +17,7 @@ import { delChain, withPresentPlugins } from "../recorded.ts";
 import { parseResult } from "../result.ts";
 import { nameInterfaces, onNode, selectWanted } from "../selection.ts";
 import { loadConfig } from "../settings.ts";
+import { identified } from "./network_name.ts";
 import { sharedError } from "./plugin_keys.ts";
 import { orUndefined } from "./tried.ts";
 
@@ -90,7 +91,7 @@ export async function guessPlan(config: Config, request: Request) {
 }
 
 function resolveOnNode(config: Config, { from, network: name }: Wanted): Network {
-  if (from === "node") return resolveNetwork(config, name);
+  if (from === "node") return identified(config, resolveNetwork(config, name));
   if (from === "multus" && name.includes("/")) return networkAt(name);
   const found = findListOnDisk(config, name);
   if (found) return { name, ...found };

@@ -4,7 +4,7 @@
  */
 import { existsSync } from "node:fs";
 import type { Host } from "../call.ts";
-import { CniError, code } from "../cni.ts";
+import { CniError, code, oneLine } from "../cni.ts";
 import { type Family, families } from "../default_route.ts";
 import { run } from "../exec.ts";
 import { isForeignNetns } from "../kernel.ts";
@@ -76,18 +76,33 @@ export async function parkDefaultRoutes(
 
 /** Removes new default routes and puts the owner's back. @throws CniError 104 when `ip` fails */
 export async function restoreDefaultRoutes(host: Host, parked: ParkedRoutes): Promise<void> {
-  const { netns, routes } = parked;
-  const present = await readDefaultRoutes(host, netns, parkedFamilies(parked));
+  for (const own of parkedFamilies(parked)) {
+    const routes = parked.routes.filter(({ family }) => family === own);
+    const putBack = async (flags: string[]) => {
+      const present = await readDefaultRoutes(host, parked.netns, [own]);
+      await change(host, parked.netns, commandsToRestore(routes, present, flags));
+    };
+    // What was attached meanwhile may have taken the route to the gateway away (169.254.1.1).
+    await putBack([]).catch(() => putBack(["onlink"]));
+  }
+}
+
+/** For one family; `flags` are for routes with a gateway. */
+function commandsToRestore(
+  routes: ParkedRoutes["routes"],
+  present: DefaultRoute[],
+  flags: string[],
+): string[][] {
   const metrics = new Set(present.map(({ metric }) => metric));
   const came = present.filter(({ metric }) => Number(metric) < parkedMetricMin);
-  await change(host, netns, [
+  return [
     ...came.map((route) => command("del", route, route.metric)),
     ...routes.flatMap((route) => [
-      command("add", route, route.metric),
+      [...command("add", route, route.metric), ...(route.spec[0] === "via" ? flags : [])],
       // What was attached meanwhile may have taken it away.
       ...(metrics.has(route.parkedMetric) ? [command("del", route, route.parkedMetric)] : []),
     ]),
-  ]);
+  ];
 }
 
 /**
@@ -186,11 +201,13 @@ export async function ip(
   const options = { env, stdin, timeoutMs: ipTimeoutMs };
   const ending = await run(nsenter, [`--net=${netns}`, "ip", ...args], options);
   if (ending.kind === "exit" && ending.status === 0) return ending.stdout;
+  const what = "Cannot change the routes and interfaces of a pod";
+  const details = ending.stderr;
   if (ending.kind === "spawn" || (ending.kind === "exit" && ending.status === 127)) {
-    const msg =
-      "Cannot keep the default route with its owner: install nsenter and ip (util-linux, iproute2)";
-    throw new CniError(code.delegateNotFound, msg, { details: ending.stderr });
+    const msg = `${what}: install nsenter and ip (util-linux, iproute2)`;
+    throw new CniError(code.delegateNotFound, msg, { details });
   }
-  const msg = `Cannot change default routes: ip ${args.join(" ")} failed`;
-  throw new CniError(code.delegateProtocol, msg, { details: ending.stderr });
+  const reason = ending.kind === "exit" ? oneLine(details, 300) : ending.kind;
+  const msg = `${what}: ip ${args.join(" ")} failed: ${reason}`;
+  throw new CniError(code.delegateProtocol, msg, { details });
 }

@@ -200,7 +200,7 @@ export async function removeLeft(
   if (device || ifName === "lo" || list.plugins[0]?.type === "host-device") return;
   const error = await ip(host, netns, ["link", "del", "dev", ifName], "").then(
     () => undefined,
-    (failure: unknown) => toCniError(failure).details,
+    (failure: unknown) => toCniError(failure).message,
   );
   const isGone = !interfacesIn(netns)?.includes(ifName);
   const what = isGone ? "Removed an interface that a DEL had left" : "A DEL left an interface";

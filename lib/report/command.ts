@@ -7,6 +7,7 @@ import { networkKpis } from "../choice/kpi.ts";
 import { CniError, code, toCniError } from "../cni.ts";
 import { type Flags, parseDuration, text, UsageError } from "../config/usage.ts";
 import { listNetworks } from "../node_networks.ts";
+import { networkName } from "../recovery/network_name.ts";
 import { loadConfig, loadNodeSettings } from "../settings.ts";
 import type { Report } from "./document.ts";
 import { makePodReport, makeReport, type ReportSource, reportedFilter } from "./model.ts";
@@ -41,7 +42,7 @@ export interface ReportContext {
 export async function runReport(host: Host, flags: Flags, { width, readOwnConfig }: ReportContext) {
   const question = readQuestion(host, flags);
   if (flags["cluster"]) return runCluster(host, flags, question, width);
-  const source = await readSource(host, readOwnConfig(text(flags, "cni-config")));
+  const source = await readSource(host, readOwnConfig(text(flags, "cni-config")), question);
   const { filter, pod, limit = limitDefault } = question;
   if (flags["csv"]) {
     writeCsv(host, source, question);
@@ -174,13 +175,22 @@ function readLimit(given: string | undefined): number | undefined {
   throw new UsageError(`Invalid --limit "${given}": expected a number up to ${limitMax}`);
 }
 
-/** A plugin table that is wrong does not hide the record: only the totals are missing then. */
-async function readSource(host: Host, own: StdinConfig): Promise<ReportSource> {
+/**
+ * A plugin table that is wrong does not hide the record: only the totals are missing then.
+ * @param filter its network may have any of its names; changed to that of the record
+ */
+async function readSource(
+  host: Host,
+  own: StdinConfig,
+  { filter }: Question,
+): Promise<ReportSource> {
   const { stateDir } = await loadNodeSettings(host, own);
   const totals = new Map<string, { ipv4?: number | undefined; ipv6?: number | undefined }>();
   const notices: string[] = [];
   try {
-    for (const network of listNetworks(await loadConfig(own)).networks) {
+    const config = await loadConfig(own);
+    if (filter.network !== undefined) filter.network = networkName(config, filter.network);
+    for (const network of listNetworks(config).networks) {
       const { ipv4, ipv6 } = networkKpis(undefined, network, host.now());
       totals.set(network.name, { ipv4: ipv4.total.value, ipv6: ipv6.total.value });
     }
