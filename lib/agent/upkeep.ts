@@ -18,7 +18,7 @@ import { collectOne, findGarbage, netnsState, whyStale } from "../node/garbage.t
 import { findLiveContainers } from "../node/live_containers.ts";
 import type { StoredAttachment } from "../record.ts";
 import { attachments, pruneLedger } from "../recorded.ts";
-import { oldestSources, sampleOldest } from "../recovery/traffic_rate.ts";
+import { oldestSources, sampleTraffic } from "../recovery/traffic_rate.ts";
 import { podLabel } from "../request.ts";
 import { type Agent, pauseAfter } from "./task.ts";
 
@@ -65,9 +65,14 @@ const turn = { max: 32, minAgeMs: 60_000 };
 async function sampleAll({ host, record }: Agent): Promise<void> {
   const sample = () =>
     record.change((state) => {
+      const due = () => oldestSources(state, host.now(), turn);
       // Mostly there is none: no need to lock the others out.
-      if (oldestSources(state, host.now(), turn).length === 0) return 0;
-      return write(state, () => sampleOldest(state, host.now(), turn));
+      if (due().length === 0) return 0;
+      return write(state, () => {
+        const sources = due();
+        sampleTraffic(state, sources, host.now());
+        return sources.length;
+      });
     });
   while ((await sample()) === turn.max && !host.signal.aborted) await pause(1, host.signal);
 }

@@ -16,11 +16,17 @@ import { annotationKeys, type Pod } from "../pod.ts";
 import { checkMayUse, entriesOf } from "../policy/access.ts";
 import type { Journal } from "../record.ts";
 import { networkName, otherThan } from "../recovery/network_name.ts";
-import { sampleOldest } from "../recovery/traffic_rate.ts";
 import { onNode } from "../selection.ts";
 import { statusChain } from "../status.ts";
 import { keepStore, type Reader, storeBelievedMs } from "./ipam.ts";
-import { type Figures, type NetworkKpis, networkKpis, occupancyWith, readFigures } from "./kpi.ts";
+import {
+  type Figures,
+  type NetworkKpis,
+  networkKpis,
+  occupancyWith,
+  readFigures,
+  sampleOldest,
+} from "./kpi.ts";
 import { type Ranked, rank } from "./rank.ts";
 
 /** A candidate that cannot take the pod. */

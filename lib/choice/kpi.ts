@@ -3,7 +3,9 @@
  * Each has its source and age, or is unknown. Reads the record; `ipam.ts` counts the addresses,
  * `traffic.ts` the bytes. A new KPI is measured here and ranked in `rank.ts`.
  */
+import type { State } from "../database.ts";
 import type { Network } from "../networks.ts";
+import { oldestSources, sampleTraffic } from "../recovery/traffic_rate.ts";
 import { type Reader, rangesOf, type StoreCount, sizeOf, usedAddresses } from "./ipam.ts";
 
 /** One figure; `value` undefined: unknown. */
@@ -196,4 +198,9 @@ export function readFigures(
       return [network, { ...addFigures(adds, all, ageMs), bandwidth }];
     }),
   );
+}
+
+/** Counts those interfaces whose turn it is at a choice of a network. In a transaction. */
+export function sampleOldest(state: State, nowMs: number): void {
+  sampleTraffic(state, oldestSources(state, nowMs, { max: 2, minAgeMs: 5_000 }), nowMs);
 }

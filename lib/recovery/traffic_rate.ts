@@ -37,8 +37,6 @@ export function sampleTraffic(
 
 /** How many interfaces are counted at most, of those not counted for so long, in ms. */
 export type Turn = { max: number; minAgeMs: number };
-/** At one choice of a network. */
-const turnOfChoice: Turn = { max: 2, minAgeMs: 5_000 };
 
 /** The interfaces whose turn it is, the one counted longest ago first. */
 export function oldestSources({ database }: State, nowMs: number, turn: Turn): TrafficSource[] {
@@ -47,11 +45,4 @@ export function oldestSources({ database }: State, nowMs: number, turn: Turn): T
      FROM traffic WHERE at_ms < ? ORDER BY at_ms LIMIT ?`,
   );
   return query.all(nowMs - turn.minAgeMs, turn.max) as TrafficSource[];
-}
-
-/** Counts those whose turn it is. Call inside a transaction. @returns how many it were */
-export function sampleOldest(state: State, nowMs: number, turn = turnOfChoice): number {
-  const sources = oldestSources(state, nowMs, turn);
-  sampleTraffic(state, sources, nowMs);
-  return sources.length;
 }
