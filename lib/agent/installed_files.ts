@@ -11,15 +11,7 @@ import { claimsOf } from "../kubernetes/kubeconfig.ts";
 import { pause } from "../kubernetes/watch.ts";
 import * as files from "../node/files.ts";
 import { callsGenie, ownListText } from "../node/genie_config.ts";
-import {
-  copyToken,
-  noted,
-  openSite,
-  ownDir,
-  paths,
-  placeToken,
-  podToken,
-} from "../node/installation.ts";
+import * as installed from "../node/installation.ts";
 import { orUndefined } from "../recovery/tried.ts";
 import { isConfigured, serviceAccountDirDefault } from "../settings.ts";
 import type { Agent } from "./task.ts";
@@ -65,7 +57,7 @@ export async function runConflist({ host, health }: FileTask, root = "/", everyM
 
 /** Path of our config on the node; undefined unless this version of genie installed it. */
 function conflistPath(root: string): string | undefined {
-  const entry = noted(openSite(root), "conflist");
+  const entry = installed.noted(installed.openSite(root), "conflist");
   const isOurs = entry?.written.at(-1) === files.digest({ text: ownListText() });
   return isOurs ? entry?.path : undefined;
 }
@@ -87,7 +79,7 @@ function restoreConflist(host: Host, root: string): void {
   if (path === undefined) return;
   const target = files.hostFile(root, path);
   const others = files.readIfThere(target);
-  const kept = `${ownDir}/replaced/${basename(path)}.changed`;
+  const kept = `${installed.ownDir}/replaced/${basename(path)}.changed`;
   if (others !== undefined) {
     files.makeFolder(dirname(files.hostFile(root, kept)), 0o700);
     files.placeFile(files.hostFile(root, kept), { text: others }, 0o600);
@@ -110,7 +102,7 @@ export function keepsToken(host: Host, root = "/", serviceAccountDir = serviceAc
 }
 
 function hasToken(root: string): boolean {
-  return files.readIfThere(files.hostFile(root, paths.token)) !== undefined;
+  return files.readIfThere(files.hostFile(root, installed.paths.token)) !== undefined;
 }
 
 /**
@@ -128,14 +120,14 @@ export async function runToken(
   let asked = { message: "", againMs: 0 };
   for (; !host.signal.aborted; await pause(everyMs, host.signal)) {
     health.beat("token");
-    const own = claimsOf(files.readIfThere(files.hostFile(root, paths.token)) ?? "");
+    const own = claimsOf(files.readIfThere(files.hostFile(root, installed.paths.token)) ?? "");
     const isOwn = own !== undefined && !own.isOfPod && own.untilMs > host.now();
     const ageMs = isOwn ? Math.min(tokenAgeMs, (own.untilMs - own.fromMs) / 2) : 0;
     if (!hasToken(root) || (isOwn && Math.abs(host.now() - own.fromMs) < ageMs)) continue;
     if (performance.now() >= asked.againMs) {
       try {
         const token = await requestToken(host, serviceAccountDir);
-        if (hasToken(root)) placeToken(root, token);
+        if (hasToken(root)) installed.placeToken(root, token);
         asked = { message: "", againMs: performance.now() + askAgainMs };
         continue;
       } catch (error) {
@@ -145,7 +137,7 @@ export async function runToken(
         asked = { message, againMs: performance.now() + askAgainMs };
       }
     }
-    if (!isOwn) copyToken(root, serviceAccountDir);
+    if (!isOwn) installed.copyToken(root, serviceAccountDir);
   }
 }
 
@@ -154,7 +146,7 @@ export async function runToken(
  * @throws CniError 5, 7, 11
  */
 async function requestToken(host: Host, serviceAccountDir: string): Promise<string> {
-  const claims = claimsOf(podToken(serviceAccountDir));
+  const claims = claimsOf(installed.podToken(serviceAccountDir));
   if (!claims) throw new CniError(code.invalidConfig, "the token of this pod names no account");
   const { namespace, account } = claims;
   const inPod = { kubeconfigIsExplicit: false, timeoutMs: requestMs, serviceAccountDir };

@@ -138,13 +138,9 @@ function planDocument(config: Config, plan: Plan, verdicts: Verdict[]): object {
       config: sourceOf(config, one),
       reason: one.reason,
     })),
-    access: verdicts.map(({ network, ifName, allowed, reason, rule = "" }) => ({
-      network,
-      interface: ifName,
-      allowed,
-      reason,
-      rule,
-    })),
+    access: verdicts.map(({ network, ifName, allowed, reason, rule = "" }) => {
+      return { network, interface: ifName, allowed, reason, rule };
+    }),
     ...(plan.choice && { choice: choiceDocument(plan.choice, config.select.weights) }),
   };
 }
@@ -280,12 +276,9 @@ function choiceDocument(choice: Choice, weights: Weights): object {
       verdict: judge(one, choice, weights),
       kpis: kpiDocument(kpisOf(choice, one.candidate.network)),
     })),
-    rejected: choice.rejected.map(({ network, reason, code }) => ({
-      network,
-      reason,
-      code,
-      kpis: kpiDocument(kpisOf(choice, network)),
-    })),
+    rejected: choice.rejected.map(({ network, reason, code }) => {
+      return { network, reason, code, kpis: kpiDocument(kpisOf(choice, network)) };
+    }),
   };
 }
 
@@ -293,15 +286,11 @@ function kpiDocument(one: NetworkKpis | undefined): object | null {
   if (!one) return null;
   const measure = ({ value, source, ageMs }: Measured) => ({ value: value ?? null, source, ageMs });
   const { ipv4, ipv6 } = one;
+  const others = ["subnets", "medianUs", "p95Us", "failures", "bandwidth", "attachments"] as const;
   return {
     occupancy: measure(one.occupancy),
     ipv4: { used: measure(ipv4.used), total: measure(ipv4.total) },
     ipv6: { used: measure(ipv6.used), total: measure(ipv6.total) },
-    subnets: measure(one.subnets),
-    medianUs: measure(one.medianUs),
-    p95Us: measure(one.p95Us),
-    failures: measure(one.failures),
-    bandwidth: measure(one.bandwidth),
-    attachments: measure(one.attachments),
+    ...Object.fromEntries(others.map((key) => [key, measure(one[key])])),
   };
 }

@@ -39,24 +39,18 @@ export function isGenieConfig(config: Record<string, unknown>): boolean {
  * @throws CniError 7 naming a key that is wrong, never its value: it may be a secret
  */
 export function withStdinConfig(config: Config, stdin: StdinConfig): Config {
-  const url = 'a URL such as "https://10.96.0.1:443"';
-  const readUrl = (name: string) => stdinText(stdin, name, url, isApiRoot);
-  const readPath = (name: string) => stdinText(stdin, name, "an absolute path", isPath);
-  const levelNames = `one of ${[...stdinLevels.keys()].join(", ")}`;
-  const level = stdinText(stdin, "log_level", levelNames, (value) => Boolean(logLevelOf(value)));
-  const names = 'a list of networks such as "weave,calico"';
-  const networks = stdinText(stdin, "default_plugin", names, (value) =>
-    splitNames(value).every((name) => v.is(attachment, name)),
-  );
-  const kubeconfig = readPath("kubernetes.kubeconfig");
+  const read = (name: string, kind: TextKind) => stdinText(stdin, name, kind);
+  const level = read("log_level", levels);
+  const networks = read("default_plugin", lists);
+  const kubeconfig = read("kubernetes.kubeconfig", paths);
   // Both are checked, whichever wins.
-  const policyRoot = readUrl("policy.k8s_api_root");
-  const apiRoot = readUrl("kubernetes.k8s_api_root") || policyRoot;
+  const policyRoot = read("policy.k8s_api_root", urls);
+  const apiRoot = read("kubernetes.k8s_api_root", urls) || policyRoot;
   const credentials = Object.entries({
-    authToken: stdinText(stdin, "policy.k8s_auth_token", "a string", () => true),
-    clientCertificate: readPath("policy.k8s_client_certificate"),
-    clientKey: readPath("policy.k8s_client_key"),
-    certificateAuthority: readPath("policy.k8s_certificate_authority"),
+    authToken: read("policy.k8s_auth_token", ["a string", () => true]),
+    clientCertificate: read("policy.k8s_client_certificate", paths),
+    clientKey: read("policy.k8s_client_key", paths),
+    certificateAuthority: read("policy.k8s_certificate_authority", paths),
   }).filter(([, value]) => value !== "");
   return {
     ...config,
@@ -79,13 +73,17 @@ function isApiRoot(value: string): boolean {
   return /^https?:\/\/[^/@?#]+(\/[^@?#]*)?$/i.test(value) && URL.canParse(value);
 }
 
+/** What a key of the CNI config may hold: in words, and how it is checked. */
+type TextKind = [expected: string, test: (value: string) => boolean];
+const urls: TextKind = ['a URL such as "https://10.96.0.1:443"', isApiRoot];
+const paths: TextKind = ["an absolute path", isPath];
+const levelNames = [...stdinLevels.keys()].join(", ");
+const levels: TextKind = [`one of ${levelNames}`, (name) => logLevelOf(name) !== undefined];
+const areNetworks = (value: string) => splitNames(value).every((name) => v.is(attachment, name));
+const lists: TextKind = ['a list of networks such as "weave,calico"', areNetworks];
+
 /** A string of the CNI config, "" when absent. @param name "key" or "object.key" */
-function stdinText(
-  stdin: StdinConfig,
-  name: string,
-  expected: string,
-  test: (value: string) => boolean,
-): string {
+function stdinText(stdin: StdinConfig, name: string, [expected, test]: TextKind): string {
   const [first = "", key] = name.split(".");
   let value = stdin[first] ?? undefined;
   if (key !== undefined && value !== undefined) {

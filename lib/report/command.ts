@@ -42,7 +42,7 @@ export interface ReportContext {
 export async function runReport(host: Host, flags: Flags, { width, readOwnConfig }: ReportContext) {
   const question = readQuestion(host, flags);
   if (flags["cluster"]) return runCluster(host, flags, question, width);
-  const source = await readSource(host, readOwnConfig(text(flags, "cni-config")), question);
+  const source = await sourceOf(host, readOwnConfig(text(flags, "cni-config")), question);
   const { filter, pod, limit = limitDefault } = question;
   if (flags["csv"]) {
     writeCsv(host, source, question);
@@ -128,9 +128,8 @@ function checkClusterOptions(flags: Flags): void {
     return;
   }
   if (wordsOf(flags).length > 0) {
-    throw new UsageError(
-      "--cluster shows all nodes: --pod NAMESPACE/NAME limits it to the requests of one pod",
-    );
+    const instead = "--pod NAMESPACE/NAME limits it to the requests of one pod";
+    throw new UsageError(`--cluster shows all nodes: ${instead}`);
   }
   if (isGiven("cni-config")) {
     throw new UsageError("--cluster asks the nodes: each knows its own --cni-config");
@@ -179,11 +178,7 @@ function readLimit(given: string | undefined): number | undefined {
  * A plugin table that is wrong does not hide the record: only the totals are missing then.
  * @param filter its network may have any of its names; changed to that of the record
  */
-async function readSource(
-  host: Host,
-  own: StdinConfig,
-  { filter }: Question,
-): Promise<ReportSource> {
+async function sourceOf(host: Host, own: StdinConfig, { filter }: Question): Promise<ReportSource> {
   const { stateDir } = await loadNodeSettings(host, own);
   const totals = new Map<string, { ipv4?: number | undefined; ipv6?: number | undefined }>();
   const notices: string[] = [];

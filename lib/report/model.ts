@@ -128,10 +128,8 @@ function makeHead(host: Host, { stateDir, notices }: ReportSource, tables: Reado
 
 function asideNotice({ file, atMs }: reader.SetAside): string {
   const at = isoTime(atMs);
-  return (
-    `An unusable record was set aside${at ? ` at ${at}` : ""}: its requests and attachments are ` +
-    `not in this report, they are in ${file}`
-  );
+  const what = `An unusable record was set aside${at ? ` at ${at}` : ""}`;
+  return `${what}: its requests and attachments are not in this report, they are in ${file}`;
 }
 
 /** A filter as the JSON of a report has it. */
