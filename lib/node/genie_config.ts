@@ -12,7 +12,7 @@ import { CniError, code, isNetworkName, isSupported } from "../cni.ts";
 import { isMultusConfig } from "../config/foreign_config.ts";
 import type { Config } from "../config/schema.ts";
 import { isObject, parseJson } from "../json.ts";
-import { configFiles, type PluginConfig, parseConfigList } from "../networks.ts";
+import { configFiles, finishList, type PluginConfig, parseConfigList } from "../networks.ts";
 import { orUndefined } from "../recovery/tried.ts";
 import { hostPath, listFolder, readIfThere, readText, statIfThere } from "./files.ts";
 import conflist from "./genie.json";
@@ -78,12 +78,10 @@ export function networkBefore(root: string, confDir: string): string | undefined
   const confs = readConfs(root, confDir);
   const own = ownEntry(confs.find(callsGenie)?.value);
   if (own && (own["default_plugin"] || isMultusConfig({ ...own, name: "genie" }))) return undefined;
-  const lists = confs.flatMap((conf) => {
-    const list = callsGenie(conf)
-      ? undefined
-      : orUndefined(() => parseConfigList(conf.value, conf.name));
-    return list ?? [];
-  });
+  const dir = hostPath(root, confDir);
+  const listOf = ({ name, value }: ConfFile) => finishList(parseConfigList(value, name), dir, name);
+  const others = confs.filter((one) => !callsGenie(one));
+  const lists = others.flatMap((one) => orUndefined(() => listOf(one)) ?? []);
   const metaOf = ({ plugins }: { plugins: PluginConfig[] }) =>
     plugins.find(({ type }) => metaPlugins.includes(type));
   const plain = lists.filter((list) => !metaOf(list)).map(({ name }) => name);

@@ -255,7 +255,10 @@ export function cachedOf(
       };
       // A DEL must not enter what is no network namespace of a container.
       const id = isForeignNetns(request.netns) ? netnsId(request.netns) : "";
-      rows.push(toStored(entry, of, { createdAtMs: host.now(), netnsId: id }));
+      const capabilityArgs = { ...request.config.runtimeConfig, ...entry.capabilityArgs };
+      rows.push(
+        toStored({ ...entry, capabilityArgs }, of, { createdAtMs: host.now(), netnsId: id }),
+      );
     } catch (error) {
       log(host, "warn", toCniError(error).message);
     }
