@@ -1,11 +1,13 @@
 /**
  * Pods from before genie, and after it: what `genie install` makes the default, what it adopts from
- * libcni's cache, DEL by that cache, and what `genie uninstall` gives back. Debian's bridge, portmap
- * and host-local on a node of its own: a network namespace, and a mount namespace with /etc, /opt
- * and /var/lib of its own. lib/recovery/cni_cache.ts, lib/node/adopt.ts, lib/node/genie_config.ts.
+ * libcni's cache, DEL by that cache, and what `genie uninstall` gives back. Debian's bridge,
+ * portmap and host-local on a node of its own: a network namespace, and a mount namespace with
+ * /etc, /opt and /var/lib of its own. lib/recovery/cni_cache.ts, lib/node/adopt.ts, lib/node/genie_config.ts.
  */
 import { expect, test } from "bun:test";
 import {
+  chmodSync,
+  chownSync,
   existsSync,
   mkdirSync,
   readdirSync,
@@ -31,6 +33,7 @@ interface Node {
   /** Path of its root for us. */
   root: string;
   run: (...words: string[]) => GenieRun;
+  start: (...words: string[]) => Bun.Subprocess<"ignore", "ignore", "pipe">;
   pod: (name: string) => Pod;
   put: (path: string, content: string | object) => void;
   entries: () => string[];
@@ -113,6 +116,10 @@ function makeNode(root: string, enter: string[], made: string[]): Node {
   const node: Node = {
     root,
     run,
+    start: (...words) => {
+      const env = { PATH: "/usr/sbin:/usr/bin:/sbin:/bin" };
+      return Bun.spawn([...enter, ...words], { env, stdout: "ignore", stderr: "pipe" });
+    },
     pod: (name) => makePod(node, enter, made, name),
     put: (path, content) => {
       const text = typeof content === "string" ? content : JSON.stringify(content);
@@ -343,6 +350,56 @@ describeReal("pods that were attached before genie", () => {
     });
   });
 
+  test("whose namespace is gone: leases, host ports and the entry go", async () => {
+    await withNode(async (node) => {
+      threeNetworks(node);
+      const pod = node.pod("dead");
+      await pod.attach(blue);
+      must(["ip", "netns", "del", pod.netns.replace("/run/netns/", "")]);
+      expect(genie(node, "install").stdout).not.toContain("adopted");
+      expect(await pod.genie("DEL")).toMatchObject({ status: 0, stdout: "" });
+      expect([node.left().leases, node.entries()]).toEqual([[], []]);
+      expect(node.left().rules.filter((line) => line.includes("CNI-DN-"))).toEqual([]);
+    });
+  });
+
+  test("are left to podman, which deletes them by its own network", async () => {
+    await withNode(async (node) => {
+      threeNetworks(node);
+      const pod = node.pod("podman");
+      await pod.attach(blue);
+      const file = join(results, pod.entry(blue));
+      const entry = JSON.parse(readFileSync(join(node.root, file), "utf8"));
+      node.put(file, { ...entry, cniArgs: [["K8S_POD_NAME", "podman"]] });
+      expect(genie(node, "install").stdout).toContain("it is podman's");
+    });
+  });
+
+  test("the agent adopts them as well, where install could not see them", async () => {
+    await withNode(async (node) => {
+      threeNetworks(node);
+      genie(node, "install");
+      const pod = node.pod("late");
+      await pod.attach(blue);
+      const agent = node.start(compiledGenie(), "agent");
+      try {
+        const reader = agent.stderr.getReader();
+        let said = "";
+        while (!said.includes("genie knows 1 attachments of running pods: blue 1")) {
+          const { done, value } = await reader.read();
+          if (done) throw new Error(said);
+          said += new TextDecoder().decode(value);
+        }
+      } finally {
+        agent.kill();
+        await agent.exited;
+      }
+      expect(genie(node, "report", "pod", "team/late").stdout).toContain("blue");
+      expect(await pod.genie("DEL")).toMatchObject({ status: 0 });
+      expect([node.left(), node.entries()]).toEqual([nothingLeft, []]);
+    });
+  });
+
   test("by an entry of old libcni, the bare result", async () => {
     await withNode(async (node) => {
       threeNetworks(node);
@@ -406,6 +463,19 @@ describeReal("pods that were attached before genie", () => {
     });
   });
 
+  test("an entry that others may write is refused", async () => {
+    await withNode(async (node) => {
+      node.put("etc/cni/net.d/10-blue.conflist", blue);
+      const [open, foreign] = [node.pod("open"), node.pod("foreign")];
+      for (const pod of [open, foreign]) await pod.attach(blue);
+      chmodSync(join(node.root, results, open.entry(blue)), 0o666);
+      chownSync(join(node.root, results, foreign.entry(blue)), 65534, 65534);
+      const { stdout } = genie(node, "install");
+      expect(stdout.match(/others may write it/g)).toHaveLength(2);
+      expect(stdout).not.toContain("genie knows");
+    });
+  });
+
   test("a symbolic link is not followed", async () => {
     await withNode(async (node) => {
       node.put("etc/cni/net.d/10-blue.conflist", blue);
@@ -441,6 +511,27 @@ describeReal("genie uninstall", () => {
         expect(ended.map(({ status }) => status)).toEqual([0, 0]);
       }
       expect(node.left()).toEqual(nothingLeft);
+    });
+  });
+
+  test("with --force: what is given back and what stays both end with their DEL", async () => {
+    await withNode(async (node) => {
+      threeNetworks(node);
+      genie(node, "install");
+      const [plain, other] = [node.pod("plain"), node.pod("other")];
+      await plain.genie("ADD");
+      const annotations = { "io.kubernetes.cri.pod-annotations": { cni: "red" } };
+      await other.genie("ADD", { runtimeConfig: annotations });
+      const run = genie(node, "uninstall", "--force");
+      expect([run.status, run.stdout]).toEqual([1, expect.stringContaining("blue 1")]);
+      expect(node.entries()).toEqual([plain.entry(blue)]);
+      await plain.detach(blue);
+      // The list that stays: genie behind the network that follows.
+      expect(await other.genie("DEL", { type: "genie", delOnly: true })).toMatchObject({
+        status: 0,
+      });
+      expect(node.left()).toEqual(nothingLeft);
+      expect(genie(node, "uninstall")).toMatchObject({ status: 0, stderr: "" });
     });
   });
 

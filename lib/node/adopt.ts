@@ -30,7 +30,7 @@ import { orUndefined } from "../recovery/tried.ts";
 import { parseArgs } from "../request.ts";
 import { parseResult } from "../result.ts";
 import { hostPath, listFolder, makeFolder, placeFile, readIfThere, statIfThere } from "./files.ts";
-import { callsGenie, readConfs } from "./genie_config.ts";
+import { callsGenie, ownEntry, readConfs } from "./genie_config.ts";
 import { type FileOutcome, paths, type Site } from "./installation.ts";
 import { configAt, isExecutable } from "./node_view.ts";
 
@@ -73,10 +73,12 @@ export async function adoptRunning(
   const dir = hostPath(root, cacheDir);
   const config = parseConfig(readIfThere(hostPath(root, paths.table)) ?? "", paths.table);
   const own = readConfs(root, confDir).find(callsGenie)?.value;
+  // Where the runtime does not call genie, or only for what is on record, it deletes them itself.
+  if (!isObject(own) || ownEntry(own)?.["delOnly"] === true) return [];
   const search = { dirs: binDirs.map((one) => hostPath(root, one)), ownType: "genie" };
   const reader = { dir, config: configAt(root, { ...config, confDir }), search };
   let state: State | undefined;
-  const requestNetwork = isObject(own) ? String(own["name"]) : "genie";
+  const requestNetwork = String(own["name"]);
   const open = async () => {
     state ??= await openState(host, hostPath(root, config.stateDir));
     return state;

@@ -383,7 +383,9 @@ export async function runUninstall(host: Host, flags: Flags): Promise<number> {
   const { stateDir } = parseNodeSettings(table);
   const conflist = noted(site, "conflist");
   const record = files.hostPath(site.root, stateDir);
-  const returned = conflist ? await findReturnable(host, site, record, dirname(conflist.path)) : [];
+  // CNI-Genie's config comes back in place of ours, and does not know what genie attached.
+  const next = noted(site, "taken") ? undefined : conflist && dirname(conflist.path);
+  const returned = next === undefined ? [] : await findReturnable(host, site, record, next);
   const before = attachedPods(site, stateDir, returned);
   if (before.length > 0 && !flags["force"]) {
     throw refusal(
@@ -391,12 +393,13 @@ export async function runUninstall(host: Host, flags: Flags): Promise<number> {
         "drain the node, run genie gc for what is leaked, or use --force, which keeps their DEL",
     );
   }
-  if (conflist && before.length === 0) print(takeOff(site, conflist));
+  if (conflist) print(before.length === 0 ? takeOff(site, conflist) : retire(site, conflist));
+  // After that: whoever looks at libcni's cache now does not take them for new ones.
   (await giveBack(host, site, record, returned)).forEach(print);
   // A pod may have started before the CNI config was gone.
   const pods = before.length > 0 ? before : attachedPods(site, stateDir);
   const done = pods.length === 0;
-  if (conflist && !done) print(retire(site, conflist));
+  if (conflist && !done && before.length === 0) print(retire(site, conflist));
   const kinds: InstalledFile["kind"][] = ["kubeconfig", "token"];
   if (done) kinds.push("previous", "binary", "taken", "table");
   for (const kind of kinds) {

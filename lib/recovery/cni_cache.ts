@@ -1,10 +1,19 @@
 /**
- * libcni's cache: of each attachment that a runtime made, a file with its network, config, arguments
- * and result. By it genie knows what was attached before it came (design D14). Files of the cache
- * are hostile until parsed. Source: `cachedInfo` and `getCacheFilePath` in libcni/api.go.
+ * libcni's cache: of each attachment that a runtime made, a file with its network, config,
+ * arguments and result. By it genie knows what was attached before it came (design D14). Files of
+ * the cache are hostile until parsed. Source: `cachedInfo` and `getCacheFilePath` in libcni/api.go.
  */
-import { closeSync, constants, fstatSync, openSync, readdirSync, readSync, rmSync } from "node:fs";
-import { isAbsolute, join } from "node:path";
+import {
+  closeSync,
+  constants,
+  fstatSync,
+  openSync,
+  readdirSync,
+  readSync,
+  rmSync,
+  statSync,
+} from "node:fs";
+import { dirname, isAbsolute, join } from "node:path";
 import { delegatesToOurself, findPlugin, type PluginSearch, pluginSearch } from "../binaries.ts";
 import type { Host, Request } from "../call.ts";
 import { CniError, code, interfaceNameIssue, isNetworkName, log, toCniError } from "../cni.ts";
@@ -135,7 +144,7 @@ function wireResult(value: unknown, list: NetworkConfigList): Record<string, unk
   return orUndefined(() => toVersion(parseResult(value, list.cniVersion), list.cniVersion));
 }
 
-/** A file of ours alone, no link, not too large. @throws CniError 5 or 6 */
+/** A file that the folder's owner alone may write, no link, not large. @throws CniError 5 or 6 */
 function readBounded(path: string, file: string): string {
   let fd: number;
   try {
@@ -149,7 +158,7 @@ function readBounded(path: string, file: string): string {
     if ((mode & constants.S_IFMT) !== constants.S_IFREG || size > bytesMax) {
       throw unusable(file, `it is no regular file of at most ${bytesMax} bytes`, code.ioFailure);
     }
-    if (uid !== process.geteuid?.() || (mode & 0o022) !== 0) {
+    if (uid !== statSync(dirname(path)).uid || (mode & 0o022) !== 0) {
       throw unusable(file, "others may write it", code.ioFailure);
     }
     const bytes = Buffer.alloc(size);
@@ -162,8 +171,8 @@ function readBounded(path: string, file: string): string {
 function decode(bytes: Uint8Array, file: string): string {
   try {
     return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
-  } catch {
-    throw unusable(file, "it is not UTF-8", code.decodingFailure);
+  } catch (error) {
+    throw unusable(file, `it is not UTF-8 (${toCniError(error).message})`, code.decodingFailure);
   }
 }
 
