@@ -1,8 +1,9 @@
 /**
- * Pods from before genie, and after it: what `genie install` makes the default, what it adopts from
- * libcni's cache, DEL by that cache, and what `genie uninstall` gives back. Debian's bridge,
+ * Pods from before genie, and after it: what `genie install` makes the default, what it adopts
+ * from libcni's cache, DEL by that cache, and what `genie uninstall` gives back. Debian's bridge,
  * portmap and host-local on a node of its own: a network namespace, and a mount namespace with
- * /etc, /opt and /var/lib of its own. lib/recovery/cni_cache.ts, lib/node/adopt.ts, lib/node/genie_config.ts.
+ * /etc, /opt and /var/lib of its own.
+ * lib/recovery/cni_cache.ts, lib/node/adopt.ts, lib/node/genie_config.ts.
  */
 import { expect, test } from "bun:test";
 import {
