@@ -28,7 +28,6 @@ import {
 import { networkName } from "../recovery/network_name.ts";
 import { orUndefined } from "../recovery/tried.ts";
 import { parseArgs } from "../request.ts";
-import { parseResult } from "../result.ts";
 import { hostPath, listFolder, makeFolder, placeFile, readIfThere, statIfThere } from "./files.ts";
 import { callsGenie, ownEntry, readConfs } from "./genie_config.ts";
 import { type FileOutcome, paths, type Site } from "./installation.ts";
@@ -131,21 +130,22 @@ function sumOf(
 async function adopt(adoption: Adoption, entry: CachedAttachment): Promise<boolean> {
   const { host, root, dir, binDirs, open, requestNetwork, config } = adoption;
   const { containerId, ifName, list } = entry;
-  const netns = entry.netns === "" ? "" : hostPath(root, entry.netns);
+  const file = cacheName(list, entry);
+  const refuse = (why: string) => new CniError(code.invalidConfig, `${file}: ${why}`);
+  if (entry.netns === "") throw refuse("it does not say its network namespace");
+  const netns = hostPath(root, entry.netns);
   if (!isForeignNetns(netns)) return false;
   const state = await open();
   const isKnown = () =>
     attachments(host, state, containerId).some((one) => one.ifName === ifName && !one.parkedAs);
   if (isKnown()) return false;
-  const file = cacheName(list, entry);
-  const refuse = (why: string) => new CniError(code.invalidConfig, `${file}: ${why}`);
   const pod = parseArgs(entry.cniArgs ?? "");
   if (pod.has("K8S_POD_NAME") && !pod.has("K8S_POD_NAMESPACE")) {
     throw refuse("it is podman's, which deletes it by its own network");
   }
   if (!entry.result) throw refuse("its result cannot be read");
   const kernel = readNetwork(netns);
-  const gone = kernel ? findGone(entry, parseResult(entry.result, list.cniVersion), kernel) : [];
+  const gone = kernel ? findGone(entry, entry.result, kernel) : [];
   if (gone.length > 0) throw refuse(`its namespace does not have ${gone.join(", ")}`);
   const plugins = list.plugins.map(({ type }) => {
     const found = binDirs.map((one) => join(one, type));

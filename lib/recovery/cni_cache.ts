@@ -29,7 +29,7 @@ import {
 } from "../networks.ts";
 import { findListOnDisk } from "../node_networks.ts";
 import { delegateArgs } from "../pod.ts";
-import type { Attachment, StoredAttachment } from "../record.ts";
+import type { Attachment, Result, StoredAttachment } from "../record.ts";
 import { podIdentity } from "../request.ts";
 import { parseResult, toVersion } from "../result.ts";
 import { attachedSql, insertPlanned } from "../write_ahead.ts";
@@ -45,14 +45,14 @@ const bytesMax = 4 * 1024 * 1024;
 export interface CachedAttachment {
   containerId: string;
   ifName: string;
-  /** Path of its network namespace; "" where libcni did not note it. */
+  /** Path of its network namespace; "" where neither libcni (before 1.3) nor its result says it. */
   netns: string;
   list: NetworkConfigList;
   /** CNI_ARGS as the runtime gave them; undefined where libcni did not note them. */
   cniArgs: string | undefined;
   capabilityArgs: Record<string, unknown>;
-  /** Wire form of its result at the list's version; undefined where it cannot be read. */
-  result: Record<string, unknown> | undefined;
+  /** Undefined where it cannot be read. */
+  result: Result | undefined;
 }
 
 /** What reading an entry takes besides its file. */
@@ -102,22 +102,23 @@ function readEntry(config: Config, value: unknown, file: string): CachedAttachme
   ) {
     throw unusable(file, "network, container and interface in it are not those of its name");
   }
-  if (typeof netns !== "string" || (netns !== "" && !isAbsolute(netns))) {
-    throw unusable(file, '"netns" is not a path');
-  }
+  const isPath = (path: unknown): path is string => typeof path === "string" && isAbsolute(path);
+  if (netns !== "" && !isPath(netns)) throw unusable(file, '"netns" is not a path');
   if (typeof base64 !== "string") throw unusable(file, "it has no config");
   const text = decode(Buffer.from(base64, "base64"), file);
   const what = `of libcni's ${file}`;
   const list = finishList(parseConfigList(parseJson(text, what), what), config.confDir, what);
   if (list.name !== name) throw unusable(file, "its config is of another network");
+  const result = readResult(value["result"], list);
+  const sandbox = result?.interfaces.find((one) => one.name === ifName && isPath(one.sandbox));
   return {
     containerId,
     ifName,
-    netns,
+    netns: netns || (sandbox?.sandbox ?? ""),
     list,
     cniArgs: cniArgs === undefined ? undefined : joinArgs(cniArgs, file),
     capabilityArgs: isObject(capabilityArgs) ? capabilityArgs : {},
-    result: wireResult(value["result"], list),
+    result,
   };
 }
 
@@ -127,7 +128,7 @@ function readBare(config: Config, value: unknown, file: string, of: CacheKey): C
   const found = findListOnDisk(config, name);
   if (!found) throw unusable(file, `there is no network "${name}" any more`);
   const { list } = found;
-  const result = wireResult(value, list);
+  const result = readResult(value, list);
   return { ...of, netns: "", list, cniArgs: undefined, capabilityArgs: {}, result };
 }
 
@@ -138,10 +139,10 @@ function joinArgs(pairs: unknown, file: string): string {
   return pairs.map(([key, value]) => `${key}=${value}`).join(";");
 }
 
-function wireResult(value: unknown, list: NetworkConfigList): Record<string, unknown> | undefined {
+function readResult(value: unknown, list: NetworkConfigList): Result | undefined {
   if (value === undefined) return undefined;
   // As in libcni, the DEL of one that is damaged goes without a prevResult.
-  return orUndefined(() => toVersion(parseResult(value, list.cniVersion), list.cniVersion));
+  return orUndefined(() => parseResult(value, list.cniVersion));
 }
 
 /** A file that the folder's owner alone may write, no link, not large. @throws CniError 5 or 6 */
@@ -205,7 +206,7 @@ export function toStored(
     ...of,
     ...made,
     state: "attached",
-    result,
+    result: result && toVersion(result, list.cniVersion),
     failedAtMs: 0,
     error: "",
   };
