@@ -179,7 +179,7 @@ describe.skipIf(skipReason !== undefined)("containerd:", () => {
     expect(await traces(machine)).toEqual(noTraces);
   });
 
-  test("pods from before genie are adopted; uninstall refuses or gives back; DEL works", async () => {
+  test("pods from before are adopted; uninstall refuses or gives back; DEL works", async () => {
     await using node = await openNode();
     const { machine } = node;
     await node.networks(blue, green);
