@@ -69,7 +69,7 @@ export async function detach(
     const found = await findLocked(call);
     mark("lock");
     if (isDue && !isDue(found.rows)) release(state, operation, () => undefined);
-    else await undoFound(call, found);
+    else await undoFound(call, await withCached(call, found));
   } finally {
     closeState(state);
   }
@@ -112,6 +112,18 @@ interface Found {
 }
 
 const nothingFound: Found = { rows: [], others: [], damaged: [], ended: false };
+
+/** What is on record of a call; where that is nothing, what a runtime attached without genie. */
+async function withCached({ host, state, request }: DelCall, found: Found): Promise<Found> {
+  if (found.damaged.length > 0 || !isUnknown(request, found)) return found;
+  const { adoptCall } = await import("./recovery/guess.ts");
+  return { ...found, rows: await adoptCall(host, state, request, found.others) };
+}
+
+/** Nothing is on record of the call, though it may have attached something. */
+function isUnknown(request: Request, { rows, ended }: Found): boolean {
+  return rows.length === 0 && !ended && request.config["delOnly"] !== true;
+}
 
 /** Undoes what is on record of a call, in reverse, and writes down what became of it. */
 async function undoFound(call: DelCall, found: Found): Promise<void> {
@@ -296,9 +308,8 @@ export function withoutSuccessWords(text: string): string {
 
 /** Best effort for what the record does not tell: a call it does not know, or damaged rows. */
 async function guessTheRest(request: Request, chain: Chain, found: Found): Promise<undefined> {
-  const { rows, others, damaged, ended } = found;
-  const isUnknown = rows.length === 0 && request.config["delOnly"] !== true;
-  if (ended || (damaged.length === 0 && !isUnknown)) return;
+  const { others, damaged, ended } = found;
+  if (ended || (damaged.length === 0 && !isUnknown(request, found))) return;
   const { deleteByGuess } = await import("./recovery/guess.ts");
   const ifNames = damaged.length > 0 ? new Set(damaged.map(({ ifName }) => ifName)) : undefined;
   await deleteByGuess(chain, request, { ifNames, others });

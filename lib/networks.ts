@@ -149,7 +149,7 @@ export function readListFile(path: string): ListFile {
 }
 
 /** Adds the plugins from `<dir>/<name>/*.conf` (SPEC 1.1 §1) and checks that there are any. */
-function finishList(parsed: ParsedConfigList, dir: string, what: string): NetworkConfigList {
+export function finishList(parsed: ParsedConfigList, dir: string, what: string): NetworkConfigList {
   const { loadsFolder, ...list } = parsed;
   const folder = join(dir, list.name);
   if (loadsFolder && statSync(folder, { throwIfNoEntry: false })?.isDirectory()) {

@@ -45,6 +45,8 @@ export interface Attachment {
   enforcesPlain?: true;
   /** File with its device information (NPWG Device Information Specification). */
   deviceInfoFile?: string;
+  /** A runtime made it: libcni's cache has an entry of it, which goes with its DEL. */
+  isCached?: true;
 }
 
 /**

@@ -244,7 +244,7 @@ export async function delChain(
   attachment: Attachment,
   made: { result: Result | undefined; last?: number; isGuess?: boolean },
 ): Promise<CniError[]> {
-  const { list, deviceInfoFile } = attachment;
+  const { list, deviceInfoFile, isCached } = attachment;
   const note = noter(chain, attachment, "DEL");
   const isGone = netnsId(chain.netns) === "";
   const errors: CniError[] = [];
@@ -264,10 +264,11 @@ export async function delChain(
   if (isLeft && !made.isGuess) {
     await (await import("./recovery/plugin_keys.ts")).removeLeft(chain, attachment);
   }
-  if (deviceInfoFile !== undefined && errors.length === 0) {
-    const { removeDeviceInfo } = await import("./kubernetes/devices.ts");
-    removeDeviceInfo(chain.host, deviceInfoFile);
+  if (errors.length > 0) return errors;
+  if (deviceInfoFile !== undefined) {
+    (await import("./kubernetes/devices.ts")).removeDeviceInfo(chain.host, deviceInfoFile);
   }
+  if (isCached) (await import("./recovery/cni_cache.ts")).removeCached(attachment);
   return errors;
 }
 

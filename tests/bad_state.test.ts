@@ -21,7 +21,7 @@ import {
   writeSync,
 } from "node:fs";
 import { join } from "node:path";
-import { migrations } from "../lib/recovery/migrations.ts";
+import { migrations } from "../lib/recovery/database.ts";
 import { callOrder, forgetCalls, type GenieRun } from "./fakes.ts";
 import { noise } from "./record.ts";
 import { lacks } from "./skip.ts";

@@ -1,5 +1,5 @@
 /**
- * The file of the record: modes, migration by the steps of lib/recovery/migrations.ts, and every
+ * The file of the record: modes, migration by the steps of lib/recovery/migrations.sql, and every
  * way in which it can be unusable.
  */
 import { Database } from "bun:sqlite";

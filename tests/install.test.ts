@@ -100,7 +100,10 @@ describe("genie install", () => {
       kubeconfig: "skipped",
       "00-genie.conflist": "wrote",
     });
-    expect(root.read(table)).toBe(readFileSync(join(import.meta.dir, "../plugins.toml"), "utf8"));
+    const shipped = readFileSync(join(import.meta.dir, "../plugins.toml"), "utf8");
+    // Pods that ask for nothing keep what they had.
+    const [none, blue] = ["networks = []      ", 'networks = ["blue"]'];
+    expect(root.read(table)).toBe(shipped.replace(none, blue));
     expect(JSON.parse(root.read(conflist))).toEqual(ownList());
     const mode = (name: string) => (statSync(join(root.path, name)).mode & 0o777).toString(8);
     expect([binary, conflist, table].map(mode)).toEqual(["755", "644", "644"]);
@@ -119,6 +122,45 @@ describe("genie install", () => {
     expect(root.files()).toEqual(untouched);
     expect(root.has("etc/cni/genie")).toBe(false);
     expect((await root.genie("uninstall")).status).toBe(0);
+  });
+
+  const multus = (keys: object) => ({ cniVersion: "1.0.0", name: "m", type: "multus", ...keys });
+  const lists = { "20-red.conflist": list("red"), "05-green.conf": { ...list("green") } };
+  test.each<[string, Record<string, object | string>, string[]]>([
+    ["the first by file name", lists, ["green"]],
+    ["not one that is no JSON", { "01-a.conf": "{", "02-b.conflist": { name: "b" } }, ["blue"]],
+    ["not one that calls genie", { "05-x.conf": { ...list("x", "genie"), name: "x" } }, ["blue"]],
+    [
+      "Multus' clusterNetwork",
+      { ...lists, "01-m.conf": multus({ clusterNetwork: "red" }) },
+      ["red"],
+    ],
+    [
+      "Multus' delegate",
+      { ...lists, "01-m.conf": multus({ delegates: [{ name: "red" }] }) },
+      ["red"],
+    ],
+    ["Multus with an object", { "01-m.conf": multus({ clusterNetwork: "ns/x" }) }, ["blue"]],
+    [
+      "genie in Multus' place",
+      { "00-multus.conf": { ...multus({ clusterNetwork: "blue" }), type: "genie" } },
+      [],
+    ],
+    [
+      "CNI-Genie's default_plugin",
+      { "00-genie.conf": { name: "x", type: "genie", hostname: "h", default_plugin: "blue" } },
+      [],
+    ],
+  ])("the default of a fresh table is %s", async (_what, files, expected) => {
+    using root = makeRoot();
+    for (const [name, content] of Object.entries(files)) {
+      root.write(`etc/cni/net.d/${name}`, content);
+    }
+    const run = await root.genie("install", "--no-wait", "--json");
+    expect([run.stderr, run.status]).toEqual(["", 0]);
+    expect(parseConfig(root.read(table), table).default.networks).toEqual(expected);
+    if (expected.length === 0) return;
+    expect(JSON.parse(run.stdout).default).toBe(`pods that ask for nothing get ${expected}`);
   });
 
   test("the CNI config is one that containerd 1.7 and 2.x load", () => {
@@ -421,6 +463,7 @@ current-context: genie-context
     fakePlugin(join(root.path, "opt/cni/bin"), "bridge");
     expect(await child.exited).toBe(0);
     expect(root.has(conflist)).toBe(true);
+    expect(parseConfig(root.read(table), table).default.networks).toEqual(["blue"]);
   });
 
   test("writes the CNI config of a node that is not ready only when told to", async () => {

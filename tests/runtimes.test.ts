@@ -179,14 +179,24 @@ describe.skipIf(skipReason !== undefined)("containerd:", () => {
     expect(await traces(machine)).toEqual(noTraces);
   });
 
-  test("uninstall refuses while pods live; with --force their DEL still works", async () => {
+  test("pods from before are adopted; uninstall refuses or gives back; DEL works", async () => {
     await using node = await openNode();
     const { machine } = node;
     await node.networks(blue, green);
     const untouched = nodeFiles(machine);
+    await node.loaded("blue");
+    const [old, older] = [await node.start(), await node.start()];
     await node.install();
     await node.loaded("genie");
-    const [first, second] = [await node.start({ cni: "green,blue" }), await node.start()];
+    // Those from before are known, and end through genie.
+    expect(await rowsOn(machine, "attachments")).toHaveLength(2);
+    await older.end();
+    expect(await rowsOn(machine, "attachments")).toHaveLength(1);
+    const [first, second] = [
+      await node.start({ cni: "green,blue" }),
+      await node.start({ cni: "green" }),
+    ];
+    const plain = await node.start();
     expect(await node.genie("uninstall")).toMatchObject({
       status: 1,
       stderr: expect.stringContaining("2 pods are attached through genie"),
@@ -199,7 +209,8 @@ describe.skipIf(skipReason !== undefined)("containerd:", () => {
     await second.end();
     expect(await node.genie("uninstall", "--purge")).toMatchObject({ status: 0 });
     expect(nodeFiles(machine)).toEqual(untouched);
-    await third.end();
+    // Those of the network that the runtime takes now run on, and it ends them without genie.
+    for (const pod of [third, plain, old]) await pod.end();
     expect(await traces(machine)).toEqual(noTraces);
   });
 

@@ -14,7 +14,10 @@ import { listsOf } from "../gc.ts";
 import { criSocket, listSandboxes } from "../kubernetes/grpc.ts";
 import { pause } from "../kubernetes/watch.ts";
 import { beginJournal } from "../ledger.ts";
+import { adoptRunning } from "../node/adopt.ts";
 import { collectOne, findGarbage, netnsState, whyStale } from "../node/garbage.ts";
+import { cniFolders } from "../node/genie_config.ts";
+import { noted, openSite } from "../node/installation.ts";
 import { findLiveContainers } from "../node/live_containers.ts";
 import type { StoredAttachment } from "../record.ts";
 import { attachments, pruneLedger } from "../recorded.ts";
@@ -24,6 +27,7 @@ import { type Agent, pauseAfter } from "./task.ts";
 
 /** The jobs, and how long after the end of one time the next one begins, in ms. */
 const makeJobs = () => [
+  { name: "adoption", everyMs: 60_000, run: adoptOthers },
   { name: "traffic", everyMs: 15_000, run: sampleAll },
   { name: "ledger", everyMs: 30_000, run: pruneAll },
   { name: "leftovers", everyMs: 20_000, run: attachmentCollector() },
@@ -55,6 +59,18 @@ export async function runUpkeep(agent: Agent): Promise<void> {
       }
       dueMs.set(name, performance.now() + everyMs);
     }
+  }
+}
+
+/**
+ * What the runtime attached before it called genie: `genie install` in a container does not see the
+ * network namespaces of the node, and an ADD of the runtime may end after it.
+ */
+async function adoptOthers({ host }: Agent): Promise<void> {
+  const site = openSite("/");
+  if (!noted(site, "conflist")) return;
+  for (const { did, detail } of await adoptRunning(host, site, cniFolders(site))) {
+    log(host, did === "adopted" ? "info" : "debug", detail);
   }
 }
 

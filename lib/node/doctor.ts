@@ -20,6 +20,7 @@ import * as node from "./doctor_node.ts";
 import { listFolder, statIfThere, withOpen } from "./files.ts";
 import {
   callsGenie,
+  metaPlugins,
   pluginsOf,
   type RuntimeSettings,
   readConfs,
@@ -39,6 +40,7 @@ import {
   ok,
   orOk,
   problem,
+  sayDefault,
   viewNode,
   warning,
 } from "./node_view.ts";
@@ -122,9 +124,6 @@ async function checkInstalled(view: NodeView): Promise<CheckResult[]> {
   const isNoted = openSite(view.root).note.files.length > 0;
   return [ok(`genie ${version} in ${dirname(path)}${isNoted ? "" : ", put there by hand"}`)];
 }
-
-/** Plugins that call other plugins: one of them and genie stand in each other's way. */
-const metaPlugins = ["multus", "multus-shim", "danm", "knitter", "cni-genie"];
 
 /** The order of the conf dir, and who takes the place of genie. */
 function checkOrder({ confs, confDir, at, own }: NodeView): CheckResult[] {
@@ -223,7 +222,8 @@ function checkRelease({ config }: NodeView, name: string, release: string | unde
   return ok(`${name} ${release}`);
 }
 
-function checkTable({ configError, config, networks, problems }: NodeView): CheckResult[] {
+async function checkTable(view: NodeView): Promise<CheckResult[]> {
+  const { configError, config, networks, problems } = view;
   if (configError) return [problem(configError.message, "put it right: until then no pod starts")];
   const results = problems.map(({ message }) => problem(message, "genie validate says more"));
   const names = networks.map(({ name }) => name);
@@ -233,7 +233,8 @@ function checkTable({ configError, config, networks, problems }: NodeView): Chec
     const what = `default.networks names ${name}, which is none`;
     results.push(problem(what, "install it, or rename it"));
   }
-  return orOk(results, `${config.file || "no table"}; networks: ${names.join(", ")}`);
+  const detail = `${config.file || "no table"}; networks: ${names.join(", ")}`;
+  return [...orOk(results, detail), ok(await sayDefault(view))];
 }
 
 /** Can every plugin of the networks be called, IPAM plugins included? Each is asked once. */

@@ -9,9 +9,10 @@ import { basename, dirname, join } from "node:path";
 import { parse } from "smol-toml";
 import type { StdinConfig } from "../call.ts";
 import { CniError, code, isNetworkName, isSupported } from "../cni.ts";
+import { isMultusConfig } from "../config/foreign_config.ts";
 import type { Config } from "../config/schema.ts";
 import { isObject, parseJson } from "../json.ts";
-import { configFiles } from "../networks.ts";
+import { configFiles, finishList, type PluginConfig, parseConfigList } from "../networks.ts";
 import { orUndefined } from "../recovery/tried.ts";
 import { hostPath, listFolder, readIfThere, readText, statIfThere } from "./files.ts";
 import conflist from "./genie.json";
@@ -62,6 +63,36 @@ export function readConfs(root: string, confDir: string): ConfFile[] {
     name,
     value: orUndefined(() => parseJson(readText(hostPath(root, join(confDir, name))), name)),
   }));
+}
+
+/** Plugins that call other plugins: one of them and genie stand in each other's way. */
+export const metaPlugins = ["multus", "multus-shim", "danm", "knitter", "cni-genie"];
+
+/**
+ * The network that the runtime uses without genie, by its CNI name: the one that CRI-O's settings
+ * name, else the first that can be read, as containerd, CRI-O and Multus choose. Multus' own config
+ * stands for its default network. Undefined where there is none, and where genie's own config says
+ * what the default is, in the words of CNI-Genie or Multus.
+ */
+export function networkBefore(root: string, confDir: string): string | undefined {
+  const confs = readConfs(root, confDir);
+  const own = ownEntry(confs.find(callsGenie)?.value);
+  if (own && (own["default_plugin"] || isMultusConfig({ ...own, name: "genie" }))) return undefined;
+  const dir = hostPath(root, confDir);
+  const listOf = ({ name, value }: ConfFile) => finishList(parseConfigList(value, name), dir, name);
+  const others = confs.filter((one) => !callsGenie(one));
+  const lists = others.flatMap((one) => orUndefined(() => listOf(one)) ?? []);
+  const metaOf = ({ plugins }: { plugins: PluginConfig[] }) =>
+    plugins.find(({ type }) => metaPlugins.includes(type));
+  const plain = lists.filter((list) => !metaOf(list)).map(({ name }) => name);
+  const taken = lists.map((list) => {
+    const meta = metaOf(list);
+    if (!meta) return list.name;
+    // An index is a key as well: of `delegates` the first is the default.
+    return textOf(meta["clusterNetwork"]) || textOf(below(meta["delegates"], "0", "name"));
+  });
+  const named = enabledRuntimes(root).map(({ network }) => network);
+  return [...named, ...taken].find((name) => name !== undefined && plain.includes(name));
 }
 
 /** As Go sorts: by bytes. */
@@ -180,7 +211,8 @@ const folders = (value: unknown) => texts(value).flatMap((one) => folder(one) ??
 
 /** A value in nested tables; undefined where one is missing. */
 function below(value: unknown, ...keys: string[]): unknown {
-  return keys.reduce<unknown>((one, key) => (isObject(one) ? one[key] : undefined), value);
+  const isNested = (one: unknown) => isObject(one) || Array.isArray(one);
+  return keys.reduce<unknown>((one, key) => (isNested(one) ? Object(one)[key] : undefined), value);
 }
 
 function readToml(root: string, path: string): unknown {

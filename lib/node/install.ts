@@ -23,10 +23,12 @@ import { type Flags, parseDuration, text, UsageError } from "../config/usage.ts"
 import { isObject, parseJson } from "../json.ts";
 import { findAccount, readSecrets } from "../kubernetes/kubeconfig.ts";
 import { type Network, resolveNetwork } from "../networks.ts";
+import { cacheDir } from "../recovery/cni_cache.ts";
 import { orElse } from "../recovery/tried.ts";
 import { liveAttachments, readRecord } from "../report/record_reader.ts";
 import { isConfigured, serviceAccountDirDefault } from "../settings.ts";
 import { askNetworks, neededNetworks } from "../status.ts";
+import { adoptRunning, findReturnable, giveBack } from "./adopt.ts";
 import * as files from "./files.ts";
 import * as conf from "./genie_config.ts";
 import {
@@ -47,7 +49,7 @@ import {
   writeNote,
 } from "./installation.ts";
 import kubeconfigTemplate from "./kubeconfig.yaml" with { type: "text" };
-import { askVersion, configAt, isExecutable } from "./node_view.ts";
+import { askVersion, configAt, isExecutable, sayDefault, viewNode } from "./node_view.ts";
 
 const pollMs = 500;
 
@@ -63,27 +65,30 @@ export async function runInstall(host: Host, flags: Flags, program: string): Pro
   const site = openSite(folderOption(flags, "host-root") ?? "/");
   const options = readOptions(flags, site);
   const { steps, print } = outcomePrinter(host, flags);
-  const table = makeTable(options);
+  makeTable(site, options);
   checkOrder(site, options);
   if (!flags["downgrade"]) await checkVersion(site, options);
   putBinary(site, options, program).forEach(print);
   files.makeFolder(files.hostPath(site.root, dirname(paths.table)), 0o700);
-  print(putTable(site, options, table));
   (await kubeAccess(host, site, text(flags, "kubeconfig"))).forEach(print);
   files.makeFolder(files.hostPath(site.root, options.confDir), 0o755);
   if (options.waitMs > 0) await waitUntilReady(host, site, options);
+  print(putTable(site, options));
   putConflist(site, options).forEach(print);
+  // Last: from now on all that the runtime attaches is on record.
+  (await adoptRunning(host, site, options)).forEach(print);
   const { version } = manifest;
   if (site.note.genie !== version) {
     site.note.genie = version;
     writeNote(site);
   }
-  const changed = steps.some(({ did }) => did === "wrote" || did === "replaced");
+  const changed = steps.some(({ did }) => ["wrote", "replaced", "adopted"].includes(did));
   const end = changed ? "is installed" : "was installed already: nothing has changed";
+  const pods = await sayDefault(await viewNode(host, site.root, options.confDir));
   host.stdout(
     flags["json"]
-      ? `${JSON.stringify({ version, changed, steps }, null, 2)}\n`
-      : `genie ${version} ${end}\n`,
+      ? `${JSON.stringify({ version, changed, default: pods, steps }, null, 2)}\n`
+      : `genie ${version} ${end}; ${pods}\n`,
   );
   return 0;
 }
@@ -105,13 +110,19 @@ function readOptions(flags: Flags, site: Site) {
   };
 }
 
-/** The table to install, checked: the one named, or the commented default for these folders. */
-function makeTable({ table, confDir, binDirs }: Options): string {
+/**
+ * The table to install, checked: the one named, or the commented default for these folders, in
+ * which pods that ask for nothing keep the network that they had (design D14).
+ */
+function makeTable({ root }: Site, { table, confDir, binDirs }: Options): string {
   if (table === undefined) {
+    const before = conf.networkBefore(root, confDir);
+    const networks = `networks = ${JSON.stringify(before === undefined ? [] : [before])}`;
     const dirs = binDirs.map((dir) => JSON.stringify(dir)).join(", ");
     return defaultTable
       .replace(/^conf_dir( *)= "[^"]*"/m, `conf_dir$1= ${JSON.stringify(confDir)}`)
-      .replace(/^bin_dirs( *)= \[[^\]]*\]/m, `bin_dirs$1= [${dirs}]`);
+      .replace(/^bin_dirs( *)= \[[^\]]*\]/m, `bin_dirs$1= [${dirs}]`)
+      .replace(/^networks = \[\] */m, `${networks.padEnd(35)} `);
   }
   const content = files.readText(table);
   parseConfig(content, table);
@@ -164,7 +175,8 @@ function putBinary(site: Site, { binary: path }: Options, program: string): File
   return [{ did: "kept", path: kept, detail }, put(site, file)];
 }
 
-function putTable(site: Site, { table }: Options, content: string): FileOutcome {
+function putTable(site: Site, options: Options): FileOutcome {
+  const { table } = options;
   const path = paths.table;
   const there = files.readIfThere(files.hostFile(site.root, path));
   // A default, even of a new version, does not replace the table that is in use.
@@ -173,7 +185,8 @@ function putTable(site: Site, { table }: Options, content: string): FileOutcome 
     return { did: "unchanged", path, detail: "" };
   }
   const keepsOthers = table === undefined;
-  return put(site, { kind: "table", path, content: { text: content }, keepsOthers });
+  const content = { text: makeTable(site, options) };
+  return put(site, { kind: "table", path, content, keepsOthers });
 }
 
 /**
@@ -225,12 +238,13 @@ function keysOfGenie({ root }: Site, kept: string): object {
 }
 
 async function waitUntilReady(host: Host, site: Site, options: Options): Promise<void> {
-  const { waitMs, confDir, binDirs } = options;
+  const { waitMs, confDir, binDirs, table: named } = options;
   const deadlineMs = host.now() + waitMs;
   let printed = "";
   for (;;) {
-    const written = files.readIfThere(files.hostFile(site.root, paths.table)) ?? "";
-    const table = parseConfig(written, paths.table);
+    const there =
+      named === undefined ? files.readIfThere(files.hostFile(site.root, paths.table)) : undefined;
+    const table = parseConfig(there ?? makeTable(site, options), paths.table);
     // Plugins are found as in a call of the runtime.
     const config = { ...table, binDirs: [...new Set([...binDirs, ...table.binDirs])] };
     const reason = await whyNotReady(host, site.root, config);
@@ -353,8 +367,6 @@ function checkPaths(file: string, text: string): void {
 const unusable = (file: string, why: string) =>
   refusal(`Cannot use the kubeconfig ${file}: ${why}`);
 
-/** Where libcni keeps the results of its calls, on the node. */
-const cacheDir = "/var/lib/cni/results";
 /** How many pods a message names; there may be hundreds. */
 const namesMax = 3;
 
@@ -369,19 +381,25 @@ export async function runUninstall(host: Host, flags: Flags): Promise<number> {
   const { steps, print } = outcomePrinter(host, flags);
   const table = files.readIfThere(files.hostFile(site.root, paths.table)) ?? "";
   const { stateDir } = parseNodeSettings(table);
-  const before = attachedPods(site, stateDir);
+  const conflist = noted(site, "conflist");
+  const record = files.hostPath(site.root, stateDir);
+  // CNI-Genie's config comes back in place of ours, and does not know what genie attached.
+  const next = noted(site, "taken") ? undefined : conflist && dirname(conflist.path);
+  const returned = next === undefined ? [] : await findReturnable(host, site, record, next);
+  const before = attachedPods(site, stateDir, returned);
   if (before.length > 0 && !flags["force"]) {
     throw refusal(
       `Cannot uninstall: ${before.length} pods are attached through genie (${firstOf(before)}): ` +
         "drain the node, run genie gc for what is leaked, or use --force, which keeps their DEL",
     );
   }
-  const conflist = noted(site, "conflist");
-  if (conflist && before.length === 0) print(takeOff(site, conflist));
+  if (conflist) print(before.length === 0 ? takeOff(site, conflist) : retire(site, conflist));
+  // After that: whoever looks at libcni's cache now does not take them for new ones.
+  (await giveBack(host, site, record, returned)).forEach(print);
   // A pod may have started before the CNI config was gone.
   const pods = before.length > 0 ? before : attachedPods(site, stateDir);
   const done = pods.length === 0;
-  if (conflist && !done) print(retire(site, conflist));
+  if (conflist && !done && before.length === 0) print(retire(site, conflist));
   const kinds: InstalledFile["kind"][] = ["kubeconfig", "token"];
   if (done) kinds.push("previous", "binary", "taken", "table");
   for (const kind of kinds) {
@@ -406,11 +424,16 @@ function firstOf(names: string[]): string {
   return names.slice(0, namesMax).join(", ") + more;
 }
 
-function attachedPods({ root }: Site, stateDir: string): string[] {
+function attachedPods(
+  { root }: Site,
+  stateDir: string,
+  but: readonly { containerId: string }[] = [],
+): string[] {
+  const isIn = (id: string) => but.some(({ containerId }) => containerId === id);
   const names = readRecord(files.hostPath(root, stateDir), (record) =>
-    [...liveAttachments(record, {})].map(({ namespace, pod, containerId }) =>
-      pod === "" ? containerId : `${namespace}/${pod}`,
-    ),
+    [...liveAttachments(record, {})]
+      .filter(({ containerId }) => !isIn(containerId))
+      .map(({ namespace, pod, containerId }) => (pod === "" ? containerId : `${namespace}/${pod}`)),
   );
   return [...new Set(names)];
 }

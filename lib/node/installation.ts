@@ -53,7 +53,16 @@ export interface Site {
 
 /** What was done with one file. */
 export interface FileOutcome {
-  did: "wrote" | "replaced" | "unchanged" | "kept" | "restored" | "removed" | "left" | "skipped";
+  did:
+    | "wrote"
+    | "replaced"
+    | "unchanged"
+    | "kept"
+    | "restored"
+    | "removed"
+    | "left"
+    | "skipped"
+    | "adopted";
   path: string;
   detail: string;
 }

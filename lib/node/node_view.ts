@@ -10,14 +10,14 @@ import { parseConfig } from "../config/parse.ts";
 import type { Config } from "../config/schema.ts";
 import { run } from "../exec.ts";
 import { isObject, parseJson } from "../json.ts";
-import { listNetworks } from "../node_networks.ts";
+import { candidateNetworks, firstOfGenie, listNetworks } from "../node_networks.ts";
 import { aliveSince, neededResources, whyStale } from "../policy/store.ts";
 import { orUndefined } from "../recovery/tried.ts";
 import { readOrEmpty } from "../report/record_reader.ts";
 import { visibleText } from "../report/table.ts";
 import { enforcesPolicy, loadConfig } from "../settings.ts";
 import { hostPath, readIfThere, statIfThere } from "./files.ts";
-import { callsGenie, ownEntry, readConfs, runtimePath } from "./genie_config.ts";
+import { callsGenie, networkBefore, ownEntry, readConfs, runtimePath } from "./genie_config.ts";
 import { paths } from "./installation.ts";
 
 /** A node. */
@@ -55,6 +55,21 @@ export async function viewNode(host: Host, root: string, confDir: string) {
     /** The text of a file, such as one of `/proc`; "" when there is none. */
     read: (path: string) => readIfThere(at(path)) ?? "",
   };
+}
+
+/** What pods that ask for nothing get, for people. */
+export async function sayDefault({ root, config, own, confDir }: NodeView): Promise<string> {
+  const here = configAt(root, config);
+  const search = { dirs: here.binDirs, ownType: "genie" };
+  const named = config.multus?.clusterNetwork || config.default.networks.join(", ");
+  const wanted = named || (await firstOfGenie(here, search, own));
+  const candidates = candidateNetworks(here, search);
+  const what = "pods that ask for nothing get";
+  if (wanted || candidates.length < 2) return `${what} ${wanted || candidates[0] || "no network"}`;
+  const before = networkBefore(root, confDir);
+  const remedy =
+    before && `: default.networks = ["${before}"] gives all of them what the runtime did`;
+  return `${what} one of ${candidates.join(", ")}, chosen by KPI${remedy ?? ""}`;
 }
 
 /** The table; on the node itself as a call would read it, with the keys of the CNI config. */

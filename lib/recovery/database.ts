@@ -9,7 +9,10 @@ import { dirname, join } from "node:path";
 import type { Host } from "../call.ts";
 import { CniError, log } from "../cni.ts";
 import * as record from "../database.ts";
-import { migrations } from "./migrations.ts";
+import steps from "./migrations.sql" with { type: "text" };
+
+/** The steps of migrations.sql: each brings a database from one version to the next. */
+export const migrations: readonly string[] = (steps as string).split(/^-- STEP \d+$/m).slice(1);
 
 /**
  * Opens `<dir>/genie.db`, making folder and file when absent. A file that is no database any more,
