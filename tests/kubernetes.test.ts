@@ -398,7 +398,7 @@ describe("what a pod asks of a NetworkAttachmentDefinition", () => {
   });
 
   test.each<[string, string, number, string]>([
-    ["a malformed annotation", "a,,b", 7, "is not [namespace/]name[@interface]"],
+    ["a malformed annotation", "a,,b", 7, 'element 2 of "a,,b" is empty'],
     ["JSON that is cut", '[{"name":"a"', 6, "it is not valid JSON"],
     ["two with one interface", "a@x,b@x", 105, 'Interface name "x" is wanted by'],
     ["the interface of the default network", "a@eth0,b@eth0", 105, '"eth0" is wanted by'],

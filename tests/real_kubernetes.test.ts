@@ -245,7 +245,10 @@ describe.skipIf(missing !== undefined)("NetworkAttachmentDefinitions, for real:"
         ...nad("red", bridge(node, "red", [red4])),
       });
       const { status, json } = await pod.call("ADD", selection({ "default-route": ["192.0.2.1"] }));
-      expect(json).toMatchObject({ code: 104, msg: expect.stringContaining("default route") });
+      expect(json).toMatchObject({
+        code: 104,
+        msg: expect.stringContaining("Nexthop has invalid gateway"),
+      });
       expect(status).toBe(1);
       expect(node.traces()).toEqual(noTraces);
       expect(kernelNetwork(pod)).toEqual({ macs: {}, addresses: {}, defaults: [], routes: [] });

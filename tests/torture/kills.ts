@@ -134,16 +134,16 @@ async function killed(pod: Pod, verb: string, cni: string, kill: Kill): Promise<
 /** The marks of every call of a pod. */
 const marks = new WeakMap<Pod, Record<string, string>[]>();
 
-/** The ADD once more: refused when the killed one had come to its end, else it works. */
-async function addAgain(node: Node, pod: Pod, cni: string): Promise<void> {
-  const states = rows(node, "attachments")
-    .filter((row) => row["container_id"] === pod.containerId)
-    .map((row) => row["state"]);
+/** The ADD once more: refused when a killed ADD had come to its end, else it works. */
+async function addAgain(node: Node, pod: Pod, cni: string, killedVerb: string): Promise<void> {
+  const own = rows(node, "attachments").filter((row) => row["container_id"] === pod.containerId);
+  const states = own.map((row) => row["state"]);
   const isThere = states.includes("attached");
   const { status, json, stdout, stderr } = await pod.call("ADD", options(cni));
   const said = `${stdout}${stderr}`.trim();
-  if (isThere && json?.code !== 105) throw new Error(`second ADD (${states}): ${said}`);
-  if (isThere) return;
+  if (isThere && json?.code === 105) return;
+  // A killed DEL may have taken the interfaces away, and not got as far as the record.
+  if (isThere && killedVerb !== "DEL") throw new Error(`second ADD (${states}): ${said}`);
   if (status !== 0) throw new Error(`second ADD (${states}) failed: ${said}`);
   const present = Object.keys(kernelNetwork(pod).addresses).length;
   const wanted = cni.split(",").length;
@@ -211,7 +211,7 @@ async function killPod(
     // Nobody sends a DEL for the rest of an ADD that failed, once the runtime has given up.
     if (verb === "ADD" && hasFailed) await wantSame(node, before);
     if (again) {
-      await addAgain(node, pod, cni);
+      await addAgain(node, pod, cni, verb);
       count("second ADDs");
     }
     if (loses) pod.kill();

@@ -62,7 +62,7 @@ const troubles: ((random: Random, node: DiskNode) => Trouble)[] = [
     told: "the file is locked for 13 s",
     line: "",
     lockMs: 13_000,
-    add: [later],
+    add: [0],
     del: [0, later],
   }),
   (random, { file }) => {
