@@ -368,15 +368,34 @@ describeReal("pods that were attached before genie", () => {
     });
   });
 
-  test("are left to podman, which deletes them by its own network", async () => {
+  test.each<[string, [string, string][], string]>([
+    ["podman", [["K8S_POD_NAME", "podman"]], "eth0"],
+    ["nerdctl", [["NERDCTL_CNI_DHCP_HOSTNAME", "host"]], "eth0"],
+    ["a second list of the runtime", [["K8S_POD_NAMESPACE", "team"]], "eth1"],
+  ])("of %s are left to it, and no GC takes them", async (_, cniArgs, ifName) => {
     await withNode(async (node) => {
       threeNetworks(node);
-      const pod = node.pod("podman");
+      const [pod, other] = [node.pod("pod"), node.pod("other")];
       await pod.attach(blue);
-      const file = join(results, pod.entry(blue));
-      const entry = JSON.parse(readFileSync(join(node.root, file), "utf8"));
-      node.put(file, { ...entry, cniArgs: [["K8S_POD_NAME", "podman"]] });
-      expect(genie(node, "install").stdout).toContain("it is podman's");
+      await other.attach(green);
+      const file = join(results, other.entry(green));
+      const text = readFileSync(join(node.root, file), "utf8").replaceAll("eth0", ifName);
+      rmSync(join(node.root, file));
+      node.put(file.replace("eth0", ifName), { ...JSON.parse(text), cniArgs });
+      if (ifName !== "eth0") {
+        const ip = ["nsenter", `--net=${other.netns}`, "ip", "link", "set"];
+        for (const words of ["eth0 down", `eth0 name ${ifName}`, `${ifName} up`]) {
+          must([...ip, ...words.split(" ")]);
+        }
+      }
+      const { stdout } = genie(node, "install");
+      expect(stdout).toContain("genie knows 1 attachments of running pods: blue 1");
+      expect(stdout).toContain("it is not eth0 of a pod");
+      const valid = [{ containerID: pod.id, ifname: "eth0" }];
+      const gc = await pod.genie("GC", { "cni.dev/valid-attachments": valid });
+      expect([gc.status, gc.stderr]).toEqual([0, ""]);
+      must(["nsenter", `--net=${other.netns}`, "ip", "link", "show", ifName]);
+      expect(node.left().leases.sort()).toEqual(["10.221.0.2", "10.222.0.2"]);
     });
   });
 

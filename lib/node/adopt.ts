@@ -140,8 +140,9 @@ async function adopt(adoption: Adoption, entry: CachedAttachment): Promise<boole
     attachments(host, state, containerId).some((one) => one.ifName === ifName && !one.parkedAs);
   if (isKnown()) return false;
   const pod = parseArgs(entry.cniArgs ?? "");
-  if (pod.has("K8S_POD_NAME") && !pod.has("K8S_POD_NAMESPACE")) {
-    throw refuse("it is podman's, which deletes it by its own network");
+  // Not on record: a GC of the pods' runtime would take it for stale while it runs.
+  if (!pod.has("K8S_POD_NAMESPACE") || ifName !== "eth0") {
+    throw refuse("it is not eth0 of a pod: its runtime deletes it by its own network");
   }
   if (!entry.result) throw refuse("its result cannot be read");
   const kernel = readNetwork(netns);
