@@ -14,8 +14,9 @@ import { parseArgs, podIdentity } from "./request.ts";
 export const annotationsCapability = "io.kubernetes.cri.pod-annotations";
 /** Longest text of all annotations together, as Kubernetes limits them, in characters. */
 const annotationsLengthMax = 256 * 1024;
-/** Keys in CNI_ARGS that are for genie and never reach a delegate; and those for one interface. */
+/** Keys in CNI_ARGS that are for genie and never reach a delegate. */
 const ownArgs = new Set(["K8S_ANNOT", "cni", "networks"]);
+/** Keys in CNI_ARGS that ask something for one interface: for the runtime's own. */
 const interfaceArgs = new Set(["IP", "MAC", "GATEWAY"]);
 
 /** A pod as far as the call knows it. */
@@ -27,7 +28,7 @@ export interface Pod extends PodIdentity {
   source: "runtime" | "mesos" | "cni-args" | "api" | "none";
 }
 
-/** CNI_ARGS for delegates (fact 24). What is asked for one interface is for the `primary` one. */
+/** CNI_ARGS for delegates. What is asked for one interface is for the `primary` one. */
 export function delegateArgs(args: string, primary: boolean): string {
   const parts = args.split(";").filter((part) => {
     const key = part.replace(/=.*/s, "").trim();

@@ -236,6 +236,10 @@ export async function findReturnable(
         row.ifName === row.requestIfName &&
         keyOf(row.list) === keyOf(list) &&
         countOf(row) === 1 &&
+        // Those that the runtime's own DEL does not hand over.
+        !row.device &&
+        !row.deviceInfoFile &&
+        Object.keys(row.args).length === 0 &&
         isAlive(row) &&
         !hasRuleset(state, row.netnsId),
     );

@@ -77,11 +77,10 @@ function exitError(
     const words = (stdout || stderr).slice(-wordsLength);
     const missing = stdout === "" ? "and printed nothing" : "and printed no error document";
     const issue = document === undefined ? missing : "without a message";
-    const all = [stdout, stderr].map((text) => text.slice(-stderrTailLength));
     return fail(
       code.delegateProtocol,
       `exited with status ${status} ${issue}${words && `: ${oneLine(words, wordsLength)}`}`,
-      all.filter((text) => text !== "").join("\n"),
+      tailsOf(stdout, stderr),
     );
   }
   const own = document["code"];
@@ -90,8 +89,14 @@ function exitError(
   return fail(
     known ? own : code.delegateProtocol,
     `failed: ${oneLine(document["msg"], 700)}`,
-    [details, ending.stderr.slice(-stderrTailLength)].filter((text) => text !== "").join("\n"),
+    tailsOf(details, ending.stderr),
   );
+}
+
+/** The ends of what a plugin said, below each other. */
+function tailsOf(...texts: string[]): string {
+  const tails = texts.map((text) => text.slice(-stderrTailLength));
+  return tails.filter((text) => text !== "").join("\n");
 }
 
 /**
