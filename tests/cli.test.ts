@@ -446,10 +446,28 @@ describe("genie help", () => {
   });
 });
 
+describe("colours", () => {
+  const green = "\u001b[32mok";
+  test.each<[string, Record<string, string>, boolean]>([
+    ["no terminal", {}, false],
+    ["no terminal, forced", { CLICOLOR_FORCE: "1" }, true],
+    ["not forced", { CLICOLOR_FORCE: "0" }, false],
+    ["none wanted", { CLICOLOR_FORCE: "1", NO_COLOR: "1" }, false],
+    ["an empty NO_COLOR", { CLICOLOR_FORCE: "1", NO_COLOR: "" }, true],
+  ])("%s", async (_name, env, has) => {
+    const host = makeHost({ env });
+    await runCommand(host, ["validate", "--cni-config", conf]);
+    expect(host.written.stdout.includes(green)).toBe(has);
+    await runCommand(makeHost({ env: {} }), ["version"]);
+  });
+});
+
 describe("used wrongly: status 2", () => {
   test.each<[string, string[], string, string]>([
     ["an unknown command", ["polish"], 'Unknown command "polish"', "help"],
     ["a name every object has", ["constructor"], 'Unknown command "constructor"', "help"],
+    ["nearly a command", ["plna"], 'Unknown command "plna". Did you mean "plan"?', "help"],
+    ["nearly an option", ["plan", "--anotation=a"], 'Did you mean "annotation"?', "plan --help"],
     ["help of an unknown command", ["help", "polish"], 'Unknown command "polish"', "help"],
     ["an unknown flag", ["version", "--yaml"], "Unknown option '--yaml'", "version --help"],
     ["a word too many", ["version", "now"], "Unexpected argument 'now'", "version --help"],
@@ -460,9 +478,9 @@ describe("used wrongly: status 2", () => {
       "does not take an argument",
       "version --help",
     ],
-    ["no pod", ["plan", "--namespace", "team"], "Both --namespace and --pod", "plan --help"],
-    ["no namespace", ["plan", "--pod", "web"], "Both --namespace and --pod", "plan --help"],
-    ["an empty pod", ["plan", "--namespace=a", "--pod="], "Both --namespace and", "plan --help"],
+    ["no pod", ["plan", "--namespace", "team"], "No pod is named", "plan --help"],
+    ["no namespace", ["plan", "--pod", "web"], 'Pod "web" has no namespace', "plan --help"],
+    ["an empty pod", ["plan", "--namespace=a", "--pod="], 'Invalid pod ""', "plan --help"],
     [
       "a pod that would be another argument",
       ["plan", "--namespace", "a", "--pod", "b;cni=x"],

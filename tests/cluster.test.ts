@@ -284,12 +284,14 @@ describe("openReports()", () => {
   });
 });
 
-/** Runs `genie report --cluster` in this process. */
-async function cluster(...args: string[]) {
+/** Runs a command for all nodes in this process. */
+async function ofCluster(command: string, ...args: string[]) {
   const host = makeHost({ now: nowMs });
-  const status = await runCommand(host, ["report", "--cluster", ...args]);
+  const status = await runCommand(host, [command, "--cluster", ...args]);
   return { status, ...host.written };
 }
+
+const cluster = (...args: string[]) => ofCluster("report", ...args);
 
 const kubeconfig = () => `--kubeconfig=${api.kubeconfig("token")}`;
 
@@ -380,6 +382,14 @@ describe("genie report --cluster", () => {
             const { networks, filter } = JSON.parse(limited.stdout) as ClusterReport;
             expect(filter.network).toBe("green");
             expect(networks.length).toBeGreaterThan(0);
+            const pods = await ofCluster("pods", who, "--address=10.1.0.5", "--timeout=5m");
+            expect(pods.status).toBe(1);
+            expect(pods.stdout).toMatch(
+              /^NODE +POD .*\none +team-a\/web .*\ntwo +team-a\/web .*\n$/,
+            );
+            expect(pods.stderr).toContain("node down is not in this: status 503");
+            const ofOne = await ofCluster("pods", who, "--node=two", "team-a", "-o", "json");
+            expect(JSON.parse(ofOne.stdout).attachments).toMatchObject([{ node: "two" }]);
             const wrong = await fetch(`${urls["one"]}/report?since=soon`);
             expect([wrong.status, await wrong.json()]).toEqual([
               400,

@@ -182,7 +182,7 @@ describe("README, commands", () => {
     plan: /^blue +eth0 .*\ngreen +eth5 /m,
     validate: /^calico +ok /m,
     version: /^\{.*"cniVersions"/,
-    help: /^genie plan --namespace/,
+    help: /^genie plan NAMESPACE\/POD/,
   };
 
   test.each(genieCommands)("%s does what it says", async (command) => {

@@ -245,13 +245,15 @@ TIME (UTC)           COMMAND  POD         NETWORK    TOOK  OUTCOME
       stuck: [
         {
           ...{ containerId: "c9", namespace: "team-b", pod: "gone", podUid: "uid-1" },
-          ...{ network: "blue", interface: "eth0", plugins: ["bridge"] },
+          ...{ network: "blue", interface: "eth0", plugins: ["bridge"], mac: "" },
           ...{ addresses: ["10.1.0.5/16"], state: "leaked", reason: "asked for by cni" },
+          policySince: null,
           error: "plugin bridge is gone",
           createdAt: "2026-09-01T00:00:00.000Z",
           failingSince: "2026-09-01T00:05:00.000Z",
         },
       ],
+      attachments: expect.any(Array),
       causes: [
         {
           ...{ code: 100, cause: "access denied", denied: true, requests: 1 },
@@ -326,9 +328,9 @@ storage      –      –         –         –         –        –       �
   });
 
   const wrong: [args: string[], message: string][] = [
-    [["pod"], 'Invalid words "pod": expected pod NAMESPACE/NAME'],
-    [["web"], 'Invalid words "web": expected pod NAMESPACE/NAME'],
-    [["pod", "a/b", "--pod", "c"], "The words pod NAMESPACE/NAME exclude --pod and --namespace"],
+    [["pod"], "No pod is named: expected NAMESPACE/POD"],
+    [["web"], 'Pod "web" has no namespace: expected NAMESPACE/POD'],
+    [["pod", "a/b", "--pod", "c"], "The pod is named twice: a/b, and --pod c"],
     [["--since", "yesterday"], 'Invalid --since "yesterday": expected a duration such as 30m'],
     [["--command", "FLY"], 'Invalid --command "FLY": expected one of ADD, DEL, CHECK, GC, STATUS'],
     [["--limit", "-1"], "--limit"],

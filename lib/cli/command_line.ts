@@ -8,14 +8,17 @@
 import { parseArgs } from "node:util";
 import type { Host } from "../call.ts";
 import { toCniError } from "../cni.ts";
-import { type Flags, UsageError } from "../config/usage.ts";
+import { didYouMean, type Flags, UsageError } from "../config/usage.ts";
+import { colourTables } from "../report/table.ts";
 import { fill } from "../report/template.ts";
 import {
   type CommandLine,
   type CommandOption,
   commandLines,
+  isTerminal,
   optionsOf,
   overview,
+  printYaml,
 } from "./commands.ts";
 import bash from "./completion.bash" with { type: "text" };
 import fish from "./completion.fish" with { type: "text" };
@@ -30,11 +33,17 @@ export async function runCommand(host: Host, args: string[]): Promise<number> {
   const [name = "help", ...rest] = args;
   // People are told who speaks.
   host.relay = (plugin, said) => said.replace(/^(?=.*\S)/gm, `${plugin}: `).replace(/\n?$/, "\n");
+  colourTables(isColourful(host.env));
   try {
     if (["help", "--help", "-h"].includes(name)) return help(host, rest[0]);
+    if (["--version", "-V"].includes(name)) return await runCommand(host, ["version", ...rest]);
     const command = commandOf(name);
     if (rest.includes("--help") || rest.includes("-h")) return help(host, name);
-    return await command.run(host, readFlags(command, rest));
+    const flags = readFlags(command, rest);
+    const isYaml = flags["output"] === "yaml";
+    return await (isYaml
+      ? printYaml(host, (inner) => command.run(inner, flags))
+      : command.run(host, flags));
   } catch (error) {
     if (error instanceof UsageError) {
       const about = Object.hasOwn(commandLines, name) ? ` ${name} --help` : " help";
@@ -50,14 +59,29 @@ export async function runCommand(host: Host, args: string[]): Promise<number> {
 function commandOf(name: string): CommandLine {
   const command = Object.hasOwn(commandLines, name) ? commandLines[name] : undefined;
   if (command) return command;
-  throw new UsageError(`Unknown command "${name}"`);
+  throw new UsageError(`Unknown command "${name}"${didYouMean(name, Object.keys(commandLines))}`);
 }
 
+/** Colour where a terminal is; see https://no-color.org and https://bixense.com/clicolors */
+function isColourful({ NO_COLOR, CLICOLOR_FORCE = "0", TERM }: Host["env"]): boolean {
+  if (NO_COLOR) return false;
+  return CLICOLOR_FORCE !== "0" || (isTerminal() && TERM !== "dumb");
+}
+
+/** What `-o` takes, where a command has `--json`. */
+const outputForms = ["json", "yaml", "table", "wide"];
+/** Letters for options, in each command that has them. */
+const letters: Record<string, string> = { namespace: "n", output: "o" };
+
 function readFlags(command: CommandLine, args: string[]): Flags {
-  const options = optionsOf(command).map(({ name, value, text }) => {
+  const known = allOptionsOf(command);
+  const options = known.map(({ name, value, text }) => {
     const type = value === "" ? ("boolean" as const) : ("string" as const);
-    return [name, { type, multiple: text.includes("any number of times") }] as const;
+    const short = letters[name];
+    const multiple = text.includes("any number of times");
+    return [name, { type, multiple, ...(short !== undefined && { short }) }] as const;
   });
+  let flags: Flags;
   try {
     const { values, positionals } = parseArgs({
       args,
@@ -65,14 +89,30 @@ function readFlags(command: CommandLine, args: string[]): Flags {
       strict: true,
       allowPositionals: /^ {2}[^ -]/m.test(command.help),
     });
-    return { ...(values as Flags), words: positionals };
+    flags = { ...(values as Flags), words: positionals };
   } catch (error) {
-    throw new UsageError(toCniError(error).message.replace(/^Internal error: /, ""));
+    const message = toCniError(error).message.replace(/^Internal error: /, "");
+    const [, name] = /^Unknown option '--([^']+)'/.exec(message) ?? [];
+    const names = known.map((one) => one.name);
+    throw new UsageError(name === undefined ? message : message + didYouMean(name, names));
   }
+  const { output } = flags;
+  if (output === undefined) return flags;
+  if (!outputForms.includes(String(output))) {
+    throw new UsageError(`Invalid --output "${output}": expected one of ${outputForms.join(", ")}`);
+  }
+  return output === "json" || output === "yaml" ? { ...flags, json: true } : flags;
+}
+
+/** The options of a command, with the one that all have whose help has `--json`. */
+function allOptionsOf(command: CommandLine): CommandOption[] {
+  const options = optionsOf(command);
+  if (!options.some(({ name }) => name === "json")) return options;
+  return [...options, { name: "output", value: "FORM", text: "json, yaml, table or wide" }];
 }
 
 function help(host: Host, name?: string): number {
-  host.stdout(name === undefined ? formatOverview() : commandOf(name).help);
+  host.stdout(name === undefined || name === "help" ? formatOverview() : commandOf(name).help);
   return 0;
 }
 
@@ -84,7 +124,11 @@ function formatOverview(): string {
 }
 
 /** Options whose value is one of a few. */
-const choices: Record<string, string> = { command: "ADD DEL CHECK GC STATUS" };
+const choices: Record<string, string> = {
+  command: "ADD DEL CHECK GC STATUS",
+  output: outputForms.join(" "),
+  features: "policy switch cluster-report",
+};
 
 /** The script of each shell, and what its quotes cannot hold. */
 const shells = new Map<string, { script: string; unsafe: RegExp }>([
@@ -104,7 +148,7 @@ export function runCompletion(host: Host, flags: Flags): number {
   const commands = Object.entries(commandLines).map(([command, line]) => ({
     command,
     summary: line.summary,
-    options: optionsOf(line).map(completed),
+    options: allOptionsOf(line).map(completed),
     words: command === "completion" ? names.join(" ") : "",
   }));
   const words = Object.keys(commandLines).join(" ");

@@ -56,32 +56,35 @@ const runs: Record<string, CommandLine["run"]> = {
     const { missingAgent } = await import("../node/node_view.ts");
     const { runPlan } = await import("./plan_command.ts");
     const own = readOwnConfig(text(flags, "cni-config"));
-    return runPlan(host, flags, { own, askedPath, missingAgent, width: terminalWidth() });
+    return runPlan(host, flags, { own, askedPath, missingAgent, width: terminalWidth(flags) });
   },
   validate: async (host, flags) =>
-    (await import("../node/validate.ts")).runValidate(host, flags, terminalWidth()),
+    (await import("../node/validate.ts")).runValidate(host, flags, terminalWidth(flags)),
   install: async (host, flags) =>
     (await import("../node/install.ts")).runInstall(host, flags, ownProgram()),
   uninstall: async (host, flags) => (await import("../node/install.ts")).runUninstall(host, flags),
   doctor: async (host, flags) =>
-    (await import("../node/doctor.ts")).runDoctor(host, flags, terminalWidth()),
+    (await import("../node/doctor.ts")).runDoctor(host, flags, terminalWidth(flags)),
   manifest: async (host, flags) =>
     (await import("../node/manifest_command.ts")).runManifest(host, flags),
   agent: async (host, flags) => (await import("../agent/agent.ts")).runAgent(host, flags),
   repair: async (host, flags) =>
-    (await import("../node/repair.ts")).runRepair(host, flags, terminalWidth()),
+    (await import("../node/repair.ts")).runRepair(host, flags, terminalWidth(flags)),
   switch: async (host, flags) =>
-    (await import("../node/switch.ts")).runSwitch(host, flags, terminalWidth()),
+    (await import("../node/switch.ts")).runSwitch(host, flags, terminalWidth(flags)),
   gc: async (host, flags) =>
-    (await import("../node/garbage.ts")).runGc(host, flags, terminalWidth()),
+    (await import("../node/garbage.ts")).runGc(host, flags, terminalWidth(flags)),
   webhook: async (host, flags) =>
     (await import("../kubernetes/webhook.ts")).runWebhook(host, flags),
   version: runVersion,
   completion: async (host, flags) => (await import("./command_line.ts")).runCompletion(host, flags),
+  pods: async (host, flags) => {
+    const { runPods } = await import("../report/pods.ts");
+    return runPods(host, flags, await reportContext(flags));
+  },
   report: async (host, flags) => {
-    const { readOwnConfig } = await import("../node/genie_config.ts");
     const { runReport } = await import("../report/command.ts");
-    return runReport(host, flags, { width: terminalWidth(), readOwnConfig });
+    return runReport(host, flags, await reportContext(flags));
   },
 };
 
@@ -99,15 +102,38 @@ export const commandLines: Record<string, CommandLine> = Object.fromEntries(
   }),
 );
 
+/** Runs what prints JSON, and prints that as YAML. @returns its exit status */
+export async function printYaml(
+  host: Host,
+  run: (host: Host) => Promise<number> | number,
+): Promise<number> {
+  let json = "";
+  const status = await run({ ...host, stdout: (text) => (json += text) });
+  const { toYaml } = await import("../cluster/yaml.ts");
+  if (json !== "") host.stdout(toYaml([JSON.parse(json)]));
+  return status;
+}
+
 /** Path of this program's own file. @throws UsageError when it runs from source */
 function ownProgram(): string {
   if (Bun.main.startsWith("/$bunfs/")) return process.execPath;
   throw new UsageError("Only the compiled program can install itself: bun run build");
 }
 
-/** Columns of the terminal; where output goes elsewhere nothing is cut. */
-function terminalWidth(): number {
-  return process.stdout.columns ?? Number.POSITIVE_INFINITY;
+/** True where output goes to a terminal. */
+export function isTerminal(): boolean {
+  return process.stdout.columns !== undefined;
+}
+
+/** Columns of the terminal; where output goes elsewhere, or is to be wide, nothing is cut. */
+function terminalWidth(flags: Flags): number {
+  const columns = flags["output"] === "wide" ? undefined : process.stdout.columns;
+  return columns ?? Number.POSITIVE_INFINITY;
+}
+
+async function reportContext(flags: Flags) {
+  const { readOwnConfig } = await import("../node/genie_config.ts");
+  return { width: terminalWidth(flags), readOwnConfig };
 }
 
 function runVersion(host: Host, flags: Flags): number {

@@ -9,7 +9,7 @@ import type { Kpi, Ranked } from "../choice/rank.ts";
 import { CniError, interfaceNameIssue, log } from "../cni.ts";
 import { ignoredMultusKeys } from "../config/foreign_config.ts";
 import type { Config } from "../config/schema.ts";
-import { type Flags, text, UsageError } from "../config/usage.ts";
+import { type Flags, namedPod, text, UsageError } from "../config/usage.ts";
 import { resolveNetwork } from "../networks.ts";
 import { findPod, makePlan } from "../plan.ts";
 import { annotationsCapability } from "../pod.ts";
@@ -147,8 +147,7 @@ function planDocument(config: Config, plan: Plan, verdicts: Verdict[]): object {
 
 /** The request a runtime would send for this pod; none of it is executed. */
 function dryRequest(host: Host, config: StdinConfig, flags: Flags): Request {
-  const [namespace, name] = [text(flags, "namespace"), text(flags, "pod")];
-  if (!namespace || !name) throw new UsageError("Both --namespace and --pod are needed");
+  const { namespace, name } = namedPod(flags);
   if (/[;=]/.test(namespace + name)) throw new UsageError('Names cannot hold ";" or "="');
   const ifName = text(flags, "ifname") ?? "eth0";
   const issue = interfaceNameIssue(ifName);

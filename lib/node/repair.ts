@@ -10,7 +10,7 @@
 import type { Chain, Done, Host } from "../call.ts";
 import { checkChain, findGone, readNetwork, saysNothing } from "../check.ts";
 import { CniError, code, log, toCniError } from "../cni.ts";
-import { type Flags, text } from "../config/usage.ts";
+import { type Flags, namedPod, text } from "../config/usage.ts";
 import { type State, write } from "../database.ts";
 import { attachOne, giveUpDefaultRoutes, refreshHostInterfaces } from "../default_route.ts";
 import { isObject } from "../json.ts";
@@ -54,7 +54,6 @@ import {
   liveAttachments,
   type PodName,
   putUnfollowed,
-  readPodName,
   runningStatus,
   withPods,
 } from "./running_pod.ts";
@@ -88,7 +87,7 @@ interface Wish {
  *   when another operation of the pod does not end in time; 7 for a plugin table that is wrong
  */
 export async function runRepair(host: Host, flags: Flags, width: number): Promise<number> {
-  const pod = readPodName(flags);
+  const pod = namedPod(flags);
   const isDry = flags["dry-run"] === true;
   const network = text(flags, "network");
   const all: Repaired[] = [];

@@ -8,7 +8,7 @@ import { wantsStatus } from "../attach.ts";
 import type { Done, Host, Plan, Request, StdinConfig, Wanted } from "../call.ts";
 import { CniError, code, log, toCniError } from "../cni.ts";
 import type { Config } from "../config/schema.ts";
-import { type Flags, text, UsageError } from "../config/usage.ts";
+import { type Flags, text } from "../config/usage.ts";
 import { closeState, type State, write } from "../database.ts";
 import { isObject, parseJson } from "../json.ts";
 import { interfacesIn, netnsId } from "../kernel.ts";
@@ -66,16 +66,6 @@ export async function withPods<T>(
 
 /** A pod as an operator names it. */
 export type PodName = Pick<PodIdentity, "namespace" | "name">;
-
-/** Reads the one word NAMESPACE/POD of a command line. @throws UsageError for anything else */
-export function readPodName(flags: Flags): PodName {
-  const words = Array.isArray(flags["words"]) ? flags["words"] : [];
-  const [, namespace, name] = /^([^/]+)\/([^/]+)$/.exec(words[0] ?? "") ?? [];
-  if (words.length === 1 && namespace !== undefined && name !== undefined) {
-    return { namespace, name };
-  }
-  throw new UsageError(`Invalid words "${words.join(" ")}": expected NAMESPACE/POD`);
-}
 
 /**
  * The attachments of a pod whose network namespace is still there: at least one.

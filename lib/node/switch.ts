@@ -11,7 +11,7 @@
  */
 import type { Done, Host, StdinConfig, Wanted } from "../call.ts";
 import { CniError, code, log, toCniError } from "../cni.ts";
-import { type Flags, text, UsageError } from "../config/usage.ts";
+import { type Flags, namedPod, text, UsageError } from "../config/usage.ts";
 import { write } from "../database.ts";
 import { inheritDefaultRoutes } from "../default_route.ts";
 import { interfacesIn } from "../kernel.ts";
@@ -52,7 +52,6 @@ import {
   planFurther,
   podOf,
   publishRunning,
-  readPodName,
   withPods,
 } from "./running_pod.ts";
 
@@ -79,7 +78,7 @@ export async function runSwitch(host: Host, flags: Flags, width: number): Promis
 }
 
 async function readRequest(flags: Flags) {
-  const pod = readPodName(flags);
+  const pod = namedPod(flags);
   const [from, to] = [text(flags, "from"), text(flags, "to")];
   const isPrimary = flags["primary"] === true;
   if (from === undefined && to === undefined) throw new UsageError("Give --from, --to or both");

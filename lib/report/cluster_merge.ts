@@ -7,6 +7,8 @@ import { keyIn, newestOf, otherNetworks, rankedNetworks, timeBuckets } from "./t
 
 /** Longest list of events, problems and the like. */
 const listMax = 1000;
+/** Longest list of attachments. */
+const attachmentsMax = 100_000;
 /** Most networks and causes counted by themselves: each node may have its own. */
 const namesMax = 2000;
 const causeNetworksMax = 16;
@@ -39,6 +41,7 @@ export function startMerge({
   const totals = { ...noTotals };
   const decisions = new Map<string, Decision>();
   const stuck = newestOf<AttachmentReport>(listMax, ({ failingSince }) => failingSince ?? "");
+  const attachments = newestOf<AttachmentReport>(attachmentsMax, (one) => one.createdAt ?? "");
   const requests = newestOf<RequestReport>(limit, ({ at }) => at);
   const failed = newestOf<RequestReport>(limit, ({ at }) => at);
   return {
@@ -52,6 +55,7 @@ export function startMerge({
       if (report.policy) policy.add(report.policy);
       for (const one of report.decisions) addDecision(decisions, one);
       for (const one of report.stuck) stuck.add({ ...one, node });
+      for (const one of report.attachments) attachments.add({ ...one, node });
       for (const one of report.requests) requests.add({ ...one, node });
       for (const one of report.failed) failed.add({ ...one, node });
     },
@@ -69,6 +73,7 @@ export function startMerge({
         nodes,
         networks: networks.result(),
         stuck: stuck.result(),
+        attachments: attachments.result(),
         latencyEdgesUs: doc.latencyEdgesUs,
         causes: causes.result(),
         decisions: inOrder(decisions).map(([, one]) => one),

@@ -5,7 +5,15 @@ import { basename, dirname, join } from "node:path";
 import type { Host, StdinConfig } from "../call.ts";
 import { networkKpis } from "../choice/kpi.ts";
 import { CniError, code, toCniError } from "../cni.ts";
-import { type Flags, parseDuration, text, UsageError } from "../config/usage.ts";
+import {
+  askedPod,
+  type Flags,
+  namedPod,
+  parseDuration,
+  text,
+  UsageError,
+  wordsOf,
+} from "../config/usage.ts";
 import { listNetworks } from "../node_networks.ts";
 import { networkName } from "../recovery/network_name.ts";
 import { loadConfig, loadNodeSettings } from "../settings.ts";
@@ -85,7 +93,8 @@ async function writeReport(host: Host, flags: Flags, report: Report, width: numb
   host.stdout(`Wrote ${file}\n`);
 }
 
-function jsonOf(report: object): string {
+/** A document for programs. */
+export function jsonOf(report: object): string {
   return `${asciiJson(JSON.stringify(report, null, 2))}\n`;
 }
 
@@ -97,8 +106,7 @@ function readQuestion(host: Host, flags: Flags) {
   if (forms.length > 1) throw new UsageError(`Only one of --${forms.join(" and --")} at a time`);
   checkClusterOptions(flags);
   const pod = readPodWords(flags);
-  const podOption = text(flags, "pod");
-  const meant = pod ?? splitPod(podOption);
+  const meant = pod ?? askedPod(flags, []);
   const since = text(flags, "since");
   const sinceMs = since === undefined ? undefined : parseDuration(since);
   if (since !== undefined && sinceMs === undefined) {
@@ -111,25 +119,21 @@ function readQuestion(host: Host, flags: Flags) {
   const filter: LedgerFilter = {
     sinceMs: sinceMs === undefined ? undefined : host.now() - sinceMs,
     network: text(flags, "network"),
-    namespace: meant?.namespace ?? text(flags, "namespace"),
-    pod: meant?.name ?? podOption,
+    namespace: meant.namespace,
+    pod: meant.name,
     command,
     only: flags["denied"] ? "denied" : flags["failed"] ? "failed" : undefined,
   };
   return { filter, pod, limit: readLimit(text(flags, "limit")) };
 }
 
-/** @throws UsageError for options that do not go together */
-function checkClusterOptions(flags: Flags): void {
+/** @throws UsageError for options of `--cluster` that do not go together, or stand without it */
+export function checkClusterOptions(flags: Flags): void {
   const isGiven = (name: string) => flags[name] !== undefined;
   if (!flags["cluster"]) {
     const alone = clusterOptions.find(isGiven);
     if (alone !== undefined) throw new UsageError(`--${alone} needs --cluster`);
     return;
-  }
-  if (wordsOf(flags).length > 0) {
-    const instead = "--pod NAMESPACE/NAME limits it to the requests of one pod";
-    throw new UsageError(`--cluster shows all nodes: ${instead}`);
   }
   if (isGiven("cni-config")) {
     throw new UsageError("--cluster asks the nodes: each knows its own --cni-config");
@@ -144,27 +148,16 @@ function checkClusterOptions(flags: Flags): void {
   }
 }
 
-function wordsOf(flags: Flags): string[] {
-  return Array.isArray(flags["words"]) ? flags["words"] : [];
-}
-
-/** The pod of the words `pod NAMESPACE/NAME`; undefined where there are no words. */
+/** The pod of the words `NAMESPACE/POD`, or `pod NAMESPACE/POD`; undefined without words. */
 function readPodWords(flags: Flags): PodName | undefined {
   const words = wordsOf(flags);
   if (words.length === 0) return undefined;
-  const pod = splitPod(words[1]);
-  if (words[0] !== "pod" || words.length > 2 || !pod) {
-    throw new UsageError(`Invalid words "${words.join(" ")}": expected pod NAMESPACE/NAME`);
-  }
-  if (flags["pod"] !== undefined || flags["namespace"] !== undefined) {
-    throw new UsageError("The words pod NAMESPACE/NAME exclude --pod and --namespace");
+  const pod = namedPod(flags, words[0] === "pod" ? words.slice(1) : words);
+  if (flags["cluster"]) {
+    const instead = "--pod NAMESPACE/POD limits it to the requests of one pod";
+    throw new UsageError(`--cluster shows all nodes: ${instead}`);
   }
   return pod;
-}
-
-function splitPod(given = ""): PodName | undefined {
-  const [, namespace, name] = /^([^/]+)\/([^/]+)$/.exec(given) ?? [];
-  return namespace === undefined || name === undefined ? undefined : { namespace, name };
 }
 
 function readLimit(given: string | undefined): number | undefined {
@@ -178,7 +171,11 @@ function readLimit(given: string | undefined): number | undefined {
  * A plugin table that is wrong does not hide the record: only the totals are missing then.
  * @param filter its network may have any of its names; changed to that of the record
  */
-async function sourceOf(host: Host, own: StdinConfig, { filter }: Question): Promise<ReportSource> {
+export async function sourceOf(
+  host: Host,
+  own: StdinConfig,
+  { filter }: Pick<Question, "filter">,
+): Promise<ReportSource> {
   const { stateDir } = await loadNodeSettings(host, own);
   const totals = new Map<string, { ipv4?: number | undefined; ipv6?: number | undefined }>();
   const notices: string[] = [];

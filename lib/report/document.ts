@@ -18,6 +18,8 @@ export const latencyEdgesUs: readonly number[] = [2, 3, 4, 5, 6, 7]
 const textMax = 2048;
 /** Longest list of networks, causes or decisions. */
 const namesMax = 10_000;
+/** Longest list of attachments. */
+export const attachmentsMax = 5000;
 /** Longest list of other things. */
 const listMax = 1000;
 const bucketsMax = 200;
@@ -78,11 +80,15 @@ const AttachmentSchema = v.object({
   plugins: list(text),
   /** With prefix length, as its result says. */
   addresses: list(text),
+  /** Hardware address; "" where its result has none, or an older genie does not say. */
+  mac: v.optional(text, ""),
   /** The state is `planned`, `attached`, `failing` or `leaked`; the reason says why it exists. */
   ...texts("state", "reason", "error"),
   createdAt: v.nullable(time),
   /** When its first DEL failed; null when none did. */
   failingSince: v.nullable(time),
+  /** When the network policies of its pod were put in force; null where none are. */
+  policySince: v.optional(v.nullable(time), null),
 });
 
 const AddressSchema = v.object({
@@ -153,6 +159,8 @@ const NodeSchema = v.object({
   networks: list(NetworkSchema, namesMax),
   /** Attachments whose DEL failed: `failing` is retried by the runtime, `leaked` by `genie gc`. */
   stuck: list(AttachmentSchema),
+  /** Those that exist now, the newest {@link attachmentsMax}; an older genie has no such list. */
+  attachments: v.optional(list(AttachmentSchema, attachmentsMax), () => []),
   /** `failed` is without `denied`. */
   timeline: v.object({
     bucketMs: count,
@@ -225,6 +233,7 @@ export interface Report extends ReportHead, Omit<ParsedReport, keyof ReportHead>
     only: "failed" | "denied" | null;
   };
   stuck: AttachmentReport[];
+  attachments: AttachmentReport[];
   causes: CauseReport[];
   /** The newest automatic choices, at most `--limit`. */
   choices: ChoiceReport[];
@@ -257,7 +266,7 @@ export interface ClusterReport extends Report {
   nodes: NodeReport[];
 }
 
-/** One pod: `genie report pod NAMESPACE/NAME --json`. */
+/** One pod: `genie report NAMESPACE/POD --json`. */
 export interface PodReport extends ReportHead {
   pod: { namespace: string; name: string };
   /** What it has now. */

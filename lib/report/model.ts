@@ -8,7 +8,7 @@ import { family } from "../result.ts";
 import * as doc from "./document.ts";
 import { isoTime } from "./quantity.ts";
 import * as reader from "./record_reader.ts";
-import { type RequestTally, rankedNetworks, tally } from "./tally.ts";
+import { newestOf, type RequestTally, rankedNetworks, tally } from "./tally.ts";
 
 /** Where the record is, and what the configuration adds to it. */
 export interface ReportSource {
@@ -50,7 +50,7 @@ function readReport(
   const toMs = span ? Math.max(span.lastMs, filter.sinceMs === undefined ? 0 : host.now()) : 0;
   const fromMs = Math.min(toMs, filter.sinceMs ?? span?.firstMs ?? 0);
   const counted = tally(reader.requests(record, filter), { fromMs, toMs, limit });
-  const { stuck, loads, ...live } = readLive(record, filter);
+  const { stuck, loads, listed, ...live } = readLive(record, filter);
   const { requests: all, failures, denied, add } = counted;
   const policy = reader.readPolicy(record);
   return {
@@ -60,6 +60,7 @@ function readReport(
     totals: { requests: all, failures, denied, add, ...reader.countPods(record, filter), ...live },
     networks: networksOf(counted, loads, addressTotals, reader.traffic(record)),
     stuck,
+    attachments: listed,
     timeline: {
       bucketMs: counted.bucketMs,
       buckets: span
@@ -106,8 +107,12 @@ export function makePodReport(
 
 const iso = (ms: number): string => isoTime(ms) ?? "";
 
-/** @param tables of the record; none where it is absent */
-function makeHead(host: Host, { stateDir, notices }: ReportSource, tables: ReadonlySet<string>) {
+/** What every document begins with. @param tables of the record; none where it is absent */
+export function makeHead(
+  host: Host,
+  { stateDir, notices }: ReportSource,
+  tables: ReadonlySet<string>,
+) {
   const record = reader.recordFile(stateDir);
   const aside = reader.setAsideRecords(stateDir);
   const all = [...notices];
@@ -143,23 +148,25 @@ export function reportedFilter(filter: reader.LedgerFilter): doc.Report["filter"
 type NetworkLoad = Record<"attachments" | "ipv4" | "ipv6", number>;
 const noLoad: NetworkLoad = { attachments: 0, ipv4: 0, ipv6: 0 };
 
-/** Counts the attachments of now, also by network, and lists those that are stuck. */
+/** Lists the attachments of now, counts them also by network, and lists those that are stuck. */
 function readLive(record: reader.RecordReader, filter: reader.LedgerFilter) {
   const live = { attachments: 0, failing: 0, leaked: 0 };
   const loads = new Map<string, NetworkLoad>();
   const stuck: doc.Report["stuck"] = [];
+  const newest = newestOf<doc.AttachmentReport>(doc.attachmentsMax, (one) => one.createdAt ?? "");
   for (const one of reader.liveAttachments(record, filter)) {
     const load = loads.getOrInsert(one.network, { ...noLoad });
     load.attachments++;
     for (const address of new Set(one.addresses)) load[family(address) === 6 ? "ipv6" : "ipv4"]++;
     live.attachments++;
+    newest.add(one);
     // Planned with an error: a running pod lost it, and genie repair could not bring it back.
     const isLost = one.state === "planned" && one.error !== "";
     if (one.state === "failing" || one.state === "leaked") live[one.state]++;
     else if (!isLost) continue;
     if (stuck.length < stuckMax) stuck.push(one);
   }
-  return { ...live, loads, stuck };
+  return { ...live, loads, stuck, listed: newest.result() };
 }
 
 /** The networks with requests or attachments; the maps have what else is known, by name. */

@@ -55,6 +55,17 @@ export function isoTime(ms: number): string | null {
   return ms > 0 && ms < 253_402_300_800_000 ? new Date(ms).toISOString() : null;
 }
 
+/** How long ago something was, given in ms, in its largest unit: `40s`, `12m`, `3h`, `8d`. */
+export function formatAge(ms: number): string {
+  const units = [
+    ["d", 86_400_000],
+    ["h", 3_600_000],
+    ["m", 60_000],
+  ] as const;
+  const [unit, size] = units.find(([, one]) => ms >= one) ?? ["s", 1000];
+  return `${Math.max(0, Math.floor(ms / size))}${unit}`;
+}
+
 /** A whole span in words: `1 hour`, `30 days`; of a length that the units divide. */
 export function formatSpan(ms: number): string {
   const units = { day: 86_400_000, hour: 3_600_000, minute: 60_000, second: 1000 };

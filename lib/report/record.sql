@@ -12,7 +12,7 @@ SELECT id, at_ms AS atMs, CASE kind WHEN 'call' THEN '' ELSE network END AS netw
   CASE outcome WHEN 'ok' THEN NULL ELSE container_id || ' ' || command END AS call
 FROM ledger
 WHERE (kind = 'network' OR (kind = 'call' AND (outcome <> 'ok' OR choice <> '')))
-  AND {{where}}
+  AND {{part}}
 ORDER BY id
 
 -- pods
@@ -20,7 +20,7 @@ ORDER BY id
 SELECT count(*) AS pods, total(failed) AS failedPods
 FROM (SELECT max(outcome <> 'ok') AS failed FROM ledger
   WHERE (kind = 'network' OR (kind = 'call' AND outcome <> 'ok')) AND container_id <> ''
-    AND {{where}}
+    AND {{part}}
   GROUP BY pod_namespace, pod_name, pod_uid, CASE pod_name WHEN '' THEN container_id END)
 
 -- rows
@@ -28,12 +28,12 @@ SELECT id, at_ms AS atMs, kind, command, container_id AS containerId,
   pod_namespace AS podNamespace, pod_name AS podName, pod_uid AS podUid, network, plugin,
   ifname AS ifName, duration_us AS durationUs, outcome, code, error, addresses,
   config_hash AS configHash, decided_by AS decidedBy, rule, choice
-FROM ledger WHERE {{where}} ORDER BY id DESC
+FROM ledger WHERE {{part}} ORDER BY id DESC
 
 -- attachments
 SELECT container_id AS containerId, network, state, plan, result, error,
   substr(ifname, 1, instr(ifname || '/', '/') - 1) AS interface,
-  created_at_ms AS createdAtMs, failed_at_ms AS failedAtMs
+  created_at_ms AS createdAtMs, failed_at_ms AS failedAtMs, {{part}} AS policyAtMs
 FROM attachments WHERE ?1 IS NULL OR network = ?1
 ORDER BY created_at_ms, container_id, position
 

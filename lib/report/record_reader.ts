@@ -15,7 +15,7 @@ import { CniError, code, toCniError } from "../cni.ts";
 import { closeState, sqliteCode } from "../database.ts";
 import { isObject, parseJson } from "../json.ts";
 import type { Network, NetworkConfigList } from "../networks.ts";
-import type { LedgerRow } from "../record.ts";
+import type { LedgerRow, Result } from "../record.ts";
 import { openCopy, readVersion } from "../recovery/database.ts";
 import { orUndefined } from "../recovery/tried.ts";
 import { parseResult } from "../result.ts";
@@ -32,9 +32,9 @@ const queries = new Map(
   }),
 );
 
-/** A query of record.sql by its name, with `where` in its place. */
-export function sql(name: string, where = ""): string {
-  return queries.get(name)?.replace("{{where}}", () => where) ?? "";
+/** A query of record.sql by its name, with the part that depends on what is asked in its place. */
+export function sql(name: string, part = ""): string {
+  return queries.get(name)?.replace("{{part}}", () => part) ?? "";
 }
 
 /** How long a reader waits for a writer that recovers the log, in ms. */
@@ -252,7 +252,11 @@ interface AttachmentRow
   result: string | null;
   createdAtMs: number;
   failedAtMs: number;
+  policyAtMs: number | null;
 }
+
+/** When the rules of its network namespace were written. */
+const policyAt = "(SELECT at_ms FROM rulesets r WHERE r.netns_id = attachments.netns_id)";
 
 /** Iterates over attachments in the order they were made. Hostile texts become "". */
 export function* liveAttachments(
@@ -261,7 +265,7 @@ export function* liveAttachments(
 ): Generator<AttachmentReport, void> {
   if (!tables.has("attachments")) return;
   const rows = database
-    .query(sql("attachments"))
+    .query(sql("attachments", tables.has("rulesets") ? policyAt : "NULL"))
     .iterate(network ?? null) as IterableIterator<AttachmentRow>;
   for (const row of rows) {
     const one = attachmentOf(row);
@@ -275,6 +279,9 @@ function attachmentOf(row: AttachmentRow): AttachmentReport {
   const plan = objectOf(orUndefined(() => parseJson(row.plan, "stored plan")));
   const pod = objectOf(plan["pod"]);
   const { plugins } = objectOf(plan["list"]);
+  const result = resultOf(row.result);
+  const isOwn = (one: Result["interfaces"][number]) =>
+    one.name === row.interface && one.sandbox !== undefined;
   return {
     containerId: row.containerId,
     namespace: textOf(pod["namespace"]),
@@ -282,20 +289,21 @@ function attachmentOf(row: AttachmentRow): AttachmentReport {
     podUid: textOf(pod["uid"]),
     network: row.network,
     plugins: (Array.isArray(plugins) ? plugins : []).map((one) => textOf(objectOf(one)["type"])),
-    addresses: addressesOf(row.result),
+    addresses: (result?.ips ?? []).map(({ address }) => address),
+    mac: result?.interfaces.find(isOwn)?.mac ?? "",
     state: row.state,
     reason: textOf(plan["reason"]),
     error: row.error,
     interface: row.interface,
     createdAt: isoTime(row.createdAtMs),
     failingSince: isoTime(row.failedAtMs),
+    policySince: isoTime(row.policyAtMs ?? 0),
   };
 }
 
-function addressesOf(result: string | null): string[] {
-  if (result === null) return [];
-  const parsed = orUndefined(() => parseResult(parseJson(result, "stored result"), "1.0.0"));
-  return (parsed?.ips ?? []).map(({ address }) => address);
+function resultOf(stored: string | null): Result | undefined {
+  if (stored === null) return undefined;
+  return orUndefined(() => parseResult(parseJson(stored, "stored result"), "1.0.0"));
 }
 
 const textOf = (value: unknown): string => (typeof value === "string" ? value : "");

@@ -57,7 +57,7 @@ export function formatTable(columns: Column[], rows: string[][], width: number):
   narrow(sized, width);
   const line = (cells: string[]): string =>
     sized
-      .map((column, i) => fit(cells[i] ?? "", column))
+      .map((column, i) => paint(cells[i] ?? "", fit(cells[i] ?? "", column)))
       .join(gap)
       .trimEnd();
   const isLong = (cell: string, i: number) =>
@@ -127,6 +127,27 @@ function cutTo(text: string, width: number): string {
     kept += char;
   }
   return kept;
+}
+
+let isColoured = false;
+
+/** Says whether words that judge have colours from now on: for a terminal. */
+export function colourTables(on: boolean): void {
+  isColoured = on;
+}
+
+/** Words that judge, as whole cells, and the number of their colour (ECMA-48, SGR). */
+const colours = new Map(
+  Object.entries({ ok: 32, attached: 32, allowed: 32, ready: 32 }).concat(
+    Object.entries({ warning: 33, planned: 33, failing: 33, unknown: 33 }),
+    Object.entries({ problem: 31, leaked: 31, failed: 31, denied: 31, closed: 31 }),
+  ),
+);
+
+/** Colours what is shown of a cell, where the cell is such a word. */
+export function paint(cell: string, shown = cell): string {
+  const colour = isColoured ? colours.get(cell) : undefined;
+  return colour === undefined ? shown : `\x1b[${colour}m${shown}\x1b[39m`;
 }
 
 /** Columns a text takes in a terminal. */
@@ -225,7 +246,7 @@ export function rankedNodes(nodes: readonly NodeReport[]): NodeReport[] {
 }
 
 /** A further column where the rows are of many nodes. */
-function nodeColumnOf<T extends { node?: string }>(rows: readonly T[]): ReportColumn<T>[] {
+export function nodeColumnOf<T extends { node?: string }>(rows: readonly T[]): ReportColumn<T>[] {
   if (rows.every(({ node }) => node === undefined)) return [];
   return [{ title: "Node", kind: "node", cell: ({ node = "" }) => node }];
 }

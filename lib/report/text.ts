@@ -65,7 +65,7 @@ const layouts: { [kind in Kind & string]?: Omit<tables.Column, "title"> } = {
 };
 
 /** A table without the end of its last line; "" where there are no rows. */
-function table<T>(
+export function table<T>(
   columns: readonly tables.ReportColumn<T>[],
   rows: readonly T[],
   width: number,
@@ -182,9 +182,9 @@ export function formatNodesCsv(nodes: readonly NodeReport[]): string {
     const { ipv4, ipv6 } = addresses;
     const now = [attachments, failing, leaked, ipv4, ipv6, totals.pods, totals.failedPods];
     const rest = [genie, generatedAt, ...counts, ...now];
-    return csvLine([node, error, ...rest.map((cell) => (error === "" ? (cell ?? "") : ""))]);
+    return [node, error, ...rest.map((cell) => (error === "" ? (cell ?? "") : ""))];
   });
-  return nodeCsvHeader + lines.join("");
+  return formatRowsCsv(nodeCsvHeader, lines);
 }
 
 /** Lines in one chunk. */
@@ -200,6 +200,11 @@ export function* formatCsv(rows: Iterable<NumberedRow>): Generator<string, void>
     chunk = [];
   }
   yield chunk.join("");
+}
+
+/** Formats lines of cells below a header. */
+export function formatRowsCsv(header: string, lines: readonly (string | number)[][]): string {
+  return header + lines.map(csvLine).join("");
 }
 
 function csvLine(cells: (string | number)[]): string {

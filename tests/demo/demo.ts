@@ -148,7 +148,7 @@ function writeNode(stage: Stage): void {
 
 async function showPlan({ screen, dir }: Stage, pod: Pod): Promise<void> {
   screen.headline("The plan: what a pod would get, and why");
-  const asked = ["--namespace", "demo", "--pod", pod.name, "--annotation", `cni=${annotation}`];
+  const asked = [`demo/${pod.name}`, "--annotation", `cni=${annotation}`];
   const line = { argv: [genie, "plan", ...asked, "--cni-config", files(dir).config] };
   const { status } = await type(screen, line, { direct: true });
   screen.check(status === 0, "the plan can be made; nothing ran and nothing was written");
