@@ -206,7 +206,7 @@ describe("statuses that wait", () => {
 const call = () => ledgerRow({ kind: "call", atMs: Date.now() });
 
 describe("metrics", () => {
-  test("are OpenMetrics; a scrape sees what was written, a restart loses nothing", async () => {
+  test("are of the format asked for; a scrape sees what was written, a restart loses nothing", async () => {
     await withQuiet(async ({ dir, agent, record }) => {
       const ipam = {
         type: "host-local",
@@ -229,7 +229,11 @@ describe("metrics", () => {
         addAttachment(one, { containerId: "c2", stuck });
       });
       expect(await sample(first, calls)).toBe(1);
-      const answer = await fetch(`${address}/metrics`);
+      const plain = await fetch(`${address}/metrics`);
+      expect(plain.headers.get("content-type")).toBe("text/plain; version=0.0.4; charset=utf-8");
+      expect(await plain.text()).toContain("\n# TYPE genie_requests_total counter\n");
+      const headers = { Accept: "application/openmetrics-text" };
+      const answer = await fetch(`${address}/metrics`, { headers });
       expect(answer.headers.get("content-type")).toBe(
         "application/openmetrics-text; version=1.0.0; charset=utf-8",
       );

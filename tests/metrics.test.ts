@@ -6,6 +6,8 @@ import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import {
   durationBounds,
+  type Family,
+  formatAsked,
   formatMetrics,
   histogramSamples,
   newHistogram,
@@ -27,7 +29,7 @@ describe("formatMetrics()", () => {
   test("each kind, as OpenMetrics has it", () => {
     const histogram = newHistogram();
     for (const seconds of [0.004, 0.005, 0.3, 61]) observe(histogram, seconds);
-    const text = formatMetrics([
+    const families: Family[] = [
       { name: "a", type: "info", help: "A.", samples: [{ labels: { version: "1" }, value: 1 }] },
       { name: "b", type: "counter", help: "B.", samples: [{ value: 3 }] },
       { name: "c", type: "gauge", help: "none", samples: [] },
@@ -38,8 +40,8 @@ describe("formatMetrics()", () => {
         ),
       },
       { name: "e", type: "gauge", help: "E.", samples: [{ value: Infinity }, { value: 0.25 }] },
-    ]);
-    expect(text).toBe(`# TYPE a info
+    ];
+    expect(formatMetrics(families, "openmetrics")).toBe(`# TYPE a info
 # HELP a A.
 a_info{version="1"} 1.0
 # TYPE b counter
@@ -65,6 +67,17 @@ e +Inf
 e 0.25
 # EOF
 `);
+    const plain = formatMetrics(families, "prometheus");
+    expect(plain).toStartWith(`# TYPE a_info gauge
+# HELP a_info A.
+a_info{version="1"} 1.0
+# TYPE b_total counter
+# HELP b_total B.
+b_total 3.0
+# TYPE d_seconds histogram
+# HELP d_seconds D.
+d_seconds_bucket`);
+    expect(plain).toEndWith("\ne 0.25\n");
     expect(durationBounds.toSorted((a, b) => a - b)).toEqual([...durationBounds]);
   });
 
@@ -75,10 +88,40 @@ e 0.25
     ["half a character", "\ud800x", "\ufffdx"],
   ])("a label cannot break out by %s", (_what, value, expected) => {
     const samples = [{ labels: { network: value }, value: 1 }];
-    const [, , line, ...rest] = formatMetrics([{ name: "a", type: "gauge", help: "", samples }])
+    const [, , line, ...rest] = formatMetrics(
+      [{ name: "a", type: "gauge", help: "", samples }],
+      "openmetrics",
+    )
       .trimEnd()
       .split("\n");
     expect([line, ...rest]).toEqual([`a{network="${expected}"} 1.0`, "# EOF"]);
+  });
+});
+
+describe("formatAsked()", () => {
+  const open = "application/openmetrics-text";
+  test.each([
+    ["nothing", "", "prometheus"],
+    ["anything", "*/*", "prometheus"],
+    ["plain text", "text/plain;version=0.0.4", "prometheus"],
+    ["OpenMetrics", `${open}; version=1.0.0; charset=utf-8`, "openmetrics"],
+    [
+      "OpenMetrics in quotes and capitals",
+      'Application/OpenMetrics-Text;VERSION="1.0.0"',
+      "openmetrics",
+    ],
+    ["OpenMetrics of any version", open, "openmetrics"],
+    ["OpenMetrics of an unknown version", `${open};version=0.0.1`, "prometheus"],
+    ["OpenMetrics not at all", `${open};q=0,text/plain;q=0.1`, "prometheus"],
+    ["plain text rather", `${open};q=0.4,text/plain;q=0.5`, "prometheus"],
+    [
+      "what Prometheus asks for",
+      `${open};version=1.0.0;q=0.5,${open};version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2`,
+      "openmetrics",
+    ],
+    ["nonsense", `;;=,${open};q=x,;q=1`, "prometheus"],
+  ] as const)("%s", (_what, accept, expected) => {
+    expect(formatAsked(accept)).toBe(expected);
   });
 });
 

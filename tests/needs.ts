@@ -44,6 +44,10 @@ const packages = {
   nftables: programs("nft"),
   podman: programs("podman"),
   procps: programs("sysctl"),
+  prometheus: programs("promtool"),
+  "python3-prometheus-client": () =>
+    existsSync("/usr/bin/python3") &&
+    existsSync("/usr/lib/python3/dist-packages/prometheus_client/openmetrics/parser.py"),
   strace: programs("strace"),
   "util-linux": programs("mount", "umount", "nsenter", "unshare"),
 } satisfies Record<string, () => boolean>;

@@ -1,6 +1,7 @@
 /**
  * The agent's task that answers requests: `/metrics` for Prometheus, `/healthz` for the kubelet's
- * probes, `/report` for `genie report --cluster`. Reads a request's method and URL, nothing more.
+ * probes, `/report` for `genie report --cluster`. Reads a request's method, URL and `Accept`,
+ * nothing more.
  *
  * `GET /report` is what `genie report --json` prints. It names pods, their addresses and what
  * failed, and whoever reaches the port may read it, so the plugin table must ask for it
@@ -28,7 +29,7 @@ export async function runListen(agent: Agent): Promise<void> {
   const file = join(config.stateDir, "agent.json");
   const counts = openLedgerCounts(readPosition(file));
   const routes: Routes = {
-    "/metrics": () => metricsResponse(agent, counts),
+    "/metrics": (_url, accept) => metricsResponse(agent, counts, accept),
     "/healthz": () => healthResponse(agent),
     "/report": openReports(agent),
   };
@@ -61,7 +62,7 @@ export async function runListen(agent: Agent): Promise<void> {
   }
 }
 
-type Routes = Record<string, (url: URL) => Response | Promise<Response>>;
+type Routes = Record<string, (url: URL, accept: string) => Response | Promise<Response>>;
 
 function serve(host: Host, { hostname, port }: { hostname: string; port: number }, routes: Routes) {
   try {
@@ -83,11 +84,11 @@ function serve(host: Host, { hostname, port }: { hostname: string; port: number 
   }
 }
 
-function answer(routes: Routes, { method, url }: Request): Response | Promise<Response> {
+function answer(routes: Routes, { method, url, headers }: Request): Response | Promise<Response> {
   const asked = new URL(url);
   const route = Object.hasOwn(routes, asked.pathname) ? routes[asked.pathname] : undefined;
   if (!route) return new Response("There are /metrics, /healthz and /report\n", { status: 404 });
-  if (method === "GET" || method === "HEAD") return route(asked);
+  if (method === "GET" || method === "HEAD") return route(asked, headers.get("accept") ?? "");
   return new Response("GET or HEAD\n", { status: 405 });
 }
 

@@ -1,9 +1,11 @@
 /**
- * The metrics of a node, as OpenMetrics text: from the record as it is now, from the agent's
- * health, and from the rows of the ledger, which are counted as they come, so that a scrape reads
- * none of them again and pruning takes nothing back. The place in the ledger outlives the agent:
- * what happened while none ran is counted by the next one. Label values may hold anything. Source:
- * OpenMetrics 1.0 (prometheus/OpenMetrics specification/OpenMetrics.md).
+ * The metrics of a node, as Prometheus text, or as OpenMetrics text for who asks for that: from the
+ * record as it is now, from the agent's health, and from the rows of the ledger, which are counted
+ * as they come, so that a scrape reads none of them again and pruning takes nothing back. The place
+ * in the ledger outlives the agent: what happened while none ran is counted by the next one. Label
+ * values may hold anything. Source: Prometheus text format 0.0.4 (prometheus/docs
+ * content/docs/instrumenting/exposition_formats.md); OpenMetrics 1.0 (prometheus/OpenMetrics
+ * specification/OpenMetrics.md); how a client asks: RFC 9110, 12.5.1.
  */
 import { renameSync, writeFileSync } from "node:fs";
 import manifest from "../../package.json";
@@ -19,8 +21,12 @@ import { enforcesPolicy } from "../settings.ts";
 import described from "./metrics.json";
 import { type Agent, inodeOf, type Trouble } from "./task.ts";
 
-/** The media type of OpenMetrics text. */
-const contentType = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/** How metrics are written. */
+export type MetricsFormat = "prometheus" | "openmetrics";
+const mediaTypes: Record<MetricsFormat, string> = {
+  prometheus: "text/plain; version=0.0.4; charset=utf-8",
+  openmetrics: "application/openmetrics-text; version=1.0.0; charset=utf-8",
+};
 /** Different values of a label; further ones come under {@link other}. */
 const labelsMax = { networks: 64, codes: 32 } as const;
 const other = "other";
@@ -130,9 +136,31 @@ function familiesOf(measured: Measured): Family[] {
 }
 
 /**
- * Answers with all metrics; without those of a record that cannot be read, which is counted too.
+ * The format that an Accept header asks for: OpenMetrics where it is named and plain text is not
+ * preferred, else Prometheus text, which whoever says nothing can read. Of versions only 1.0.0 is
+ * known; who names none takes it.
  */
-export function metricsResponse(agent: Agent, counts: LedgerCounts): Response {
+export function formatAsked(accept: string): MetricsFormat {
+  const weights = { "application/openmetrics-text": 0, "text/plain": 0 };
+  for (const range of accept.toLowerCase().split(",")) {
+    const [type = "", ...given] = range.split(";").map((part) => part.trim());
+    const parameters = new Map(given.map((one) => one.split(/\s*=\s*/) as [string, string]));
+    const version = parameters.get("version")?.replaceAll('"', "") ?? "1.0.0";
+    if (type !== "text/plain" && (type !== "application/openmetrics-text" || version !== "1.0.0")) {
+      continue;
+    }
+    const weight = Number(parameters.get("q") ?? 1);
+    if (weight > weights[type]) weights[type] = weight;
+  }
+  const { "application/openmetrics-text": open, "text/plain": plain } = weights;
+  return open > 0 && open >= plain ? "openmetrics" : "prometheus";
+}
+
+/**
+ * Answers with all metrics; without those of a record that cannot be read, which is counted too.
+ * @param accept the request's header of that name
+ */
+export function metricsResponse(agent: Agent, counts: LedgerCounts, accept: string): Response {
   const found = orUndefined(() =>
     agent.record.use((state) => {
       counts.read(state);
@@ -152,7 +180,10 @@ export function metricsResponse(agent: Agent, counts: LedgerCounts): Response {
     genie_database_errors: trouble("database"),
     genie_part_failures: trouble("task"),
   });
-  return new Response(formatMetrics(families), { headers: { "Content-Type": contentType } });
+  const format = formatAsked(accept);
+  return new Response(formatMetrics(families, format), {
+    headers: { "Content-Type": mediaTypes[format], Vary: "Accept" },
+  });
 }
 
 function measureRecord({ host, config, health }: Agent, state: State): Measured {
@@ -251,14 +282,22 @@ export function histogramSamples({ counts, sum }: Histogram, labels: Labels): Sa
 const totals = { counter: "_total", info: "_info", gauge: "", histogram: "" } as const;
 
 /** Families as one document; those without samples are left out. */
-export function formatMetrics(families: readonly Family[]): string {
-  const parts = families.filter(({ samples }) => samples.length > 0).map(formatFamily);
-  return `${parts.join("")}# EOF\n`;
+export function formatMetrics(families: readonly Family[], format: MetricsFormat): string {
+  const parts = families
+    .filter(({ samples }) => samples.length > 0)
+    .map((family) => formatFamily(family, format));
+  return parts.join("") + (format === "openmetrics" ? "# EOF\n" : "");
 }
 
-function formatFamily({ name, type, unit, help, samples }: Family): string {
-  const head = [`# TYPE ${name} ${type}`, `# HELP ${name} ${escaped(help)}`];
-  if (unit) head.splice(1, 0, `# UNIT ${name} ${unit}`);
+function formatFamily({ name, type, unit, help, samples }: Family, format: MetricsFormat): string {
+  const isOpen = format === "openmetrics";
+  // Prometheus text has no names of families: the name of the samples stands in their place.
+  const family = isOpen ? name : name + totals[type];
+  const shownType = !isOpen && type === "info" ? "gauge" : type;
+  // Only OpenMetrics has quotes escaped in a help text.
+  const shownHelp = isOpen ? escaped(help) : escaped(help).replaceAll('\\"', '"');
+  const head = [`# TYPE ${family} ${shownType}`, `# HELP ${family} ${shownHelp}`];
+  if (isOpen && unit) head.splice(1, 0, `# UNIT ${name} ${unit}`);
   const lines = samples.map(({ suffix = totals[type], labels = {}, value }) => {
     const pairs = Object.entries(labels).map(([label, text]) => `${label}="${escaped(text)}"`);
     const set = pairs.length > 0 ? `{${pairs.join(",")}}` : "";
