@@ -15,6 +15,7 @@ import {
   truncateSync,
   writeFileSync,
 } from "node:fs";
+import { hostname } from "node:os";
 import { join } from "node:path";
 import { runCommand } from "../lib/cli/command_line.ts";
 import { closeState, write } from "../lib/database.ts";
@@ -226,6 +227,7 @@ TIME (UTC)           COMMAND  POD         NETWORK    TOOK  OUTCOME
       version: 1,
       genie: manifest.version,
       generatedAt: "2026-09-01T12:00:00.000Z",
+      node: hostname(),
       record: join(small.stateDir, "genie.db").replace(dir.path, "DIR"),
       notices: [],
       setAside: [],
@@ -270,6 +272,18 @@ TIME (UTC)           COMMAND  POD         NETWORK    TOOK  OUTCOME
           at: "2026-09-01T02:00:00.000Z",
         },
       ],
+      failures: [
+        {
+          ...{ namespace: "team-b", pod: "db", podUid: "uid-1", command: "ADD", network: "" },
+          ...{ code: 100, denied: true, requests: 1, error: denial.error, rule: denial.rule },
+          ...{ first: "2026-09-01T03:00:00.000Z", last: "2026-09-01T03:00:00.000Z" },
+        },
+        {
+          ...{ namespace: "team-a", pod: "web", podUid: "uid-1", command: "ADD", network: "blue" },
+          ...{ code: 103, denied: false, requests: 1, error: failure.error, rule: "" },
+          ...{ first: "2026-09-01T02:00:00.000Z", last: "2026-09-01T02:00:00.000Z" },
+        },
+      ],
       decisions: [
         { network: "", decidedBy: "", requests: 1 },
         { network: "blue", decidedBy: "annotation", requests: 3 },
@@ -286,7 +300,12 @@ TIME (UTC)           COMMAND  POD         NETWORK    TOOK  OUTCOME
       ...{ network: "blue", requests: 4, failures: 1, denied: 0, bytesPerSecond: 1_500_000 },
       ...{ attachments: 2, add: expect.objectContaining({ count: 2, p50Us: 10_000 }) },
       addresses: { ipv4: { used: 2, total: 100 }, ipv6: { used: 1, total: null } },
+      held: expect.any(Array),
     });
+    // Of the ADDs one is undone by the last DEL; the attachments of now were made by nobody known.
+    expect([blue?.held?.length, blue?.held?.at(0), blue?.held?.at(-2), blue?.held?.at(-1)]).toEqual(
+      [timeline.buckets.length, 2, 3, 2],
+    );
     const sum = (name: "ok" | "failed" | "denied") =>
       timeline.buckets.reduce((total, bucket) => total + bucket[name], 0);
     expect([timeline.bucketMs, sum("ok"), sum("failed"), sum("denied")]).toEqual([
@@ -295,6 +314,49 @@ TIME (UTC)           COMMAND  POD         NETWORK    TOOK  OUTCOME
     expect(edges).toEqual([...latencyEdgesUs]);
     const { choice: _, atMs: _ms, ...newest } = rows[8] ?? ledgerRow();
     expect(requests[0]).toEqual({ id: 9, at: "2026-09-01T06:00:00.000Z", ...newest });
+  });
+
+  test("lists failures: retries of one pod are one, with the newest words", async () => {
+    const { stateDir, conf } = node();
+    const at = (minutes: number) => ({ atMs: startMs + minutes * minute });
+    const retries = Array.from({ length: 20 }, (_, i) => {
+      const containerId = `sandbox-${i}`;
+      const error = `plugin calico says: ${containerId} got no address`;
+      const one = { ...at(i), containerId, outcome: "failed", code: 11, error } as const;
+      // The call fails with its network, in words of its own.
+      return [
+        ledgerRow(one),
+        ledgerRow({ ...one, kind: "call", error: `Cannot attach: ${error}` }),
+      ];
+    });
+    withLedger(stateDir, (state) => {
+      insertLedger(state, [
+        ledgerRow(),
+        ...retries.flat(),
+        ledgerRow({ ...at(30), podName: "api", ...failure }),
+        ledgerRow({ ...at(31), podName: "api", network: "red", ...failure }),
+        ledgerRow({ ...at(32), podName: "api", network: "red", kind: "plugin", ...failure }),
+        ledgerRow({ ...at(33), command: "DEL", ...failure }),
+        ledgerRow({ ...at(34), containerId: "c2", kind: "call", network: "pods", ...denial }),
+      ]);
+    });
+    const { failures, totals } = await json(conf);
+    const shown = failures.map(({ pod, command, network, code, requests, first, last }) =>
+      [pod, command, network, code, requests, first.slice(11, 16), last.slice(11, 16)].join(" "),
+    );
+    expect(shown).toEqual([
+      "web ADD  100 1 00:34 00:34",
+      "web DEL blue 103 1 00:33 00:33",
+      "api ADD red 103 1 00:31 00:31",
+      "api ADD blue 103 1 00:30 00:30",
+      "web ADD blue 11 20 00:00 00:19",
+    ]);
+    expect(failures.at(-1)?.error).toBe("plugin calico says: sandbox-19 got no address");
+    // They add up to what is counted.
+    expect(failures.reduce((sum, { requests }) => sum + requests, 0)).toBe(totals.failures);
+    const limited = await json(conf, "--network", "red");
+    expect(limited.failures.map(({ network }) => network)).toEqual(["red"]);
+    expect((await json(conf, "--denied")).failures.map(({ denied }) => denied)).toEqual([true]);
   });
 
   test("shows one pod: what it has, why, its requests and choices", async () => {
@@ -354,7 +416,7 @@ storage      –      –         –         –         –        –       �
         stuck: { state: "failing", error: evil, atMs: 1 },
       });
     });
-    const source = { stateDir: hostile.stateDir, totals: new Map(), notices: [] };
+    const source = { node: "n1", stateDir: hostile.stateDir, totals: new Map(), notices: [] };
     const made = makeReport(makeHost(), source, { filter: {}, limit: 20 });
     const text = formatReport(made, 80);
     // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what must not be there
@@ -392,7 +454,7 @@ storage      –      –         –         –         –        –       �
     withLedger(record.stateDir, (state) => {
       insertLedger(state, [ledgerRow({ ...long, ...failure, error })]);
     });
-    const source = { stateDir: record.stateDir, totals: new Map(), notices: [] };
+    const source = { node: "n1", stateDir: record.stateDir, totals: new Map(), notices: [] };
     const text = formatReport(makeReport(makeHost(), source, { filter: {}, limit: 20 }), 80);
     expect(text).toContain(
       "2026-09-01 00:00:00  ADD      production-p…d8b5f-x2x7q  blue     12.0ms\n" +
@@ -410,7 +472,7 @@ storage      –      –         –         –         –        –       �
         ledgerRow({ ...call, choice: choiceOfTwo }),
       ]);
     });
-    const source = { stateDir: record.stateDir, totals: new Map(), notices: [] };
+    const source = { node: "n1", stateDir: record.stateDir, totals: new Map(), notices: [] };
     const pod = { namespace: "team-a", name: "web" };
     const made = makePodReport(makeHost(), source, pod, { filter: {}, limit: 20 });
     const text = formatPodReport(made, 80);
@@ -683,7 +745,7 @@ No requests in this time.
 
 /** A request to count. */
 const counts = (more: Partial<TallyRow>): TallyRow => ({
-  ...{ id: 1, atMs: startMs, network: "blue", isAdd: 1, durationUs: 1000, outcome: "ok" },
+  ...{ id: 1, atMs: startMs, network: "blue", isAdd: 1, isDel: 0, durationUs: 1000, outcome: "ok" },
   ...{ code: 0, decidedBy: "cni", isChoice: 0, isRequest: 1 },
   ...more,
 });
@@ -724,6 +786,21 @@ describe("tally()", () => {
     expect(found).toBe(bucketMs);
     expect(timeline.length).toBeLessThanOrEqual(120);
     expect(timeline.reduce((sum, { ok }) => sum + ok, 0)).toBe(2);
+  });
+
+  test("counts what comes and goes; the DEL that undoes an ADD is neither", () => {
+    const at = (atMs: number, more: Partial<TallyRow>) => counts({ atMs: startMs + atMs, ...more });
+    const del = { isAdd: 0, isDel: 1 };
+    const { networks } = tally(
+      [
+        ...[at(0, {}), at(0, {}), at(1, { outcome: "failed", code: 7 }), at(1, del)],
+        ...[at(2, del), at(3, { ...del, outcome: "failed", code: 7 }), at(4, { isAdd: 0 })],
+        at(7 * 86_400_000, { network: "red" }),
+      ],
+      span,
+    );
+    const changes = [...networks.values()].map((one) => Object.values(one.changes));
+    expect(changes).toEqual([[1], [1]]);
   });
 
   test("keeps its memory within limits, whatever the names", () => {

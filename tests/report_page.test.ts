@@ -92,7 +92,7 @@ beforeAll(() => {
     const notices = name === "hostile" ? [evil] : [];
     const report = makeReport(
       makeHost({ now: startMs + weekMs }),
-      { stateDir, totals, notices },
+      { node: "n1", stateDir, totals, notices },
       { filter: name === "hostile" ? { namespace: evil } : {}, limit: 20 },
     );
     reports.set(name, report);

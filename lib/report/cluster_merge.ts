@@ -42,6 +42,7 @@ export function startMerge({
   const decisions = new Map<string, Decision>();
   const stuck = newestOf<AttachmentReport>(listMax, ({ failingSince }) => failingSince ?? "");
   const attachments = newestOf<AttachmentReport>(attachmentsMax, (one) => one.createdAt ?? "");
+  const failures = newestOf<doc.FailureReport>(doc.failuresMax, ({ last }) => last);
   const requests = newestOf<RequestReport>(limit, ({ at }) => at);
   const failed = newestOf<RequestReport>(limit, ({ at }) => at);
   return {
@@ -56,6 +57,7 @@ export function startMerge({
       for (const one of report.decisions) addDecision(decisions, one);
       for (const one of report.stuck) stuck.add({ ...one, node });
       for (const one of report.attachments) attachments.add({ ...one, node });
+      for (const one of report.failures) failures.add({ ...one, node });
       for (const one of report.requests) requests.add({ ...one, node });
       for (const one of report.failed) failed.add({ ...one, node });
     },
@@ -66,6 +68,7 @@ export function startMerge({
       return {
         version: 1,
         ...head,
+        node: "",
         notices: [...head.notices, ...versionNotices(nodes, head.genie), ...nodeNotices(nodes)],
         setAside: [],
         ...times.result(),
@@ -76,6 +79,7 @@ export function startMerge({
         attachments: attachments.result(),
         latencyEdgesUs: doc.latencyEdgesUs,
         causes: causes.result(),
+        failures: failures.result(),
         decisions: inOrder(decisions).map(([, one]) => one),
         choices: [],
         requests: requests.result(),

@@ -1,6 +1,7 @@
 /** `genie report`: reads the command line, has the report made, and writes it as asked for. */
 import { randomUUID } from "node:crypto";
 import { existsSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { hostname } from "node:os";
 import { basename, dirname, join } from "node:path";
 import type { Host, StdinConfig } from "../call.ts";
 import { networkKpis } from "../choice/kpi.ts";
@@ -190,7 +191,7 @@ export async function sourceOf(
     if (!(error instanceof CniError)) throw error;
     notices.push(`How many addresses networks have is not known: ${error.message}`);
   }
-  return { stateDir, totals, notices };
+  return { stateDir, node: host.env["NODE_NAME"] || hostname(), totals, notices };
 }
 
 function writeCsv(host: Host, { stateDir }: ReportSource, { filter, limit = limitMax }: Question) {

@@ -22,6 +22,8 @@ const namesMax = 10_000;
 export const attachmentsMax = 5000;
 /** Longest list of other things. */
 const listMax = 1000;
+/** Longest list of failures. */
+export const failuresMax = listMax;
 const bucketsMax = 200;
 
 const text = v.pipe(
@@ -106,6 +108,24 @@ const NetworkSchema = v.object({
   bytesPerSecond: v.nullable(v.pipe(v.number(), v.minValue(0))),
   /** Attachments that exist now, whatever their state. */
   attachments: count,
+  /**
+   * Attachments at the end of each bucket of `timeline`: those of now, counted back by the ADDs and
+   * DELs of the ledger. Absent where no total of its addresses is known, or a filter hides some.
+   */
+  held: v.exactOptional(list(count, bucketsMax)),
+});
+
+/** Failures that are the same but for their time: retries of one pod are one of these. */
+const FailureSchema = v.object({
+  ...texts("namespace", "pod", "podUid", "command", "network"),
+  code: v.number(),
+  denied: v.boolean(),
+  requests: count,
+  /** Time of the first and of the last one. */
+  first: time,
+  last: time,
+  /** Message and rule of the last one. */
+  ...texts("error", "rule"),
 });
 
 const CauseSchema = v.object({
@@ -173,6 +193,8 @@ const NodeSchema = v.object({
     v.readonly(),
   ),
   causes: list(CauseSchema, namesMax),
+  /** The newest first, at most {@link failuresMax}; an older genie has no such list. */
+  failures: v.optional(list(FailureSchema), () => []),
   /** Why ADDs use a network: annotation, default, choice ... */
   decisions: list(v.object({ ...texts("network", "decidedBy"), requests: count }), namesMax),
   /** The newest requests, at most `--limit`. */
@@ -200,6 +222,8 @@ export type NetworkReport = v.InferOutput<typeof NetworkSchema>;
 export type Counts = Pick<NetworkReport, "requests" | "failures" | "denied">;
 /** Failures of one code. */
 export type CauseReport = v.InferOutput<typeof CauseSchema> & OfNode;
+/** Failures of one pod that are the same. */
+export type FailureReport = v.InferOutput<typeof FailureSchema> & OfNode;
 /** Network policy on this node. */
 export type PolicyReport = v.InferOutput<typeof PolicySchema>;
 /** The report of another node, parsed. */
@@ -208,6 +232,8 @@ export type ParsedReport = v.InferOutput<typeof NodeSchema> & { failed: RequestR
 /** What every report begins with. */
 export interface ReportHead
   extends Pick<ParsedReport, "version" | "genie" | "generatedAt" | "notices"> {
+  /** The node; "" in a report of many. */
+  node: string;
   /** Path of the record; in a report of many nodes, who was asked. */
   record: string;
   /** Records that could not be used and were set aside, newest first. */
@@ -235,6 +261,7 @@ export interface Report extends ReportHead, Omit<ParsedReport, keyof ReportHead>
   stuck: AttachmentReport[];
   attachments: AttachmentReport[];
   causes: CauseReport[];
+  failures: FailureReport[];
   /** The newest automatic choices, at most `--limit`. */
   choices: ChoiceReport[];
   requests: RequestReport[];

@@ -13,6 +13,8 @@ import { newestOf, type RequestTally, rankedNetworks, tally } from "./tally.ts";
 /** Where the record is, and what the configuration adds to it. */
 export interface ReportSource {
   stateDir: string;
+  /** Name of the node. */
+  node: string;
   /** How many addresses of each family a network has, by name; absent where it is not known. */
   totals: ReadonlyMap<string, { ipv4?: number | undefined; ipv6?: number | undefined }>;
   /** Notices to begin with. */
@@ -58,7 +60,11 @@ function readReport(
     from: isoTime(fromMs),
     to: isoTime(toMs),
     totals: { requests: all, failures, denied, add, ...reader.countPods(record, filter), ...live },
-    networks: networksOf(counted, loads, addressTotals, reader.traffic(record)),
+    networks: networksOf(counted, loads, {
+      addressTotals,
+      traffic: reader.traffic(record),
+      filter,
+    }),
     stuck,
     attachments: listed,
     timeline: {
@@ -69,6 +75,7 @@ function readReport(
     },
     latencyEdgesUs: doc.latencyEdgesUs,
     causes: causesOf(counted, record),
+    failures: failuresOf(record, filter),
     decisions: decisionsOf(counted),
     choices: choicesOf(reader.rowsById(record, counted.choiceIds)).slice(0, limit),
     requests: reader.rowsById(record, counted.newestIds).map(requestReport),
@@ -110,7 +117,7 @@ const iso = (ms: number): string => isoTime(ms) ?? "";
 /** What every document begins with. @param tables of the record; none where it is absent */
 export function makeHead(
   host: Host,
-  { stateDir, notices }: ReportSource,
+  { stateDir, node, notices }: ReportSource,
   tables: ReadonlySet<string>,
 ) {
   const record = reader.recordFile(stateDir);
@@ -125,6 +132,7 @@ export function makeHead(
     version: 1 as const,
     genie: manifest.version,
     generatedAt: iso(host.now()),
+    node,
     record,
     notices: [...all, ...aside.map(asideNotice)],
     setAside: aside.map(({ file, atMs }) => ({ file, at: isoTime(atMs) })),
@@ -173,15 +181,24 @@ function readLive(record: reader.RecordReader, filter: reader.LedgerFilter) {
 function networksOf(
   counted: RequestTally,
   loads: ReadonlyMap<string, NetworkLoad>,
-  addressTotals: ReportSource["totals"],
-  bytesPerSecond: ReadonlyMap<string, number>,
+  more: {
+    addressTotals: ReportSource["totals"];
+    /** Bytes per second. */
+    traffic: ReadonlyMap<string, number>;
+    filter: reader.LedgerFilter;
+  },
 ): doc.Report["networks"] {
+  const { addressTotals, traffic, filter } = more;
+  const { namespace, pod, command, only } = filter;
+  const isWhole = [namespace, pod, command, only].every((one) => one === undefined);
   const nothing = tally([], { fromMs: 0, toMs: 0, limit: 0 });
   const names = new Set([...counted.networks.keys(), ...loads.keys()]);
   return [...names].sort().map((network) => {
-    const { requests, failures, denied, add } = counted.networks.get(network) ?? nothing;
+    const one = counted.networks.get(network);
+    const { requests, failures, denied, add } = one ?? nothing;
     const load = loads.get(network) ?? noLoad;
     const totals = addressTotals.get(network);
+    const isSized = totals?.ipv4 !== undefined || totals?.ipv6 !== undefined;
     return {
       network,
       requests,
@@ -192,10 +209,22 @@ function networksOf(
         ipv4: { used: load.ipv4, total: totals?.ipv4 ?? null },
         ipv6: { used: load.ipv6, total: totals?.ipv6 ?? null },
       },
-      bytesPerSecond: bytesPerSecond.get(network) ?? null,
+      bytesPerSecond: traffic.get(network) ?? null,
       attachments: load.attachments,
+      ...(isWhole && isSized && { held: heldOf(load.attachments, counted.timeline, one?.changes) }),
     };
   });
+}
+
+/** Attachments at the end of each bucket of time, from those of now and the changes in each. */
+function heldOf(now: number, { length }: { length: number }, changes: readonly number[] = []) {
+  let held = now;
+  const back = Array.from({ length }, (_, i) => {
+    const before = held;
+    held = Math.max(0, held - (changes[length - 1 - i] ?? 0));
+    return before;
+  });
+  return back.reverse();
 }
 
 /** The name of an error code in words, as in `delegate timeout`. */
@@ -220,6 +249,29 @@ function causesOf({ causes }: RequestTally, record: reader.RecordReader): doc.Re
       error: row?.error ?? "",
       rule: row?.rule ?? "",
     };
+  });
+}
+
+function failuresOf(record: reader.RecordReader, filter: reader.LedgerFilter) {
+  const groups = reader.failureGroups(record, filter, doc.failuresMax);
+  const rows = new Map(
+    reader
+      .rowsById(record, [...groups.keys()])
+      .map((row): [number, reader.NumberedRow] => [row.id, row]),
+  );
+  return [...groups].flatMap(([newestId, { requests, firstMs }]): doc.FailureReport[] => {
+    const row = rows.get(newestId);
+    if (!row) return [];
+    const { podNamespace, podName, podUid, command, code, error, rule } = row;
+    return [
+      {
+        ...{ namespace: podNamespace, pod: podName, podUid, command },
+        // The row of a call that failed before any network has the name of genie's own config.
+        network: row.kind === "call" ? "" : row.network,
+        ...{ code, denied: row.outcome === "denied", requests },
+        ...{ first: iso(firstMs), last: iso(row.atMs), error, rule },
+      },
+    ];
   });
 }
 

@@ -7,7 +7,7 @@ SELECT (SELECT min(at_ms) FROM ledger) AS firstMs, (SELECT max(at_ms) FROM ledge
 
 -- requests
 SELECT id, at_ms AS atMs, CASE kind WHEN 'call' THEN '' ELSE network END AS network,
-  command = 'ADD' AS isAdd, duration_us AS durationUs, outcome, code,
+  command = 'ADD' AS isAdd, command = 'DEL' AS isDel, duration_us AS durationUs, outcome, code,
   decided_by AS decidedBy, choice <> '' AS isChoice, kind = 'network' AS isRequest,
   CASE outcome WHEN 'ok' THEN NULL ELSE container_id || ' ' || command END AS call
 FROM ledger
@@ -22,6 +22,17 @@ FROM (SELECT max(outcome <> 'ok') AS failed FROM ledger
   WHERE (kind = 'network' OR (kind = 'call' AND outcome <> 'ok')) AND container_id <> ''
     AND {{part}}
   GROUP BY pod_namespace, pod_name, pod_uid, CASE pod_name WHEN '' THEN container_id END)
+
+-- failures
+-- Of a call that failed in a network the row of that network stands for it: rows of one call have
+-- one time. Messages of plugins may name the container, and that is a new one each time.
+SELECT max(id) AS id, count(*) AS requests, min(at_ms) AS firstMs FROM ledger AS one
+WHERE outcome <> 'ok' AND {{part}} AND (kind = 'network' OR (kind = 'call' AND NOT EXISTS (
+  SELECT 1 FROM ledger AS other WHERE other.at_ms = one.at_ms AND other.kind = 'network'
+    AND other.container_id = one.container_id AND other.outcome <> 'ok')))
+GROUP BY pod_namespace, pod_name, pod_uid, command, CASE kind WHEN 'call' THEN '' ELSE network END,
+  code, outcome, replace(error, container_id, '')
+ORDER BY max(id) DESC
 
 -- rows
 SELECT id, at_ms AS atMs, kind, command, container_id AS containerId,

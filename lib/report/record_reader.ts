@@ -226,6 +226,22 @@ export function countPods({ database, tables }: RecordReader, filter: LedgerFilt
   return row as { pods: number; failedPods: number };
 }
 
+/**
+ * The failures that a filter selects, those that are the same but for their time as one, by the
+ * number of the newest row of each; the newest first.
+ */
+export function failureGroups(
+  { database, tables }: RecordReader,
+  filter: LedgerFilter,
+  max: number,
+): Map<number, { requests: number; firstMs: number }> {
+  if (!tables.has("ledger")) return new Map();
+  const { where, parameters } = conditions(filter);
+  const rows = database.query(`${sql("failures", where)} LIMIT ?`).all(...parameters, max);
+  const groups = rows as { id: number; requests: number; firstMs: number }[];
+  return new Map(groups.map(({ id, ...group }) => [id, group]));
+}
+
 /** The rows with these numbers, newest first. */
 export function rowsById({ database }: RecordReader, ids: readonly number[]): NumberedRow[] {
   if (ids.length === 0) return [];

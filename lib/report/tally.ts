@@ -12,6 +12,8 @@ export interface TallyRow {
   network: string;
   /** 1 for ADD, 0 for other commands: a million numbers are cheaper than a million texts. */
   isAdd: number;
+  /** The same for DEL. */
+  isDel: number;
   durationUs: number;
   outcome: LedgerOutcome;
   code: number;
@@ -124,8 +126,12 @@ export function tally(
     const one = networks.getOrInsertComputed(name, newNetwork);
     one.requests++;
     newest.add(row.id);
-    const bucket = timeline[Math.floor((row.atMs - firstMs) / bucketMs)];
-    if (bucket) bucket[row.outcome]++;
+    const place = Math.floor((row.atMs - firstMs) / bucketMs);
+    const bucket = timeline[place];
+    if (bucket) {
+      bucket[row.outcome]++;
+      one.changes[place] = (one.changes[place] ?? 0) + changeBy(row, one);
+    }
     if (row.isAdd === 1) count(one.decidedBy, row.decidedBy, decidersMax, "other");
     if (row.outcome === "ok") {
       if (row.isAdd === 1) push(one.durations, row.durationUs);
@@ -160,7 +166,20 @@ export function tally(
   };
 }
 
+/** By how many attachments a request changes its network. The DEL that undoes an ADD by none. */
+function changeBy(row: TallyRow, network: { failedAtMs: number }): number {
+  const isOk = row.outcome === "ok";
+  if (row.isAdd === 1 && !isOk) network.failedAtMs = row.atMs;
+  // The rows of one call have one time.
+  if (row.isDel === 1 && isOk) return row.atMs === network.failedAtMs ? 0 : -1;
+  return row.isAdd === 1 && isOk ? 1 : 0;
+}
+
 const newNetwork = () => ({
+  /** More attachments than before, in each bucket of time; a hole is none. */
+  changes: [] as number[],
+  /** When the newest ADD that failed began, ms since the epoch. */
+  failedAtMs: -1,
   requests: 0,
   failures: 0,
   denied: 0,
