@@ -14,6 +14,8 @@ export interface Look {
   dark?: boolean;
   /** A phone: touch, two and more device pixels for one. */
   phone?: boolean;
+  /** As it is printed. */
+  print?: boolean;
   /** Scripts are off, as where somebody distrusts the file. */
   withoutScripts?: boolean;
 }
@@ -28,6 +30,8 @@ export interface Loaded {
   evaluate: <T>(expression: string) => Promise<T>;
   /** Looks at it otherwise, and waits until it was painted anew. */
   change: (look: Look) => Promise<void>;
+  /** Presses a key. */
+  press: (key: "Enter" | "Escape" | "/") => Promise<void>;
   /** A PNG of the window, or of the whole page. */
   screenshot: (whole?: boolean) => Promise<Uint8Array>;
 }
@@ -172,6 +176,7 @@ async function emulate(own: Send, look: Look): Promise<void> {
     mobile: look.phone === true,
   });
   await own("Emulation.setEmulatedMedia", {
+    media: look.print ? "print" : "",
     features: [{ name: "prefers-color-scheme", value: look.dark ? "dark" : "light" }],
   });
 }
@@ -210,6 +215,13 @@ function pageOf(own: Send, seen: Message[], url: string): Loaded {
       for (let frames = 0; frames < 3; frames++) await evaluate(frame);
     },
     evaluate,
+    press: async (key) => {
+      const text = key === "Enter" ? "\r" : key === "/" ? key : undefined;
+      const codes = { Enter: 13, Escape: 27, "/": 191 };
+      const stroke = { key, windowsVirtualKeyCode: codes[key], ...(text && { text }) };
+      await own("Input.dispatchKeyEvent", { type: "keyDown", ...stroke });
+      await own("Input.dispatchKeyEvent", { type: "keyUp", ...stroke });
+    },
     screenshot: async (whole = false) => {
       const answer = await own("Page.captureScreenshot", { captureBeyondViewport: whole });
       return Buffer.from(String(answer?.["data"]), "base64");

@@ -24,8 +24,8 @@ import { putRuleset } from "../lib/policy/store.ts";
 import type { LedgerRow } from "../lib/record.ts";
 import { openState } from "../lib/recovery/database.ts";
 import { latencyEdgesUs, type Report } from "../lib/report/document.ts";
+import { scriptJson, toMarkup } from "../lib/report/markup.ts";
 import { makePodReport, makeReport } from "../lib/report/model.ts";
-import { scriptJson, toMarkup } from "../lib/report/page.ts";
 import {
   formatCount,
   formatDuration,

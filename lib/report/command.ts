@@ -20,11 +20,14 @@ import { networkName } from "../recovery/network_name.ts";
 import { loadConfig, loadNodeSettings } from "../settings.ts";
 import type { Report } from "./document.ts";
 import { makePodReport, makeReport, type ReportSource, reportedFilter } from "./model.ts";
-import { type LedgerFilter, ledgerRows, readOrEmpty } from "./record_reader.ts";
+import type { PageDetails } from "./page.ts";
+import { type LedgerFilter, ledgerRows, readOrEmpty, readRulesets } from "./record_reader.ts";
 import { asciiJson } from "./table.ts";
 import { formatCsv, formatNodesCsv, formatPodReport, formatReport } from "./text.ts";
 
 const limitDefault = 20;
+/** The same for a page: the stories of its pods are made from these. */
+const pageLimit = 1000;
 const limitMax = 10_000_000;
 /** Most requests that a node is asked to list. */
 const clusterLimitMax = 1000;
@@ -52,22 +55,26 @@ export async function runReport(host: Host, flags: Flags, { width, readOwnConfig
   const question = readQuestion(host, flags);
   if (flags["cluster"]) return runCluster(host, flags, question, width);
   const source = await sourceOf(host, readOwnConfig(text(flags, "cni-config")), question);
-  const { filter, pod, limit = limitDefault } = question;
+  const { filter, pod, limit } = question;
   if (flags["csv"]) {
     writeCsv(host, source, question);
-  } else if (pod && flags["html"] === undefined) {
-    const report = makePodReport(host, source, pod, { filter, limit });
-    host.stdout(flags["json"] ? jsonOf(report) : formatPodReport(report, width));
-  } else {
-    await writeReport(host, flags, makeReport(host, source, { filter, limit }), width);
+    return 0;
   }
+  const podReport = pod && makePodReport(host, source, pod, { filter, limit });
+  if (podReport && flags["html"] === undefined) {
+    host.stdout(flags["json"] ? jsonOf(podReport) : formatPodReport(podReport, width));
+    return 0;
+  }
+  const rulesets = podReport?.rulesets ?? readOrEmpty(source.stateDir, (one) => readRulesets(one));
+  const details = { rulesets, ...(podReport && { pod: podReport }) };
+  await writeReport(host, flags, makeReport(host, source, { filter, limit }), { width, details });
   return 0;
 }
 
 async function runCluster(
   host: Host,
   flags: Flags,
-  { filter, limit = limitDefault }: Question,
+  { filter, limit }: Question,
   width: number,
 ): Promise<number> {
   if (limit > clusterLimitMax) {
@@ -77,12 +84,17 @@ async function runCluster(
   const { makeClusterReport } = await import("./cluster.ts");
   const report = await makeClusterReport(host, flags, { filter: reportedFilter(filter), limit });
   if (flags["csv"]) host.stdout(formatNodesCsv(report.nodes));
-  else await writeReport(host, flags, report, width);
+  else await writeReport(host, flags, report, { width });
   return report.nodes.some(({ error }) => error !== "") ? 1 : 0;
 }
 
 /** Writes a report as a page, as JSON or as text. */
-async function writeReport(host: Host, flags: Flags, report: Report, width: number): Promise<void> {
+async function writeReport(
+  host: Host,
+  flags: Flags,
+  report: Report,
+  { width, details }: { width: number; details?: PageDetails },
+): Promise<void> {
   const file = text(flags, "html");
   if (file === undefined) {
     host.stdout(flags["json"] ? jsonOf(report) : formatReport(report, width));
@@ -90,7 +102,12 @@ async function writeReport(host: Host, flags: Flags, report: Report, width: numb
   }
   // Loaded here: nothing else needs the 50 KB of the chart library.
   const { formatPage } = await import("./page.ts");
-  writeWhole(file, formatPage(report));
+  const page = formatPage(report, details);
+  if (file === "-") {
+    host.stdout(page);
+    return;
+  }
+  writeWhole(file, page);
   host.stdout(`Wrote ${file}\n`);
 }
 
@@ -125,7 +142,9 @@ function readQuestion(host: Host, flags: Flags) {
     command,
     only: flags["denied"] ? "denied" : flags["failed"] ? "failed" : undefined,
   };
-  return { filter, pod, limit: readLimit(text(flags, "limit")) };
+  const usual =
+    flags["csv"] && !flags["cluster"] ? limitMax : flags["html"] ? pageLimit : limitDefault;
+  return { filter, pod, limit: readLimit(text(flags, "limit")) ?? usual };
 }
 
 /** @throws UsageError for options of `--cluster` that do not go together, or stand without it */
@@ -194,7 +213,7 @@ export async function sourceOf(
   return { stateDir, node: host.env["NODE_NAME"] || hostname(), totals, notices };
 }
 
-function writeCsv(host: Host, { stateDir }: ReportSource, { filter, limit = limitMax }: Question) {
+function writeCsv(host: Host, { stateDir }: ReportSource, { filter, limit }: Question) {
   readOrEmpty(stateDir, (record) => {
     for (const chunk of formatCsv(ledgerRows(record, filter, limit))) host.stdout(chunk);
   });

@@ -1,6 +1,7 @@
 /**
- * The script of the report page: draws the charts from the numbers in `#data`. It makes no request
- * and writes names as text only, on canvases and by `textContent`. Runs in a browser, after uPlot.
+ * The script of the report page: draws the charts from the numbers in `#data`, sorts tables, and
+ * searches. It makes no request and writes names as text only, on canvases and by `textContent`.
+ * Runs in a browser, after uPlot.
  */
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -106,6 +107,31 @@
       hooks: { setCursor: [readout(element, describe)] },
     };
     return { options, values: [at, ...sums] };
+  }
+
+  /** Lines over time, in percent. */
+  function freeChart(element, { at, series }) {
+    const describe = (i) =>
+      `${utc(at[i])} UTC: ${series
+        .map(({ name, free, total }) => `${name} ${count.format(free[i])} of ${count.format(total)}`)
+        .join(", ")}`;
+    const options = {
+      tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
+      scales: { x: { range: [at[0], Math.max(at.at(-1), at[0] + 1)] }, y: { range: [0, 105] } },
+      axes: [
+        axis({ grid: { show: false }, space: 74, size: 42, values: timeLabels }),
+        numberAxis((value) => `${value}%`),
+      ],
+      series: [
+        {},
+        ...series.map(({ tint }) => ({
+          ...{ stroke: colour(tint), width: 2, points: { show: false } },
+          paths: uPlot.paths.stepped({ align: -1 }),
+        })),
+      ],
+      hooks: { setCursor: [readout(element, describe)] },
+    };
+    return { options, values: [at, ...series.map(({ shares }) => shares)] };
   }
 
   function latencyChart(element, { centresUs, labels, series }) {
@@ -219,7 +245,7 @@
     return { options, values: [rows, ...sums] };
   }
 
-  const charts = { time: timeChart, latency: latencyChart, bars: barChart };
+  const charts = { time: timeChart, free: freeChart, latency: latencyChart, bars: barChart };
   const drawn = new Map();
 
   function draw(element) {
@@ -253,5 +279,140 @@
   });
   for (const element of elements) observer.observe(element);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+  matchMedia("print").addEventListener("change", drawAll);
   root.dataset.drawn = String(drawn.size);
+
+  /** Sizes of units; of durations in µs. */
+  const units = { µs: 1, ms: 1e3, s: 1e6, m: 6e7, h: 3.6e9, kB: 1e3, MB: 1e6, GB: 1e9, TB: 1e12 };
+
+  /** What a cell of numbers is worth: `1,234`, `2m05s`, `1.5MB/s`, `3/100`; nothing is least. */
+  function worth(text) {
+    const parts = text.replaceAll(",", "").split("/")[0].matchAll(/([\d.]+)(µs|[a-zA-Z]*)/g);
+    return [...parts].reduce((sum, [, value, unit]) => Math.max(0, sum) + value * (units[unit] ?? 1), -1);
+  }
+
+  const collator = new Intl.Collator("en", { numeric: true });
+
+  /** Makes the heads of a table buttons that sort it: numbers from the largest, texts from A. */
+  function sortable(table) {
+    const heads = [...table.tHead.rows[0].cells];
+    const [body] = table.tBodies;
+    if (body.rows.length < 2) return;
+    for (const [i, head] of heads.entries()) {
+      const isNumber = head.classList.contains("number");
+      const value = (row) => row.cells[i].textContent;
+      const compare = isNumber
+        ? (a, b) => worth(value(a)) - worth(value(b))
+        : (a, b) => collator.compare(value(a), value(b));
+      head.firstChild.addEventListener("click", () => {
+        const before = head.getAttribute("aria-sort");
+        const isUp = before ? before === "descending" : !isNumber;
+        for (const other of heads) other.removeAttribute("aria-sort");
+        head.setAttribute("aria-sort", isUp ? "ascending" : "descending");
+        body.append(...[...body.rows].sort((a, b) => (isUp ? compare(a, b) : compare(b, a))));
+      });
+    }
+  }
+  for (const table of document.querySelectorAll("table")) sortable(table);
+
+  for (const button of document.querySelectorAll(".few-more")) {
+    button.addEventListener("click", () => {
+      const above = button.previousElementSibling;
+      (above.querySelector(".few") ?? above).classList.remove("few");
+      button.remove();
+    });
+  }
+
+  /** Says of each table whether some of it is out of sight. */
+  const widths = new ResizeObserver((changes) => {
+    for (const { target } of changes) {
+      target.classList.toggle("cut", target.scrollWidth > target.clientWidth + 1);
+    }
+  });
+  for (const box of document.querySelectorAll(".scroll")) widths.observe(box);
+
+  const search = document.getElementById("search");
+  const found = document.getElementById("found");
+  const sections = [...document.querySelectorAll("main > section, .pair section")];
+  /** What is found or hidden as a whole, with its text. */
+  let parts;
+  const partsOf = () =>
+    [...document.querySelectorAll("tbody tr, .item, .pods li")]
+      .filter((one) => !one.parentElement.closest(".item"))
+      .map((one) => {
+        const { title = "" } = one.querySelector("a[title]") ?? {};
+        const network = one.closest(".network")?.querySelector("h4")?.textContent ?? "";
+        return [one, `${one.textContent} ${title} ${network}`.toLowerCase()];
+      });
+
+  function filter() {
+    parts ??= partsOf();
+    const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    let shown = 0;
+    for (const [one, text] of parts) {
+      const isFound = words.every((word) => text.includes(word));
+      one.classList.toggle("nothing", !isFound);
+      if (isFound) shown++;
+    }
+    const isAsked = words.length > 0;
+    root.classList.toggle("searching", isAsked);
+    const hide = (one, inside) => {
+      const isEmpty = isAsked && !one.querySelector(inside);
+      one.classList.toggle("nothing", isEmpty);
+    };
+    const kept = "tbody tr:not(.nothing), .item:not(.nothing), .pods li:not(.nothing)";
+    for (const one of document.querySelectorAll(".network, .node")) hide(one, ".pods li:not(.nothing)");
+    for (const one of document.querySelectorAll(".scroll")) hide(one, "tbody tr:not(.nothing)");
+    for (const one of sections) hide(one, kept);
+    document.querySelector(".tiles").classList.toggle("nothing", isAsked);
+    found.textContent = isAsked ? `${count.format(shown)} of ${count.format(parts.length)}` : "";
+  }
+
+  search.form.addEventListener("submit", (event) => event.preventDefault());
+  let waiting;
+  search.addEventListener("input", () => {
+    cancelAnimationFrame(waiting);
+    waiting = requestAnimationFrame(filter);
+  });
+  document.addEventListener("keydown", (event) => {
+    const isTyping = event.target instanceof HTMLInputElement;
+    if (event.key === "/" && !isTyping && !event.ctrlKey && !event.metaKey) {
+      event.preventDefault();
+      search.focus();
+    } else if (event.key === "Escape" && search.value !== "") {
+      search.value = "";
+      filter();
+    }
+  });
+
+  /** Opens the section that a link leads to; what a search has hidden is shown again. */
+  function follow() {
+    const target = document.getElementById(location.hash.slice(1));
+    if (!target) return;
+    if (target.closest(".nothing")) {
+      search.value = "";
+      filter();
+    }
+    if (target instanceof HTMLDetailsElement) {
+      target.classList.add("kept");
+      target.open = true;
+      target.querySelector("summary").focus({ preventScroll: true });
+    }
+    target.scrollIntoView();
+  }
+  addEventListener("hashchange", follow);
+  follow();
+
+  /** Marks a pod on all of its networks. */
+  function same(event) {
+    const link = event.target.closest?.(".pods a");
+    for (const one of document.querySelectorAll(".pods .same")) one.classList.remove("same");
+    if (!link || link.hash === "#attachments" || link.hash === "#failures") return;
+    for (const one of document.querySelectorAll(`.pods a[href="${link.hash}"]`)) {
+      one.classList.add("same");
+    }
+  }
+  for (const name of ["mouseover", "focusin"]) {
+    document.querySelector(".map")?.addEventListener(name, same);
+  }
 })();

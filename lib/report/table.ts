@@ -181,12 +181,38 @@ export interface ReportColumn<T> {
    */
   kind?: "number" | "time" | "state" | "name" | "node" | "list" | "message" | "fault";
   cell: (row: T) => string;
+  /** What the cell names, see {@link about}: the page has a section about it. */
+  about?: (row: T) => string;
   /** Its cells are the headings of their rows. */
   isHead?: true;
   /** The title on a terminal, if it is a different one. */
   terminalTitle?: string;
   /** The only place that shows it; absent: both do. */
   only?: "terminal" | "page";
+}
+
+/** Keys of what the page has a section about. */
+export const about = {
+  network: (name: string): string => `network ${name}`,
+  pod: (namespace: string, name: string): string => `pod ${namespace}/${name}`,
+  cause: ({ denied, code }: { denied: boolean; code: number }): string => `cause ${denied} ${code}`,
+};
+
+/** The column of a network. */
+export function networkColumn<T extends { network: string }>(
+  shown: (row: T) => string = ({ network }) => network,
+): ReportColumn<T> {
+  const key = ({ network }: T) => about.network(network);
+  return { title: "Network", kind: "name", cell: (row) => shownNetwork(shown(row)), about: key };
+}
+
+/** The column of a pod. */
+export function podColumn<T extends { namespace: string; pod: string }>(): ReportColumn<T> {
+  return {
+    ...{ title: "Pod", kind: "name" },
+    cell: ({ namespace, pod }) => shownPod(namespace, pod),
+    about: ({ namespace, pod }) => about.pod(namespace, pod),
+  };
 }
 
 /** A column of numbers: counts, or numbers that are texts already. */
@@ -202,7 +228,7 @@ export function numberColumn<T>(
 
 /** Columns of the networks, with what they are judged by. */
 export const networkColumns: ReportColumn<NetworkReport>[] = [
-  { title: "Network", kind: "name", isHead: true, cell: ({ network }) => shownNetwork(network) },
+  { ...networkColumn(), isHead: true },
   numberColumn("Requests", ({ requests }) => requests),
   numberColumn("Failed", ({ failures }) => failures),
   numberColumn("Share", ({ failures, requests }) => formatShare(failures, requests), {
@@ -259,8 +285,8 @@ export function stuckColumns(rows: readonly StuckReport[]): ReportColumn<StuckRe
     { title: "State", kind: "state", cell: ({ state }) => state },
     { title: "Since (UTC)", kind: "time", cell: ({ failingSince }) => formatTime(failingSince) },
     ...nodeColumnOf(rows),
-    { title: "Network", kind: "name", cell: ({ network }) => network },
-    { title: "Pod", kind: "name", cell: ({ namespace, pod }) => shownPod(namespace, pod) },
+    networkColumn(),
+    podColumn(),
     { title: "Interface", cell: (one) => one.interface },
     { title: "Error", kind: "message", cell: ({ error }) => error },
   ];
@@ -280,13 +306,13 @@ export function requestColumns(rows: readonly RequestReport[]): ReportColumn<Req
     { title: "Time (UTC)", kind: "time", cell: ({ at }) => formatTime(at) },
     { title: "Command", cell: ({ command }) => command },
     ...nodeColumnOf(rows),
-    { title: "Pod", kind: "name", cell: (one) => shownPod(one.podNamespace, one.podName) },
     {
-      title: "Network",
-      kind: "name",
-      // The row of a call that failed before any network has the name of genie's own config.
-      cell: ({ kind, network }) => shownNetwork(kind === "call" ? "" : network),
+      ...{ title: "Pod", kind: "name" },
+      cell: ({ podNamespace, podName }) => shownPod(podNamespace, podName),
+      about: ({ podNamespace, podName }) => about.pod(podNamespace, podName),
     },
+    // The row of a call that failed before any network has the name of genie's own config.
+    networkColumn(({ kind, network }) => (kind === "call" ? "" : network)),
     numberColumn("Took", ({ durationUs }) => formatDuration(durationUs)),
     { title: "Outcome", kind: "fault", cell: shownOutcome },
   ];
