@@ -206,7 +206,7 @@ describe("statuses that wait", () => {
 const call = () => ledgerRow({ kind: "call", atMs: Date.now() });
 
 describe("metrics", () => {
-  test("are of the format asked for; a scrape sees what was written, a restart loses nothing", async () => {
+  test("are as asked for; a scrape sees what was written, a restart loses nothing", async () => {
     await withQuiet(async ({ dir, agent, record }) => {
       const ipam = {
         type: "host-local",

@@ -116,7 +116,8 @@ describe("formatAsked()", () => {
     ["plain text rather", `${open};q=0.4,text/plain;q=0.5`, "prometheus"],
     [
       "what Prometheus asks for",
-      `${open};version=1.0.0;q=0.5,${open};version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2`,
+      `${open};version=1.0.0;q=0.5,${open};version=0.0.1;q=0.4,` +
+        "text/plain;version=0.0.4;q=0.3,*/*;q=0.2",
       "openmetrics",
     ],
     ["nonsense", `;;=,${open};q=x,;q=1`, "prometheus"],

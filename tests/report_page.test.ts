@@ -4,6 +4,7 @@
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { hostname } from "node:os";
 import { join } from "node:path";
 import { runCommand } from "../lib/cli/command_line.ts";
 import type { State } from "../lib/database.ts";
@@ -11,7 +12,7 @@ import { insertLedger } from "../lib/ledger.ts";
 import { putAlive, putProblems } from "../lib/policy/store.ts";
 import { startMerge } from "../lib/report/cluster_merge.ts";
 import { parseReport, type Report } from "../lib/report/document.ts";
-import { makeReport } from "../lib/report/model.ts";
+import { makePodReport, makeReport } from "../lib/report/model.ts";
 import { formatPage } from "../lib/report/page.ts";
 import { chartsOf } from "../lib/report/page_charts.ts";
 import { formatCount } from "../lib/report/quantity.ts";
@@ -40,6 +41,13 @@ function addPolicy(state: State, text: string): void {
   putAlive(state, new Map([["pods", startMs]]));
   const one = { kind: "NetworkPolicy", namespace: "team-a", name: text, path: "spec", text };
   putProblems(state, [one], startMs);
+}
+
+/** Rules that are in force on pod team-a/web. */
+function addRuleset({ database }: State, text: string): void {
+  database
+    .query("INSERT INTO rulesets VALUES ('n', 'c1', 'team-a', 'web', ?, ?, '')")
+    .run(text, startMs);
 }
 
 /** A node with so many requests in a week, 480 attachments and two that are stuck. */
@@ -124,6 +132,40 @@ const none = { since: null, network: null, namespace: null, pod: null, command: 
 const page = (name: string) => readFileSync(fileOf(name), "utf8");
 
 describe("the page", () => {
+  test("of one pod tells its story, down to plugins and rules", () => {
+    const stateDir = join(dir.path, "pod");
+    const one = { network: "blue", podName: "web", containerId: "c1" };
+    withLedger(stateDir, (state) => {
+      insertLedger(state, [
+        ledgerRow({ ...one, kind: "plugin", plugin: "bridge" }),
+        ledgerRow(one),
+        ledgerRow({ ...one, kind: "call", network: "pods" }),
+        ledgerRow({ podName: "other", containerId: "c2" }),
+      ]);
+      addAttachment(state);
+      addRuleset(state, "table inet genie {\n\tchain in { }\n}");
+    });
+    const source = { node: "n1", stateDir, totals, notices: [] };
+    const host = makeHost({ now: startMs });
+    const asked = { filter: { namespace: "team-a", pod: "web" }, limit: 100 };
+    const pod = makePodReport(host, source, { namespace: "team-a", name: "web" }, asked);
+    const rulesets = pod.rulesets ?? [];
+    const text = formatPage(makeReport(host, source, asked), { rulesets, pod });
+    const story =
+      /<section id="story">.*?<\/section>/s.exec(text)?.[0].replace(/<[^>]+>/g, "") ?? "";
+    for (const line of [
+      "eth0 on blue: 10.1.0.5/16; attached since 2026-09-01 00:00:00; asked for by cni",
+      "2026-09-01 00:00:00 ADD plugin bridge: ok (eth0, 12.0ms, because of annotation, 10.1",
+      "2026-09-01 00:00:00 ADD blue: ok",
+      "2026-09-01 00:00:00 ADD the call: ok",
+      "Network policy in force since 2026-09-01 00:00:00",
+      "table inet genie {\n  chain in { }\n}",
+    ]) {
+      expect(story).toContain(line);
+    }
+    expect(text).not.toContain("team-a/other");
+  });
+
   test.each(Object.keys(fills))("of %s records is one file that names no other", (name) => {
     const text = page(name);
     const own = text.replace(/<pre>.*<\/pre>|\/\*!.*?\*\//gs, "");
@@ -157,6 +199,17 @@ describe("the page", () => {
     expect(page("some")).toContain("Policies known as of 2026-09-01 00:00:00 UTC.");
     expect(page("some")).toContain("spec: operator &quot;Inn&quot; is not known");
     expect(page("one")).not.toContain("Network policy");
+  });
+
+  test("draws free addresses: counted back from now, only where their number is known", () => {
+    const report = reports.get("fleet");
+    if (!report) throw new Error("There is no report");
+    const { free } = chartsOf(report);
+    expect(free?.series.map(({ name, total }) => [name, total])).toEqual([["calico", 4000]]);
+    // Of 400 attachments the ledger knows two ADDs.
+    expect([free?.series[0]?.free[0], free?.series[0]?.free.at(-1)]).toEqual([3602, 3600]);
+    expect(page("fleet")).toContain("Not known for blue, storage.");
+    expect(chartsOf(reports.get("hostile") ?? report).free).toBeNull();
   });
 
   test("draws at most twelve bars and eight networks, whatever there is", () => {
@@ -204,6 +257,18 @@ describe("the page", () => {
     );
     expect(readdirSync(folder).sort()).toEqual(["report.html", "taken"]);
 
+    // To stdout, and of one pod: its story with the calls of its plugins.
+    const asked = async (...words: string[]) => {
+      const host = makeHost({ now: startMs });
+      await runCommand(host, ["report", ...words, "--html", "-", "--cni-config", conf]);
+      return host.written.stdout;
+    };
+    expect(await asked()).toStartWith("<!doctype html>");
+    const whole = await asked("team-a/web");
+    expect(whole).toContain(`<h1>Pod team-a/web on ${hostname()}</h1>`);
+    expect(whole).toContain("<h2>The story of this pod</h2>");
+    expect(await asked("team-a/api")).toContain("No requests in this time.");
+
     // The program as it is installed carries the library with it.
     const other = join(folder, "other.html");
     const args = ["report", "--html", other, "--cni-config", conf];
@@ -224,7 +289,7 @@ function addFleet(state: State, count: number): void {
     addAttachment(state, { ...one, addresses: [`10.2.${i >> 8}.${i & 255}/16`] });
     if (i % 10 === 0) addAttachment(state, { ...one, network: "storage", ifName: "net1" });
   }
-  const [bad, slow] = ["no address is free", "plugin bridge timed out"];
+  const [bad, slow] = ["no address is free", "no answer in time"];
   for (let minute = 1; minute <= 20; minute++) {
     for (const [i, podName] of ["bad-0", "bad-1", "bad-2"].entries()) {
       const containerId = `${podName}-${minute}`;
@@ -334,7 +399,8 @@ describe.skipIf(lacks("chromium"))("the page in Chromium", () => {
     return new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
   })()`;
   const visible = (selector: string) =>
-    `[...document.querySelectorAll(${JSON.stringify(selector)})].filter((one) => one.checkVisibility())`;
+    `[...document.querySelectorAll(${JSON.stringify(selector)})]
+      .filter((one) => one.checkVisibility())`;
   const texts = (selector: string) => `${visible(selector)}.map((one) => one.textContent)`;
 
   test("shows failures first: retries are one row, and who is attached by now", async () => {
@@ -343,7 +409,7 @@ describe.skipIf(lacks("chromium"))("the page in Chromium", () => {
         [2, 3, 4, 6, 7, 8].map((i) => row.cells[i].textContent).join(" | "))`;
       expect(await page.evaluate<string[]>(cells)).toEqual([
         "1 | team-a/app-1 | calico | 7 invalid config | invalid master | attached",
-        "20 | team-a/bad-2 | calico | 103 delegate timeout | plugin bridge timed out for bad-2-20 | –",
+        "20 | team-a/bad-2 | calico | 103 delegate timeout | no answer in time for bad-2-20 | –",
         "20 | team-a/bad-1 | calico | 11 try again later | no address is free for bad-1-20 | –",
         "20 | team-a/bad-0 | calico | 11 try again later | no address is free for bad-0-20 | –",
       ]);
@@ -394,7 +460,8 @@ describe.skipIf(lacks("chromium"))("the page in Chromium", () => {
         );
       const sorts = (table: string) =>
         page.evaluate<string[]>(
-          `[...document.querySelectorAll("${table} thead th")].map((one) => one.getAttribute("aria-sort") ?? "")`,
+          `[...document.querySelectorAll("${table} thead th")]
+            .map((one) => one.getAttribute("aria-sort") ?? "")`,
         );
       const focus = (table: string, i: number) =>
         page.evaluate(`document.querySelectorAll("${table} thead button")[${i}].focus()`);
@@ -436,7 +503,7 @@ describe.skipIf(lacks("chromium"))("the page in Chromium", () => {
         );
       await click("#failures td a", "team-a/bad-1");
       expect((await open())[0]).toMatch(
-        /^team-a\/bad-1 not attached, 20 failures Failed .*ADD 20 times, code 11: no address is free for bad-1-20/,
+        /^team-a\/bad-1 not attached, 20 failures Failed .*ADD 20 times, code 11: no address/,
       );
       await click(".item[open] a", "11");
       expect((await open()).find((one) => one.startsWith("try again later"))).toContain(
@@ -468,7 +535,8 @@ describe.skipIf(lacks("chromium"))("the page in Chromium", () => {
       const networks = await page.evaluate<string[]>(texts(".network h4"));
       const blue = Math.ceil(count / 5);
       expect(networks).toEqual([
-        `calico ${count - blue} attached · 3 failed · ${formatCount(4000 - count + blue)} of 4,000 addresses free`,
+        `calico ${count - blue} attached · 3 failed · ` +
+          `${formatCount(4000 - count + blue)} of 4,000 addresses free`,
         `blue ${blue} attached`,
         `storage ${Math.ceil(count / 10)} attached`,
       ]);

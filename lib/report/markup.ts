@@ -2,6 +2,7 @@
  * HTML from values of others: whatever is put in is escaped, unless it is markup of our own. Pure.
  */
 import { isObject } from "../json.ts";
+import { formatCount } from "./quantity.ts";
 import { asciiJson, visibleText } from "./table.ts";
 
 /** HTML, style or script of our own, which needs no escaping. */
@@ -24,9 +25,12 @@ export function toMarkup(value: unknown): string {
   return String(value).replace(/[&<>"']/g, (char) => `&${entities[char]};`);
 }
 
-/** Markup from a template of our own: each value in it is made visible and escaped. */
+/** Markup from a template of our own: texts become visible and are escaped, counts have commas. */
 export function html(parts: TemplateStringsArray, ...values: (string | number | Markup)[]): Markup {
-  const shown = values.map((one) => toMarkup(typeof one === "string" ? visibleText(one) : one));
+  const shown = values.map((one) => {
+    if (typeof one === "number") return formatCount(one);
+    return toMarkup(typeof one === "string" ? visibleText(one) : one);
+  });
   return trusted(parts.map((part, i) => part + (shown[i] ?? "")).join(""));
 }
 

@@ -134,7 +134,7 @@ function rulesReader(rulesets: readonly RulesetReport[]) {
 function mapMarkup(report: Report | ClusterReport, index: Index): Markup | "" {
   const nodes = "nodes" in report ? tables.rankedNodes(report.nodes) : undefined;
   const one = { node: report.node || "This node", error: "", totals: report.totals };
-  const maps = (nodes ?? [one]).map(({ node, error, totals }) => {
+  const maps = (nodes ?? [one]).slice(0, mapNodesMax).map(({ node, error, totals }) => {
     const map = mapOf(report, index, nodes && node);
     const isBad = error !== "" || map.networks.some(({ health }) => health === "bad");
     return {
@@ -145,9 +145,9 @@ function mapMarkup(report: Report | ClusterReport, index: Index): Markup | "" {
     };
   });
   if (!nodes && maps[0]?.networks.length === 0) return "";
-  const more = maps.length - mapNodesMax;
+  const more = (nodes ?? []).length - mapNodesMax;
   const rest = more > 0 ? `<p class="about">${formatCount(more)} more nodes: see Nodes.</p>` : "";
-  return trusted(fill(String(mapTemplate), { nodes: maps.slice(0, mapNodesMax) }, toMarkup) + rest);
+  return trusted(fill(String(mapTemplate), { nodes: maps }, toMarkup) + rest);
 }
 
 /** A source expression of the policy that allows exactly this text. */

@@ -1,6 +1,6 @@
 /**
- * The charts of the page, as data: few numbers each, in the order drawn by page.js; null where there
- * is nothing to draw. Pure.
+ * The charts of the page, as data: few numbers each, in the order in which page.js draws them; null
+ * where there is nothing to draw. Pure.
  */
 import type { NetworkReport, Report } from "./document.ts";
 import { formatCount, formatDuration, formatShare } from "./quantity.ts";

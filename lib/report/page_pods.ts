@@ -13,6 +13,8 @@ import type { Values } from "./template.ts";
 const itemsMax = 1000;
 /** Most lines of one kind in a section. */
 const linesMax = 60;
+/** Most characters of a message where it stands for the second time. */
+const shortMax = 160;
 /** Most pods of one network that the map names; more are squares. */
 const namedMax = 60;
 /** Most pods of a network in the map, and most networks of it. */
@@ -84,7 +86,7 @@ const podLink = (index: Index, { namespace, pod }: { namespace: string; pod: str
 function list(head: string, all: readonly Markup[], rest = "genie report --json"): Values[] {
   if (all.length === 0) return [];
   const more = all.length - linesMax;
-  const cut = more > 0 ? [html`${formatCount(more)} more: ${rest}`] : [];
+  const cut = more > 0 ? [html`${more} more: ${rest}`] : [];
   return [{ head, lines: [...all.slice(0, linesMax), ...cut].map((line) => ({ line })) }];
 }
 
@@ -102,27 +104,34 @@ function attachmentLine(index: Index, one: AttachmentReport): Markup {
   return html`${one.interface} on ${networkLink(index, one.network)}: ${facts.join("; ")}`;
 }
 
-/** One failure in a line. @param names who and what of it the line must say */
-function failureLine(index: Index, one: FailureReport, names: Markup): Markup {
+/** One failure in a line. @param names who or what of it the line must say */
+function failureLine(index: Index, one: FailureReport, names: Markup, max = shortMax): Markup {
   const { requests, first, last, command } = one;
   const span = requests === 1 ? formatTime(last) : `${formatTime(first)} to ${formatTime(last)}`;
   const cause = link(index, tables.about.cause(one), String(one.code));
   const times = requests === 1 ? "once" : `${formatCount(requests)} times`;
-  return html`${span}: ${names}, ${command} ${times}, code ${cause}: <b class="bad">${tables.shownError(one)}</b>`;
+  const error = html`<b class="bad">${shorten(tables.shownError(one), max)}</b>`;
+  return html`${span}: ${names}, ${command} ${times}, code ${cause}: ${error}`;
 }
+
+const shorten = (text: string, max = shortMax): string =>
+  text.length > max ? `${text.slice(0, max)}…` : text;
 
 function requestLine(index: Index, one: RequestReport): Markup {
   const { kind, command, network, ifName, durationUs, outcome, decidedBy, node = "" } = one;
   const what =
     kind === "network" ? networkLink(index, network) : kind === "plugin" ? one.plugin : "the call";
+  const isOk = outcome === "ok";
   const facts = [
     `${ifName}, ${formatDuration(durationUs)}`,
     decidedBy && `because of ${decidedBy}`,
     node && `node ${node}`,
-    outcome === "ok" ? one.addresses : "",
+    isOk ? one.addresses : "",
   ].filter((fact) => fact !== "");
-  const end = html`<b class="${outcome === "ok" ? "" : "bad"}">${tables.shownOutcome(one)}</b>`;
-  return html`${formatTime(one.at)} ${command} ${kind === "plugin" ? "plugin " : ""}${what}: ${end} (${facts.join(", ")})`;
+  // The whole message is in the list of what failed.
+  const end = html`<b class="${isOk ? "" : "bad"}">${shorten(tables.shownOutcome(one))}</b>`;
+  const plugin = kind === "plugin" ? "plugin " : "";
+  return html`${formatTime(one.at)} ${command} ${plugin}${what}: ${end} (${facts.join(", ")})`;
 }
 
 const order = (pods: readonly { health: Health; title: string }[]) =>
@@ -237,7 +246,8 @@ export function podItems(
     const health = attachments.length === 0 && failures.length > 0 ? "bad" : worst(states);
     const has = attachments.length === 0 ? "not attached" : `${attachments.length} attached`;
     const failed = failures.reduce((sum, one) => sum + one.requests, 0);
-    const own = (one: FailureReport) => failureLine(index, one, networkLink(index, one.network));
+    const own = (one: FailureReport) =>
+      failureLine(index, one, networkLink(index, one.network), Number.POSITIVE_INFINITY);
     return {
       ...{ id, health, isOpen },
       title: tables.visibleText(who),
@@ -261,6 +271,7 @@ export function podItems(
 
 /** The same about each network. */
 export function networkItems(report: Report, index: Index): Values[] {
+  const attached = Map.groupBy(report.attachments, ({ network }) => network);
   return report.networks.flatMap((network) => {
     const { network: name, requests, failures, attachments, add } = network;
     const id = index.ids.get(tables.about.network(name));
@@ -268,15 +279,17 @@ export function networkItems(report: Report, index: Index): Values[] {
     const { total, free } = freeOver(network);
     const least = Math.min(...free);
     const { buckets } = report.timeline;
+    const median = formatDuration(add.p50Us);
+    const when = formatTime(buckets[free.indexOf(least)]?.at ?? null);
     const facts = [
-      html`${formatCount(requests)} requests, ${formatCount(failures)} of them failed; an ADD takes ${formatDuration(add.p50Us)} (median)`,
-      html`${formatCount(attachments)} attachments now, ${tables.shownAddresses(network)} addresses in use`,
+      html`${requests} requests, ${failures} failed; an ADD takes ${median} (median)`,
+      html`${attachments} attachments now, ${tables.shownAddresses(network)} addresses in use`,
       free.length > 0
-        ? html`${formatCount(free.at(-1) ?? 0)} of ${formatCount(total)} addresses free; fewest: ${formatCount(least)}, ${formatTime(buckets[free.indexOf(least)]?.at ?? null)}`
-        : html`free addresses over time are not known: no size of its ranges, or a filter`,
+        ? html`${free.at(-1) ?? 0} of ${total} addresses free; fewest: ${least}, at ${when}`
+        : html`free addresses over time are not known: its size is not, or not all was asked for`,
     ];
     const own = report.failures.filter((one) => one.network === name);
-    const has = report.attachments.filter((one) => one.network === name);
+    const has = attached.get(name) ?? [];
     const more = has.length > mapPodsMax ? ", and more: genie pods" : "";
     const named = has.slice(0, mapPodsMax).map((one) => podLink(index, one).markup);
     const by = report.decisions.filter((one) => one.network === name);
@@ -314,7 +327,7 @@ export function causeItems(report: Report, index: Index): Values[] {
       (other) => tables.about.cause(other) === tables.about.cause(one),
     );
     const networks = one.networks.map(
-      ({ network, requests }) => html`${networkLink(index, network)}: ${formatCount(requests)}`,
+      ({ network, requests }) => html`${networkLink(index, network)}: ${requests}`,
     );
     const names = (other: FailureReport) =>
       html`${podLink(index, other)} on ${networkLink(index, other.network)}`;
