@@ -19,6 +19,7 @@ import type {
   NetworkReport,
   PodReport,
   Report,
+  RequestReport,
   RulesetReport,
 } from "./document.ts";
 import { type Markup, scriptJson, toMarkup, trusted } from "./markup.ts";
@@ -38,6 +39,7 @@ import {
   mapOf,
   networkItems,
   podItems,
+  shorten,
 } from "./page_pods.ts";
 import tableTemplate from "./page_table.html" with { type: "text" };
 import { formatCount, formatSpan, formatTime } from "./quantity.ts";
@@ -244,7 +246,10 @@ function tablesOf(report: Report | ClusterReport, index: Index): Values {
     ),
     requestsTable: table(
       "Newest requests, the newest first",
-      tables.requestColumns(requests),
+      // The list of failures has whole messages.
+      tables
+        .requestColumns(requests)
+        .map((one) => ({ ...one, cell: (row: RequestReport) => shorten(one.cell(row)) })),
       requests,
       cards,
     ),

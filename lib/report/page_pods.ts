@@ -114,7 +114,8 @@ function failureLine(index: Index, one: FailureReport, names: Markup, max = shor
   return html`${span}: ${names}, ${command} ${times}, code ${cause}: ${error}`;
 }
 
-const shorten = (text: string, max = shortMax): string =>
+/** Cuts a message that stands in full elsewhere, or in `genie report` of its pod. */
+export const shorten = (text: string, max = shortMax): string =>
   text.length > max ? `${text.slice(0, max)}…` : text;
 
 function requestLine(index: Index, one: RequestReport): Markup {
@@ -149,36 +150,35 @@ export function isAttached(index: Index, { namespace, pod, network }: FailureRep
   );
 }
 
-/** Failures of ADDs that still stand for a pod without its network. */
+/** Failures of ADDs that stand for a pod without its network: recent, and no ADD came after. */
 function missing(report: Report, index: Index): FailureReport[] {
   const sinceMs = Date.parse(report.generatedAt) - recentMs;
-  return report.failures.filter(
-    (one) => one.command === "ADD" && Date.parse(one.last) > sinceMs && !isAttached(index, one),
-  );
+  return report.failures.filter((one) => {
+    if (one.command !== "ADD" || Date.parse(one.last) <= sinceMs) return false;
+    const { requests = [] } = index.pods.get(tables.about.pod(one.namespace, one.pod)) ?? {};
+    const isLater = ({ command, network, outcome, at }: RequestReport) =>
+      command === "ADD" && network === one.network && outcome === "ok" && at > one.last;
+    return !isAttached(index, one) && !requests.some(isLater);
+  });
 }
 
 /** A pod in the map. */
 type Spot = { health: Health; title: string; name: string; href: string };
 
-function spotOf(index: Index, one: AttachmentReport): Spot {
+function spotOf(index: Index, one: AttachmentReport | FailureReport): Spot {
+  const { namespace, pod, error } = one;
+  const isThere = "state" in one;
   const who =
-    one.pod === "" ? one.containerId.slice(0, 12) : tables.shownPod(one.namespace, one.pod);
-  const about = [one.interface, one.addresses.join(", "), one.error].filter((text) => text !== "");
+    isThere && pod === "" ? one.containerId.slice(0, 12) : tables.shownPod(namespace, pod);
+  const words = isThere
+    ? [one.state, one.interface, ...one.addresses, error]
+    : [`failed ${formatCount(one.requests)} times`, error];
+  const title = `${who}: ${words.filter((word) => word !== "").join(", ")}`;
   return {
-    health: healthOf[one.state] ?? "warn",
-    title: tables.visibleText(`${who}: ${[one.state, ...about].join(", ")}`),
-    name: tables.visibleText(one.pod || who),
-    href: index.ids.get(tables.about.pod(one.namespace, one.pod)) ?? "attachments",
-  };
-}
-
-function missingSpot(index: Index, one: FailureReport): Spot {
-  const who = tables.shownPod(one.namespace, one.pod);
-  return {
-    health: "bad",
-    title: tables.visibleText(`${who}: failed ${formatCount(one.requests)} times, ${one.error}`),
-    name: tables.visibleText(one.pod || who),
-    href: index.ids.get(tables.about.pod(one.namespace, one.pod)) ?? "failures",
+    health: isThere ? (healthOf[one.state] ?? "warn") : "bad",
+    title: tables.visibleText(shorten(title)),
+    name: tables.visibleText(pod || who),
+    href: index.ids.get(tables.about.pod(namespace, pod)) ?? (isThere ? "attachments" : "failures"),
   };
 }
 
@@ -194,11 +194,8 @@ export function mapOf(
   const isHere = (one: { node?: string }) => node === undefined || one.node === node;
   const spots = new Map<string, Spot[]>();
   if (node === undefined) for (const { network } of report.networks) spots.set(network, []);
-  for (const one of report.attachments.filter(isHere)) {
+  for (const one of [...report.attachments, ...missing(report, index)].filter(isHere)) {
     spots.getOrInsertComputed(one.network, () => []).push(spotOf(index, one));
-  }
-  for (const one of missing(report, index).filter(isHere)) {
-    spots.getOrInsertComputed(one.network, () => []).push(missingSpot(index, one));
   }
   const networks = [...spots].map(([network, all]) => {
     const count = (health: Health) => all.filter((one) => one.health === health).length;
@@ -247,7 +244,7 @@ export function podItems(
     const has = attachments.length === 0 ? "not attached" : `${attachments.length} attached`;
     const failed = failures.reduce((sum, one) => sum + one.requests, 0);
     const own = (one: FailureReport) =>
-      failureLine(index, one, networkLink(index, one.network), Number.POSITIVE_INFINITY);
+      failureLine(index, one, networkLink(index, one.network), isOpen ? Infinity : 2 * shortMax);
     return {
       ...{ id, health, isOpen },
       title: tables.visibleText(who),
