@@ -434,13 +434,18 @@ describe.skipIf(lacks("chromium"))("the page in Chromium", () => {
         ...["Map", "Attachments"],
         ...["Networks", "Pods"],
       ]);
-      expect(await page.evaluate<string>("found.textContent")).toBe("28 of 1,736");
+      expect(await page.evaluate<string>("found.textContent")).toBe("28 of 1,736 found");
       await page.evaluate(typed("10.2.1.33/16"));
       expect(await page.evaluate<string[]>(texts("#attachments tbody td:first-child"))).toEqual([
         "team-a/app-289",
       ]);
       await page.evaluate(typed("no address is free"));
       expect(await page.evaluate<number>(`${visible("#failures tbody tr")}.length`)).toBe(2);
+      // Numbers below a chart are opened where they have it.
+      await page.evaluate(typed("2026-09-07 23:30"));
+      expect(await page.evaluate<string[]>(texts("#time tbody td:first-child"))).toEqual([
+        "2026-09-07 23:30:00",
+      ]);
       await page.evaluate(typed("nothing has this name"));
       expect(await page.evaluate<string[]>(texts("main h2"))).toEqual([]);
       // Escape brings all back.

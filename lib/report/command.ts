@@ -25,9 +25,6 @@ import { type LedgerFilter, ledgerRows, readOrEmpty, readRulesets } from "./reco
 import { asciiJson } from "./table.ts";
 import { formatCsv, formatNodesCsv, formatPodReport, formatReport } from "./text.ts";
 
-const limitDefault = 20;
-/** The same for a page: the stories of its pods are made from these. */
-const pageLimit = 1000;
 const limitMax = 10_000_000;
 /** Most requests that a node is asked to list. */
 const clusterLimitMax = 1000;
@@ -142,9 +139,13 @@ function readQuestion(host: Host, flags: Flags) {
     command,
     only: flags["denied"] ? "denied" : flags["failed"] ? "failed" : undefined,
   };
-  const usual =
-    flags["csv"] && !flags["cluster"] ? limitMax : flags["html"] ? pageLimit : limitDefault;
-  return { filter, pod, limit: readLimit(text(flags, "limit")) ?? usual };
+  return { filter, pod, limit: readLimit(text(flags, "limit")) ?? usualLimit(flags) };
+}
+
+/** The stories of the pods of a page are made from its requests; each node sends so many. */
+function usualLimit({ html, csv, cluster }: Flags): number {
+  if (html !== undefined) return cluster ? 200 : 1000;
+  return csv && !cluster ? limitMax : 20;
 }
 
 /** @throws UsageError for options of `--cluster` that do not go together, or stand without it */

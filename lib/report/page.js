@@ -333,7 +333,6 @@
 
   const search = document.getElementById("search");
   const found = document.getElementById("found");
-  const sections = [...document.querySelectorAll("main > section, .pair section")];
   /** What is found or hidden as a whole, with its text. */
   let parts;
   const partsOf = () =>
@@ -356,16 +355,15 @@
     }
     const isAsked = words.length > 0;
     root.classList.toggle("searching", isAsked);
-    const hide = (one, inside) => {
-      const isEmpty = isAsked && !one.querySelector(inside);
-      one.classList.toggle("nothing", isEmpty);
-    };
-    const kept = "tbody tr:not(.nothing), .item:not(.nothing), .pods li:not(.nothing)";
-    for (const one of document.querySelectorAll(".network, .node")) hide(one, ".pods li:not(.nothing)");
-    for (const one of document.querySelectorAll(".scroll")) hide(one, "tbody tr:not(.nothing)");
-    for (const one of sections) hide(one, kept);
+    const kept = ":is(tbody tr, .item, .pods li):not(.nothing)";
+    for (const one of document.querySelectorAll("main section, .network, .node, .scroll")) {
+      one.classList.toggle("nothing", isAsked && !one.querySelector(kept));
+    }
+    for (const one of document.querySelectorAll("main details:not(.item)")) {
+      one.open = isAsked && one.querySelector(kept) !== null;
+    }
     document.querySelector(".tiles").classList.toggle("nothing", isAsked);
-    found.textContent = isAsked ? `${count.format(shown)} of ${count.format(parts.length)}` : "";
+    found.textContent = isAsked ? `${count.format(shown)} of ${count.format(parts.length)} found` : "";
   }
 
   search.form.addEventListener("submit", (event) => event.preventDefault());
