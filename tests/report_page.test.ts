@@ -302,7 +302,12 @@ function addFleet(state: State, count: number): void {
   // It failed, and is attached by now.
   const healed = { podName: "app-1", containerId: "f1", network: "calico" };
   const once = { outcome: "failed", code: 7, error: "invalid master" } as const;
+  // It failed, was attached, and is gone by now.
+  const gone = { podName: "gone", containerId: "g", network: "calico" };
   insertLedger(state, [
+    ledgerRow({ ...gone, ...once, atMs: at(25) }),
+    ledgerRow({ ...gone, atMs: at(26) }),
+    ledgerRow({ ...gone, command: "DEL", atMs: at(27) }),
     ledgerRow({ ...healed, ...once, atMs: at(30) }),
     ledgerRow({ ...healed, atMs: at(31), durationUs: 2_500_000 }),
     ledgerRow({ ...healed, podName: "app-2", containerId: "f2", atMs: at(32), durationUs: 900 }),
@@ -409,6 +414,7 @@ describe.skipIf(lacks("chromium"))("the page in Chromium", () => {
         [2, 3, 4, 6, 7, 8].map((i) => row.cells[i].textContent).join(" | "))`;
       expect(await page.evaluate<string[]>(cells)).toEqual([
         "1 | team-a/app-1 | calico | 7 invalid config | invalid master | attached",
+        "1 | team-a/gone | calico | 7 invalid config | invalid master | –",
         "20 | team-a/bad-2 | calico | 103 delegate timeout | no answer in time for bad-2-20 | –",
         "20 | team-a/bad-1 | calico | 11 try again later | no address is free for bad-1-20 | –",
         "20 | team-a/bad-0 | calico | 11 try again later | no address is free for bad-0-20 | –",
@@ -416,7 +422,7 @@ describe.skipIf(lacks("chromium"))("the page in Chromium", () => {
       const about = await page.evaluate<string>(
         "document.querySelector('#failures .about').innerText",
       );
-      expect(about).toStartWith("4 of 5 pods failed, in 61 tries");
+      expect(about).toStartWith("5 of 6 pods failed, in 62 tries");
     });
   });
 
@@ -434,7 +440,7 @@ describe.skipIf(lacks("chromium"))("the page in Chromium", () => {
         ...["Map", "Attachments"],
         ...["Networks", "Pods"],
       ]);
-      expect(await page.evaluate<string>("found.textContent")).toBe("28 of 1,736 found");
+      expect(await page.evaluate<string>("found.textContent")).toBe("28 of 1,744 found");
       await page.evaluate(typed("10.2.1.33/16"));
       expect(await page.evaluate<string[]>(texts("#attachments tbody td:first-child"))).toEqual([
         "team-a/app-289",
@@ -475,7 +481,7 @@ describe.skipIf(lacks("chromium"))("the page in Chromium", () => {
       expect(await column("#failures", 2)).toEqual(["20", "20", "20", "1"]);
       expect(await sorts("#failures")).toEqual(["", "", "descending", ...Array(6).fill("")]);
       await page.press("Enter");
-      expect(await column("#failures", 2)).toEqual(["1", "20", "20", "20"]);
+      expect(await column("#failures", 2)).toEqual(["1", "1", "20", "20"]);
       expect((await sorts("#failures"))[2]).toBe("ascending");
       await focus("#requests", 4);
       await page.press("Enter");

@@ -35,6 +35,7 @@ import {
   type Index,
   indexOf,
   isAttached,
+  itemsMax,
   link,
   mapOf,
   networkItems,
@@ -69,7 +70,7 @@ export function formatPage(report: Report | ClusterReport, details?: PageDetails
   const pod = details?.pod;
   const index = indexOf(pod ? { ...report, requests: pod.requests, failed: [] } : report);
   const pods = items(podItems(index, rulesReader(details?.rulesets ?? []), pod !== undefined));
-  const unsized = report.networks.filter(({ held }) => held === undefined);
+  const unsized = report.networks.flatMap((one) => (one.held ? [] : [one.network]));
   const values = {
     policy,
     style: trusted(style),
@@ -82,7 +83,9 @@ export function formatPage(report: Report | ClusterReport, details?: PageDetails
     podItems: !pod && pods,
     networkItems: items(networkItems(report, index)),
     causeItems: items(causeItems(report, index)),
-    unsized: unsized.map(({ network }) => tables.visibleText(network)).join(", "),
+    unsized: tables.visibleText(unsized.slice(0, fewMax).join(", ")),
+    moreUnsized: unsized.length > fewMax && formatCount(unsized.length - fewMax),
+    morePods: index.pods.size > itemsMax && formatCount(index.pods.size - itemsMax),
     isHeldCut: heldNetworks(report).length > tables.coloursMax,
     isFailuresCut: report.failures.length >= rowsMax && formatCount(rowsMax),
     licence,
@@ -136,8 +139,9 @@ function rulesReader(rulesets: readonly RulesetReport[]) {
 function mapMarkup(report: Report | ClusterReport, index: Index): Markup | "" {
   const nodes = "nodes" in report ? tables.rankedNodes(report.nodes) : undefined;
   const one = { node: report.node || "This node", error: "", totals: report.totals };
-  const maps = (nodes ?? [one]).slice(0, mapNodesMax).map(({ node, error, totals }) => {
-    const map = mapOf(report, index, nodes && node);
+  const shown = (nodes ?? [one]).slice(0, mapNodesMax);
+  const maps = shown.map(({ node, error, totals }) => {
+    const map = mapOf(report, index, { node: nodes && node, nodes: shown.length });
     const isBad = error !== "" || map.networks.some(({ health }) => health === "bad");
     return {
       ...map,

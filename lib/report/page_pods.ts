@@ -10,15 +10,16 @@ import * as tables from "./table.ts";
 import type { Values } from "./template.ts";
 
 /** Most pods, networks and causes with a section of their own. */
-const itemsMax = 1000;
+export const itemsMax = 1000;
 /** Most lines of one kind in a section. */
 const linesMax = 60;
 /** Most characters of a message where it stands for the second time. */
 const shortMax = 160;
 /** Most pods of one network that the map names; more are squares. */
 const namedMax = 60;
-/** Most pods of a network in the map, and most networks of it. */
-const mapPodsMax = 600;
+/** Most pods of one network in the map; many nodes share these. */
+const mapPodsMax = 2000;
+/** Most networks of a node in the map. */
 const mapNetworksMax = 200;
 /** How recent a failure must be to stand for a pod that is not attached, in ms. */
 const recentMs = 3_600_000;
@@ -184,12 +185,13 @@ function spotOf(index: Index, one: AttachmentReport | FailureReport): Spot {
 
 /**
  * The map of one node: its networks, and on each the pods that are attached or should be.
- * @param node its name in a report of many; undefined for the only one
+ * @param of.node its name in a report of many; absent for the only one
+ * @param of.nodes how many are in the map
  */
 export function mapOf(
   report: Report,
   index: Index,
-  node?: string,
+  { node, nodes }: { node: string | undefined; nodes: number },
 ): { networks: (Values & { health: Health })[]; more: string } {
   const isHere = (one: { node?: string }) => node === undefined || one.node === node;
   const spots = new Map<string, Spot[]>();
@@ -197,6 +199,7 @@ export function mapOf(
   for (const one of [...report.attachments, ...missing(report, index)].filter(isHere)) {
     spots.getOrInsertComputed(one.network, () => []).push(spotOf(index, one));
   }
+  const most = Math.floor(mapPodsMax / nodes);
   const networks = [...spots].map(([network, all]) => {
     const count = (health: Health) => all.filter((one) => one.health === health).length;
     const [good, warn, bad] = [count("good"), count("warn"), count("bad")];
@@ -219,8 +222,8 @@ export function mapOf(
       network: networkLink(index, network),
       counts: parts.join(" · "),
       layout: all.length > namedMax ? "dense" : "",
-      spots: order(all).slice(0, mapPodsMax),
-      rest: all.length > mapPodsMax ? formatCount(all.length - mapPodsMax) : "",
+      spots: order(all).slice(0, most),
+      rest: all.length > most ? formatCount(all.length - most) : "",
     };
   });
   const ranked = networks.sort((a, b) => b.bad - a.bad || b.size - a.size);
@@ -287,8 +290,8 @@ export function networkItems(report: Report, index: Index): Values[] {
     ];
     const own = report.failures.filter((one) => one.network === name);
     const has = attached.get(name) ?? [];
-    const more = has.length > mapPodsMax ? ", and more: genie pods" : "";
-    const named = has.slice(0, mapPodsMax).map((one) => podLink(index, one).markup);
+    const more = has.length > itemsMax ? ", and more: genie pods" : "";
+    const named = has.slice(0, itemsMax).map((one) => podLink(index, one).markup);
     const by = report.decisions.filter((one) => one.network === name);
     return {
       ...{
