@@ -78,6 +78,8 @@ const runs: Record<string, CommandLine["run"]> = {
     (await import("../kubernetes/webhook.ts")).runWebhook(host, flags),
   version: runVersion,
   completion: async (host, flags) => (await import("./command_line.ts")).runCompletion(host, flags),
+  status: async (host, flags) =>
+    (await import("../node/health.ts")).runStatus(host, flags, terminalWidth(flags)),
   pods: async (host, flags) => {
     const { runPods } = await import("../report/pods.ts");
     return runPods(host, flags, await reportContext(flags));

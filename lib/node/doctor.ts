@@ -74,7 +74,7 @@ const checkMs = 60_000;
 export async function runDoctor(host: Host, flags: Flags, width: number): Promise<number> {
   const root = folderOption(flags, "host-root") ?? "/";
   const view = await viewNode(host, root, folderOption(flags, "conf-dir") ?? findConfDir(root));
-  const findings = (await Promise.all(checks.map((check) => runCheck(view, check)))).flat();
+  const findings = await examine(view);
   const isWell = !findings.some(({ verdict }) => verdict === "problem");
   host.stdout(
     flags["json"]
@@ -84,8 +84,14 @@ export async function runDoctor(host: Host, flags: Flags, width: number): Promis
   return isWell ? 0 : 1;
 }
 
+/** What the checks find, or some of them by their names. */
+export async function examine(view: NodeView, some?: readonly string[]): Promise<Finding[]> {
+  const wanted = checks.filter(([name]) => some?.includes(name) ?? true);
+  return (await Promise.all(wanted.map((check) => runCheck(view, check)))).flat();
+}
+
 /** Where genie's CNI config is: in the usual folder, or in one that a runtime's settings name. */
-function findConfDir(root: string): string {
+export function findConfDir(root: string): string {
   const dirs = [paths.confDir, ...readRuntimes(root).flatMap(({ confDir }) => confDir ?? [])];
   return dirs.find((dir) => readConfs(root, dir).some(callsGenie)) ?? paths.confDir;
 }
