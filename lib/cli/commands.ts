@@ -61,7 +61,7 @@ const runs: Record<string, CommandLine["run"]> = {
   validate: async (host, flags) =>
     (await import("../node/validate.ts")).runValidate(host, flags, terminalWidth(flags)),
   install: async (host, flags) =>
-    (await import("../node/install.ts")).runInstall(host, flags, ownProgram()),
+    (await import("../node/install.ts")).runInstall(host, flags, ownProgram("install itself")),
   uninstall: async (host, flags) => (await import("../node/install.ts")).runUninstall(host, flags),
   doctor: async (host, flags) =>
     (await import("../node/doctor.ts")).runDoctor(host, flags, terminalWidth(flags)),
@@ -80,6 +80,8 @@ const runs: Record<string, CommandLine["run"]> = {
   completion: async (host, flags) => (await import("./command_line.ts")).runCompletion(host, flags),
   status: async (host, flags) =>
     (await import("../node/health.ts")).runStatus(host, flags, terminalWidth(flags)),
+  try: async (host, flags) =>
+    (await import("../node/trial.ts")).runTry(host, flags, () => ownProgram("try networks")),
   pods: async (host, flags) => {
     const { runPods } = await import("../report/pods.ts");
     return runPods(host, flags, await reportContext(flags));
@@ -117,9 +119,9 @@ export async function printYaml(
 }
 
 /** Path of this program's own file. @throws UsageError when it runs from source */
-function ownProgram(): string {
+function ownProgram(what: string): string {
   if (Bun.main.startsWith("/$bunfs/")) return process.execPath;
-  throw new UsageError("Only the compiled program can install itself: bun run build");
+  throw new UsageError(`Only the compiled program can ${what}: bun run build`);
 }
 
 /** True where output goes to a terminal. */

@@ -157,9 +157,13 @@ const refusals = new Set<number>([
   code.invalidConfig,
 ]);
 
+/** Both look up the device that they build on before anything else, in DEL as well. */
+const noMaster = /: plugin "(macvlan|vlan)" failed: Link not found$/;
+
 function isRefusedAlike(del: CniError, add: CniError): boolean {
   const textOf = ({ message }: CniError) => message.replace(/^Cannot \w+ /, "");
-  const isRefusal = refusals.has(del.code) || onRecord.isCallRefused(del);
+  const isRefusal =
+    refusals.has(del.code) || onRecord.isCallRefused(del) || noMaster.test(del.message);
   return isRefusal && del.code === add.code && textOf(del) === textOf(add);
 }
 
