@@ -36,6 +36,7 @@ const packages = {
     programs("containerd", "ctr", "runc")() && existsSync("/etc/containerd/config.toml"),
   "containernetworking-plugins": () => findPluginDir() !== undefined,
   curl: programs("curl"),
+  fish: programs("fish"),
   iproute2: programs("ip", "tc"),
   iptables: programs("iptables", "iptables-save", "ip6tables-save"),
   "iputils-ping": programs("ping"),
@@ -46,6 +47,7 @@ const packages = {
   procps: programs("sysctl"),
   strace: programs("strace"),
   "util-linux": programs("mount", "umount", "nsenter", "unshare"),
+  zsh: programs("zsh"),
 } satisfies Record<string, () => boolean>;
 
 /** A Debian package that some test needs. */

@@ -77,7 +77,13 @@ const runs: Record<string, CommandLine["run"]> = {
   webhook: async (host, flags) =>
     (await import("../kubernetes/webhook.ts")).runWebhook(host, flags),
   version: runVersion,
-  completion: async (host, flags) => (await import("./command_line.ts")).runCompletion(host, flags),
+  completion: async (host, flags) => {
+    const { runCompletion } = await import("./command_line.ts");
+    return runCompletion(host, flags, async (kind) => {
+      const { readOwnConfig } = await import("../node/genie_config.ts");
+      return (await import("../report/names.ts")).namesOf(kind, readOwnConfig(undefined));
+    });
+  },
   status: async (host, flags) =>
     (await import("../node/health.ts")).runStatus(host, flags, terminalWidth(flags)),
   try: async (host, flags) =>
