@@ -25,8 +25,8 @@ const operations: [name: string, entry: string[], filesMax: number, linesMax: nu
 ];
 
 /** Most files and lines of the whole program, and of the plugin alone. */
-const filesMax = 120;
-const linesMax = 27_000;
+const filesMax = 121;
+const linesMax = 27_100;
 const pluginFilesMax = 30;
 /** Of the plugin's lines, those of modules that load something: shapes alone load nothing. */
 const pluginLinesMax = 5_500;
