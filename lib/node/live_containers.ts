@@ -31,6 +31,7 @@ const namedDirs = ["/run/netns", "/run/docker/netns"];
 const containerDirs = [
   "/run/containerd/io.containerd.runtime.v2.task/k8s.io",
   "/run/containerd/io.containerd.runtime.v2.task/default",
+  "/run/k3s/containerd/io.containerd.runtime.v2.task/k8s.io",
   "/run/crio",
   "/run/containers/storage/overlay-containers",
   ...namedDirs,
