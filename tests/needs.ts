@@ -2,10 +2,22 @@
  * What tests, demo and bench need besides Bun: the one list of Debian packages, which of them this
  * machine lacks, and how to install them.
  *
- * As a program, `bun tests/needs.ts` installs all that is missing and fails where it cannot.
+ * As a program, `bun tests/needs.ts` installs all that is missing and fails where it cannot. It also
+ * fetches the runtime of Debian's next release, which no test may replace that of this machine by.
+ * Not every mirror has that, so it fails nothing: where it cannot be had the reason is noted, and
+ * the tests that need it are left out for this reason alone.
  * Imports nothing of ours, so that it runs before `bun install`.
  */
-import { existsSync, readdirSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 
 /** Folder of the reference plugins, or undefined where they are not installed. */
@@ -52,7 +64,29 @@ const packages = {
 export type Package = keyof typeof packages;
 
 /** What a test may need: a package, the compiled program, or something of the machine. */
-export type Need = Package | "the binary" | "root" | "network namespaces" | "mounts";
+export type Need =
+  | Package
+  | "containerd of Debian's next release"
+  | "the binary"
+  | "root"
+  | "network namespaces"
+  | "mounts";
+
+const cacheDir = "/var/cache/genie-tests";
+/** Where packages of Debian's next release are unpacked, not installed. */
+export const nextDir = join(cacheDir, "next");
+const nextPackages = ["containerd", "containernetworking-plugins"];
+/** Why they could not be had when they were tried last. */
+const nextFailure = `${nextDir}.failure`;
+/** How the reason begins of tests that are left out although everything was tried. */
+export const excusePrefix = "cannot be had: ";
+
+/** Why what is of the next release cannot be tested; undefined where it can. */
+function whyNoNext(): string | undefined {
+  if (existsSync(nextDir)) return undefined;
+  if (!existsSync(nextFailure)) return "not fetched: bun tests/needs.ts as root does";
+  return `${excusePrefix}${readFileSync(nextFailure, "utf8")}`;
+}
 
 /** All packages of the list. */
 export const allPackages = Object.keys(packages) as Package[];
@@ -76,6 +110,7 @@ export function missing(...needs: Need[]): string | undefined {
   if (needs.length === 0) return undefined;
   if (isFast) return `not in the fast run: needs ${needs.join(", ")}`;
   const names = needs.filter((need): need is Package => need in packages);
+  const isOfNext = (need: Need) => need === "containerd of Debian's next release";
   const isRoot = process.getuid?.() === 0;
   const needsRoot = needs.some((need) => need !== "the binary" && !(need in packages));
   if (needsRoot && !isRoot) return "must run as root";
@@ -89,7 +124,7 @@ export function missing(...needs: Need[]): string | undefined {
   if (lacking.length > 0) return `not installed: ${[...new Set(lacking)].join(", ")}`;
   if (netns && !canMakeNetns()) return "network namespaces cannot be made here";
   if (mounts && !canMount()) return "nothing can be mounted here";
-  return undefined;
+  return needs.some(isOfNext) ? whyNoNext() : undefined;
 }
 
 const tried: { netns?: boolean; mount?: boolean } = {};
@@ -140,7 +175,85 @@ export function install(names: readonly Package[], say: (line: string) => void) 
   return still.length > 0 ? `installed, yet not found: ${still.join(", ")}` : undefined;
 }
 
+/** Runs a program for at most 15 minutes. @throws Error with the last of what it said */
+function call(...words: string[]): string {
+  const { exitCode, stdout, stderr } = Bun.spawnSync(words, {
+    env: { ...process.env, DEBIAN_FRONTEND: "noninteractive" },
+    stdio: ["ignore", "pipe", "pipe"],
+    timeout: 900_000,
+  });
+  if (exitCode === 0) return stdout.toString();
+  const said = stderr.toString().trim().split("\n");
+  const worst = said.findLast((line) => line.startsWith("E: ")) ?? said.at(-1);
+  throw new Error(`${words[0]}: ${worst || `exit status ${exitCode}`}`);
+}
+
+/**
+ * Fetches and unpacks what is of the next release, unless it is there, and notes why that failed.
+ * Neither apt's sources nor its state nor what is installed changes.
+ *
+ * @param again also where it failed before
+ */
+export function fetchNext(say: (line: string) => void, again = true): void {
+  const isTried = existsSync(nextFailure) && !again;
+  if (existsSync(nextDir) || isTried || process.getuid?.() !== 0 || !Bun.which("apt-get")) return;
+  say(`Fetching ${nextPackages.join(", ")} of Debian's next release into ${nextDir}\n`);
+  mkdirSync(cacheDir, { recursive: true });
+  const dir = mkdtempSync(`${nextDir}.`);
+  try {
+    unpackNext(dir);
+    rmSync(nextFailure, { force: true });
+    renameSync(join(dir, "root"), nextDir);
+  } catch (error) {
+    const why = error instanceof Error ? error.message : String(error);
+    // Somebody else may have been first.
+    if (!existsSync(nextDir)) writeFileSync(nextFailure, why);
+    say(`containerd of Debian's next release will not be tested: ${why}\n`);
+  } finally {
+    rmSync(dir, { recursive: true });
+  }
+}
+
+/** @throws Error for a mirror that does not have them, and for programs that do not run here */
+function unpackNext(dir: string): void {
+  const format = ["--format", "$(REPO_URI)", "Created-By: Packages", "Label: Debian"];
+  // The mirror of this machine, whatever form its sources have.
+  const [mirror] = call("apt-get", "indextargets", ...format).split("\n");
+  if (!mirror) throw new Error("apt-get: its sources name no mirror of Debian");
+  const keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
+  const signed = existsSync(keyring) ? `Signed-By: ${keyring}\n` : "";
+  const source = join(dir, "next.sources");
+  const site = `URIs: ${mirror}\nSuites: sid\nComponents: main\n${signed}`;
+  writeFileSync(source, `Types: deb\n${site}`);
+  const [lists, cache, debs] = ["lists", "cache", "debs"].map((name) => join(dir, name));
+  for (const folder of [`${lists}/partial`, `${cache}/archives/partial`, debs]) {
+    mkdirSync(String(folder), { recursive: true });
+  }
+  const own = {
+    ...{ "Dir::Etc::sourcelist": source, "Dir::Etc::sourceparts": "/dev/null" },
+    ...{ "Dir::Etc::preferences": "/dev/null", "Dir::Etc::preferencesparts": "/dev/null" },
+    ...{ "Dir::State::lists": lists, "Dir::Cache": cache, "APT::Sandbox::User": "root" },
+    ...{
+      "Acquire::Retries": "1",
+      "Acquire::http::Timeout": "20",
+      "APT::Update::Error-Mode": "any",
+    },
+  };
+  const options = Object.entries(own).flatMap(([name, value]) => ["-o", `${name}=${value}`]);
+  call("apt-get", "update", "-qq", ...options);
+  // It downloads into the folder it is in.
+  const download = 'cd "$1" && shift && exec apt-get download -qq "$@"';
+  call("sh", "-c", download, "apt-get", String(debs), ...options, ...nextPackages);
+  for (const name of readdirSync(String(debs))) {
+    call("dpkg", "-x", join(String(debs), name), join(dir, "root"));
+  }
+  // They are built for a later C library than ours may be.
+  for (const name of ["containerd", "ctr"]) call(join(dir, "root/usr/bin", name), "--version");
+  call(join(dir, "root/usr/bin/containerd-shim-runc-v2"), "-v");
+}
+
 if (import.meta.main) {
+  fetchNext((line) => process.stderr.write(line));
   const failure = install(missingPackages(), (line) => process.stderr.write(line));
   if (failure !== undefined) {
     process.stderr.write(`${failure}\n`);

@@ -3,8 +3,14 @@ import { describe, expect, test } from "bun:test";
 import { existsSync, mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { beginRun, endRun, environment, netnsPrefix } from "./leftovers.ts";
-import { allPackages, missing, missingPackages } from "./needs.ts";
-import { formatSeconds, formatSkipped, formatSlowest, readReport } from "./outcome.ts";
+import { allPackages, excusePrefix, missing, missingPackages } from "./needs.ts";
+import {
+  formatSeconds,
+  formatSkipped,
+  formatSlowest,
+  readReport,
+  sumOfExcused,
+} from "./outcome.ts";
 import { lacks } from "./skip.ts";
 import { fileDir } from "./stage.ts";
 
@@ -44,6 +50,15 @@ describe("the report of bun test", () => {
   test("tells of a file that gives no reason", () => {
     const files = readReport(reportOf("silent", 'test.skip("x", () => {});'));
     expect(formatSkipped(files)).toContain("silent.test.ts        1  the file does not say why\n");
+  });
+
+  test("excuses a file that lacks only what cannot be had", () => {
+    const file = (skipped: number, ...reasons: string[]) => ({
+      ...{ name: "a", seconds: 1, skipped, reasons },
+    });
+    const excuse = `${excusePrefix}apt-get: E: no such host`;
+    const files = [file(3, excuse), file(5, excuse, "not installed: curl"), file(2), file(0)];
+    expect(sumOfExcused(files)).toBe(3);
   });
 
   test("of nothing skipped makes no table, and names the slowest", () => {

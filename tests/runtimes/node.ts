@@ -10,6 +10,7 @@ import {
   bunProgram,
   type Ended,
   type Machine,
+  type Release,
   repoDir,
   type Service,
   startContainerd,
@@ -82,11 +83,18 @@ export const red = {
   ],
 };
 
+/** Addresses of these. */
+export const on = {
+  blue: /^10\.91\.\d+\.\d+$/,
+  green: /^10\.92\.\d+\.\d+$/,
+  red: /^10\.93\.\d+\.\d+$/,
+};
+
 /** Boots a machine with containerd, and no network yet. */
-export async function openNode(): Promise<Node> {
+export async function openNode(release: Release = "this"): Promise<Node> {
   const program = `${repoDir}/dist/genie`;
   compiledGenie();
-  const machine = await bootMachine();
+  const machine = await bootMachine(release);
   try {
     let service: Service = await startContainerd(machine);
     const cri = connectCri(machine.at("/run/containerd/containerd.sock"));
