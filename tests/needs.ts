@@ -218,7 +218,12 @@ export function fetchNext(say: (line: string) => void, again = true): void {
 function unpackNext(dir: string): void {
   const format = ["--format", "$(REPO_URI)", "Created-By: Packages", "Label: Debian"];
   // The mirror of this machine, whatever form its sources have.
-  const [mirror] = call("apt-get", "indextargets", ...format).split("\n");
+  const readMirror = () => call("apt-get", "indextargets", ...format).split("\n")[0];
+  let mirror = readMirror();
+  if (!mirror) {
+    call("apt-get", "update", "-qq");
+    mirror = readMirror();
+  }
   if (!mirror) throw new Error("apt-get: its sources name no mirror of Debian");
   const keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
   const signed = existsSync(keyring) ? `Signed-By: ${keyring}\n` : "";
@@ -253,10 +258,11 @@ function unpackNext(dir: string): void {
 }
 
 if (import.meta.main) {
-  fetchNext((line) => process.stderr.write(line));
-  const failure = install(missingPackages(), (line) => process.stderr.write(line));
+  const say = (line: string) => process.stderr.write(line);
+  const failure = install(missingPackages(), say);
   if (failure !== undefined) {
     process.stderr.write(`${failure}\n`);
     process.exit(1);
   }
+  fetchNext(say);
 }

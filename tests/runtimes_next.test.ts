@@ -5,7 +5,7 @@
 import { describe, expect, test } from "bun:test";
 import { testContainerd } from "./runtimes/containerd.ts";
 import { nextNeeds } from "./runtimes/machine.ts";
-import { openNode } from "./runtimes/node.ts";
+import { blue, green, openNode } from "./runtimes/node.ts";
 import { needing } from "./skip.ts";
 
 const { absent } = needing(...nextNeeds);
@@ -13,9 +13,20 @@ const { absent } = needing(...nextNeeds);
 describe.skipIf(absent)("containerd 2:", () => {
   testContainerd(() => openNode("next"));
 
-  test("is there", async () => {
+  test("polls STATUS, and says what genie says", async () => {
     await using node = await openNode("next");
-    const version = await node.machine.run("containerd", "--version");
-    expect(version).toMatch(/ 2\.\d+\.\d+/);
+    const { machine, cri } = node;
+    expect(await machine.run("containerd", "--version")).toMatch(/ 2\.\d+\.\d+/);
+    await node.networks(blue, green);
+    await node.install();
+    await node.loaded("genie");
+    expect(await cri.networkIssue()).toBeUndefined();
+    await machine.run("mv", "/usr/lib/cni/bridge", "/run");
+    expect(await cri.networkIssue()).toMatch(/plugin "bridge" is in none of \/usr\/lib\/cni/);
+    // ADD and DEL are served meanwhile.
+    const pod = await node.start({ cni: "green" });
+    await pod.end();
+    await machine.run("mv", "/run/bridge", "/usr/lib/cni");
+    expect(await cri.networkIssue()).toBeUndefined();
   });
 });

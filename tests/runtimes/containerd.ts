@@ -5,7 +5,7 @@
 import { expect, test } from "bun:test";
 import { existsSync } from "node:fs";
 import { allowFrom, collections, podObject, policyPath } from "../policed.ts";
-import { startApi } from "./machine.ts";
+import { debianConfig, repoDir, startApi, tree } from "./machine.ts";
 import {
   anotherGenie,
   blue,
@@ -207,6 +207,119 @@ export function testContainerd(openNode: () => Promise<Node>): void {
     expect(await traces(machine)).toEqual(noTraces);
   });
 
+  test("folders of a drop-in that another config file imports", async () => {
+    await using node = await openNode();
+    const { machine } = node;
+    const [dir, confDir, binDir] = ["/etc/other", "/etc/other/net.d", "/opt/other/bin"];
+    await machine.run("mkdir", "-p", `${dir}/conf.d`, confDir, "/opt/other");
+    await machine.run("mv", "/usr/lib/cni/ptp", "/run");
+    await machine.run("cp", "-a", "/usr/lib/cni", binDir);
+    await machine.run("mv", "/run/ptp", `${binDir}/ptp`);
+    const text = await machine.run("cat", debianConfig);
+    const moved = text.replace("/etc/cni/net.d", confDir).replace("/usr/lib/cni", binDir);
+    machine.write(`${dir}/conf.d/10-cri.toml`, moved);
+    machine.write(`${dir}/main.toml`, `version = 2\nimports = ["${dir}/conf.d/*.toml"]\n`);
+    machine.write(`${confDir}/10-green.conflist`, green);
+    const start = (...flags: string[]) => node.restart(undefined, "SIGTERM", flags);
+    await start("--config", `${dir}/main.toml`);
+    await node.loaded("green");
+    await node.install();
+    await node.loaded("genie");
+    expect(Object.keys(tree(machine, ["/etc/cni/net.d"]))).toEqual([]);
+    const doctor = await node.genie("doctor");
+    expect([doctor.status, doctor.stdout]).toEqual([
+      0,
+      expect.stringContaining("the runtime at /run/containerd/containerd.sock suits"),
+    ]);
+    const pod = await node.start();
+    expect(await pod.addresses()).toEqual({ eth0: expect.stringMatching(on.green) });
+    // With its usual file it looks elsewhere, and doctor notices.
+    await start();
+    const elsewhere = await node.genie("doctor");
+    expect([elsewhere.status, words(elsewhere.stdout)]).toEqual([
+      1,
+      expect.stringContaining("looks for plugins in /usr/lib/cni, and genie is not there"),
+    ]);
+    await start("-c", `${dir}/main.toml`);
+    await node.loaded("genie");
+    await pod.end();
+    expect(await node.genie("uninstall", "--purge")).toMatchObject({ status: 0 });
+    expect(await traces(machine)).toEqual(noTraces);
+  });
+
+  test("a config that a rename brings in: doctor says so, install has it loaded", async () => {
+    await using node = await openNode();
+    const { machine } = node;
+    await node.networks(blue);
+    await node.install();
+    await node.loaded("genie");
+    const dir = "/etc/cni/net.d";
+    const bringIn = async () => {
+      await machine.run("mv", `${dir}/00-genie.conflist`, "/etc/cni");
+      await node.loaded("blue");
+      await machine.run("mv", "/etc/cni/00-genie.conflist", dir);
+      // Time does not help, nor does a change of its date.
+      await machine.run("touch", `${dir}/00-genie.conflist`);
+      await Bun.sleep(200);
+      expect(await node.cri.network()).toBe("blue");
+    };
+    await bringIn();
+    const remedy = `touch ${dir}/.reload && rm ${dir}/.reload`;
+    const late = await node.genie("doctor");
+    expect([late.status, words(late.stdout)]).toEqual([
+      1,
+      expect.stringContaining(`has not loaded 00-genie.conflist, it calls blue → ${remedy}`),
+    ]);
+    await machine.run("sh", "-c", remedy);
+    await node.loaded("genie");
+    expect(await node.genie("doctor")).toMatchObject({ status: 0 });
+    await bringIn();
+    expect(await machine.run(`${repoDir}/dist/genie`, "install")).toContain("nothing has changed");
+    expect(await node.cri.network()).toBe("genie");
+    // A broken file that stands before it.
+    machine.write(`${dir}/00-a.conf`, "{");
+    await node.loaded(undefined);
+    const broken = "has not loaded 00-genie.conflist, it has no network: cni config load failed";
+    expect(words((await node.genie("doctor")).stdout)).toContain(broken);
+    expect(await node.genie("install")).toMatchObject({
+      status: 1,
+      stderr: expect.stringMatching(new RegExp(`${broken}.*/00-a.conf.* \\(code 50\\)`)),
+    });
+  });
+
+  test("genie gc collects on a machine whose pid namespace is not the first", async () => {
+    await using node = await openNode();
+    const { machine } = node;
+    await node.networks(green);
+    await node.install();
+    await node.loaded("genie");
+    const [live, dead] = [await node.start(), await node.start()];
+    await node.restart(async () => {
+      // All that is left of the dead one is what genie has on record, and its address.
+      const kill = `for p in $(grep -l ${dead.id} /proc/[0-9]*/cmdline); do
+        pid=\${p#/proc/}; [ \${pid%/*} = $$ ] || kill -KILL \${pid%/*}; done 2>/dev/null; true`;
+      await machine.run("sh", "-c", kill);
+      await machine.run("kill", "-KILL", String(dead.pid));
+      const tasks = "/run/containerd/io.containerd.runtime.v2.task/k8s.io";
+      const forget = `for at in $(grep -o "[^ ]*${dead.id}[^ ]*" /proc/mounts); do umount $at; done
+        rm -rf ${tasks}/${dead.id}`;
+      await machine.run("sh", "-c", forget);
+      const inodes = `for ns in /run/netns/*; do
+        [ $(stat -Lc %i $ns) = $(stat -Lc %i /proc/${live.pid}/ns/net) ] || { umount $ns; rm $ns; }
+        done`;
+      await machine.run("sh", "-c", inodes);
+      const gc = await node.genie("gc", "--json");
+      expect([gc.stderr, gc.status]).toEqual(["", 0]);
+      expect(JSON.parse(gc.stdout)).toEqual([
+        expect.objectContaining({ kind: "attachment", containerId: dead.id, outcome: "collected" }),
+      ]);
+    });
+    expect(await live.addresses()).toEqual({ eth0: live.ip });
+    expect(await traces(machine)).toMatchObject({ attachments: 1 });
+    for (const pod of [live, dead]) await pod.end();
+    expect(await traces(machine)).toEqual(noTraces);
+  });
+
   test("objects of the API as networks, and policies in force when the pod starts", async () => {
     await using node = await openNode();
     const { machine, cri } = node;
@@ -232,6 +345,9 @@ export function testContainerd(openNode: () => Promise<Node>): void {
     expect(await traces(machine)).toEqual(noTraces);
   });
 }
+
+/** What is wrapped into columns, as one line. */
+const words = (text: string) => text.replace(/\s+/g, " ");
 
 /** A cluster of two pods, web and other; nobody may reach web. */
 function apiObjects(): Record<string, object> {

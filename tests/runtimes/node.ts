@@ -46,7 +46,11 @@ export interface Node extends AsyncDisposable {
   /** Waits until the runtime has loaded a config of this name; undefined: none at all. */
   loaded: (name: string | undefined) => Promise<void>;
   /** Restarts containerd. @param meanwhile what happens while there is none */
-  restart: (meanwhile?: () => Promise<unknown>, signal?: NodeJS.Signals) => Promise<void>;
+  restart: (
+    meanwhile?: () => Promise<unknown>,
+    signal?: NodeJS.Signals,
+    flags?: string[],
+  ) => Promise<void>;
 }
 
 /** A bridge with a way out and host ports. */
@@ -109,10 +113,10 @@ export async function openNode(release: Release = "this"): Promise<Node> {
       loaded: async (name) => {
         while ((await cri.network()) !== name) await Bun.sleep(5);
       },
-      restart: async (meanwhile = async () => undefined, signal = "SIGTERM") => {
+      restart: async (meanwhile = async () => undefined, signal = "SIGTERM", flags = []) => {
         await service.stop(signal);
         await meanwhile();
-        service = await machine.start("containerd successfully booted", "containerd");
+        service = await machine.start("containerd successfully booted", "containerd", ...flags);
         await answers(cri);
       },
       [Symbol.asyncDispose]: async () => {
