@@ -99,8 +99,7 @@ export function containerdStatus(containerd: Containerd): Buffer {
     const Plugins = plugins.map((one: object) => ({ Network: one, Source: JSON.stringify(one) }));
     return { Config: { Name, CNIVersion, Plugins, Source }, IFName };
   };
-  const loopback =
-    '{\n"cniVersion": "0.3.1",\n"name": "cni-loopback",\n"plugins": [{\n  "type": "loopback"\n}]\n}';
+  const loopback = '{"cniVersion":"0.3.1","name":"cni-loopback","plugins":[{"type":"loopback"}]}';
   const cni = {
     ...{ PluginDirs: binDirs, PluginConfDir: confDir, PluginMaxConfNum: confsMax, Prefix: "eth" },
     Networks: [network(loopback, "lo"), ...(source ? [network(source, "eth0")] : [])],

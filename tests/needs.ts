@@ -2,10 +2,10 @@
  * What tests, demo and bench need besides Bun: the one list of Debian packages, which of them this
  * machine lacks, and how to install them.
  *
- * As a program, `bun tests/needs.ts` installs all that is missing and fails where it cannot. It also
- * fetches the runtime of Debian's next release, which no test may replace that of this machine by.
- * Not every mirror has that, so it fails nothing: where it cannot be had the reason is noted, and
- * the tests that need it are left out for this reason alone.
+ * As a program, `bun tests/needs.ts` installs all that is missing and fails where it cannot. It
+ * also fetches the container runtime of Debian's next release, beside that of this one. Not every
+ * mirror has it, so that fails nothing: the reason is noted, and the tests that need it are left
+ * out for this reason alone.
  * Imports nothing of ours, so that it runs before `bun install`.
  */
 import {
@@ -18,7 +18,7 @@ import {
   rmSync,
   writeFileSync,
 } from "node:fs";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 
 /** Folder of the reference plugins, or undefined where they are not installed. */
 export function findPluginDir(): string | undefined {
@@ -72,20 +72,19 @@ export type Need =
   | "network namespaces"
   | "mounts";
 
-const cacheDir = "/var/cache/genie-tests";
 /** Where packages of Debian's next release are unpacked, not installed. */
-export const nextDir = join(cacheDir, "next");
+export const nextDir = "/var/cache/genie-tests/next";
 const nextPackages = ["containerd", "containernetworking-plugins"];
-/** Why they could not be had when they were tried last. */
-const nextFailure = `${nextDir}.failure`;
+/** Says why they could not be had when they were tried last. */
+const failureOf = (dir: string) => `${dir}.failure`;
 /** How the reason begins of tests that are left out although everything was tried. */
 export const excusePrefix = "cannot be had: ";
 
 /** Why what is of the next release cannot be tested; undefined where it can. */
-function whyNoNext(): string | undefined {
-  if (existsSync(nextDir)) return undefined;
-  if (!existsSync(nextFailure)) return "not fetched: bun tests/needs.ts as root does";
-  return `${excusePrefix}${readFileSync(nextFailure, "utf8")}`;
+export function whyNoNext(dir = nextDir): string | undefined {
+  if (existsSync(dir)) return undefined;
+  if (!existsSync(failureOf(dir))) return "not fetched: bun tests/needs.ts does that, as root";
+  return `${excusePrefix}${readFileSync(failureOf(dir), "utf8")}`;
 }
 
 /** All packages of the list. */
@@ -184,7 +183,8 @@ function call(...words: string[]): string {
   });
   if (exitCode === 0) return stdout.toString();
   const said = stderr.toString().trim().split("\n");
-  const worst = said.findLast((line) => line.startsWith("E: ")) ?? said.at(-1);
+  // The first complaint of apt is the cause, the last one says that there was one.
+  const worst = said.find((line) => /^[EW]: /.test(line)) ?? said.at(-1);
   throw new Error(`${words[0]}: ${worst || `exit status ${exitCode}`}`);
 }
 
@@ -194,37 +194,43 @@ function call(...words: string[]): string {
  *
  * @param again also where it failed before
  */
-export function fetchNext(say: (line: string) => void, again = true): void {
-  const isTried = existsSync(nextFailure) && !again;
-  if (existsSync(nextDir) || isTried || process.getuid?.() !== 0 || !Bun.which("apt-get")) return;
-  say(`Fetching ${nextPackages.join(", ")} of Debian's next release into ${nextDir}\n`);
-  mkdirSync(cacheDir, { recursive: true });
-  const dir = mkdtempSync(`${nextDir}.`);
+export function fetchNext(
+  say: (line: string) => void,
+  { again = true, target = nextDir, mirror = findMirror } = {},
+): void {
+  const isTried = existsSync(failureOf(target)) && !again;
+  if (existsSync(target) || isTried || process.getuid?.() !== 0 || !Bun.which("apt-get")) return;
+  say(`Fetching ${nextPackages.join(", ")} of Debian's next release into ${target}\n`);
+  mkdirSync(dirname(target), { recursive: true });
+  const dir = mkdtempSync(`${target}.`);
   try {
-    unpackNext(dir);
-    rmSync(nextFailure, { force: true });
-    renameSync(join(dir, "root"), nextDir);
+    unpackNext(dir, mirror());
+    rmSync(failureOf(target), { force: true });
+    renameSync(join(dir, "root"), target);
   } catch (error) {
     const why = error instanceof Error ? error.message : String(error);
     // Somebody else may have been first.
-    if (!existsSync(nextDir)) writeFileSync(nextFailure, why);
-    say(`containerd of Debian's next release will not be tested: ${why}\n`);
+    if (!existsSync(target)) writeFileSync(failureOf(target), why);
+    say(`What needs it will not be tested: ${why}\n`);
   } finally {
     rmSync(dir, { recursive: true });
   }
 }
 
-/** @throws Error for a mirror that does not have them, and for programs that do not run here */
-function unpackNext(dir: string): void {
+/** The mirror of this machine, whatever form its sources have. @throws Error where none is named */
+function findMirror(): string {
   const format = ["--format", "$(REPO_URI)", "Created-By: Packages", "Label: Debian"];
-  // The mirror of this machine, whatever form its sources have.
-  const readMirror = () => call("apt-get", "indextargets", ...format).split("\n")[0];
-  let mirror = readMirror();
-  if (!mirror) {
-    call("apt-get", "update", "-qq");
-    mirror = readMirror();
-  }
-  if (!mirror) throw new Error("apt-get: its sources name no mirror of Debian");
+  const read = () => call("apt-get", "indextargets", ...format).split("\n")[0];
+  const known = read();
+  if (known) return known;
+  call("apt-get", "update", "-qq");
+  const found = read();
+  if (found) return found;
+  throw new Error("apt-get: its sources name no mirror of Debian");
+}
+
+/** @throws Error for a mirror that does not have them, and for programs that do not run here */
+function unpackNext(dir: string, mirror: string): void {
   const keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
   const signed = existsSync(keyring) ? `Signed-By: ${keyring}\n` : "";
   const source = join(dir, "next.sources");

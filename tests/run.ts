@@ -137,7 +137,7 @@ function installPackages(): void {
   if (process.getuid?.() !== 0) return;
   const failure = install(missingPackages(), say);
   if (failure !== undefined) say(`Tests will be skipped, ${failure}\n`);
-  fetchNext(say, false);
+  fetchNext(say, { again: false });
 }
 
 function build(): boolean {

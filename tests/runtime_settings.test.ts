@@ -1,6 +1,6 @@
 /**
- * Where the runtimes of a node look for CNI configs and plugins, and what they have loaded: by their
- * files, and by the word of one that answers as containerd 1.6, containerd 2.1 and CRI-O do.
+ * Where the runtimes of a node look for CNI configs and plugins, and what they have loaded: by
+ * their files, and by the word of one that answers as containerd 1.6, containerd 2.1 and CRI-O do.
  * lib/node/runtimes.ts, lib/kubernetes/grpc.ts; install and doctor by the compiled program.
  */
 import { describe, expect, test } from "bun:test";
