@@ -253,7 +253,8 @@ stay() {
   ./"$1" 1000 & until grep -q "^\${1:0:15}$" /proc/$!/comm; do :; done
 }
 ${before}
-"$@"`;
+"$@"
+exit $?`;
   const own = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
   const run = Bun.spawnSync([...own, "bash", "-c", script, "bash", ...words]);
   return { status: run.exitCode, stdout: run.stdout.toString(), stderr: run.stderr.toString() };
@@ -272,7 +273,8 @@ describe.skipIf(skipReason !== undefined)("in a pid namespace that is not the fi
     ["of a node with containerd", "stay containerd", true],
     ["of a node whose containerd is being restarted", "stay containerd-shim-runc-v2", true],
     ["of a node with CRI-O", "stay crio", true],
-    ["of a machine with an init", "stay systemd", true],
+    ["of a machine with an init", "printf systemd >/proc/1/comm", true],
+    ["of a pod with a systemd that is not its first process", "stay systemd", false],
   ])("seesProcesses(): %s", (_what, before, expected) => {
     const module = join(import.meta.dir, "../lib/node/live_containers.ts");
     const code = `import { findLiveContainers, seesProcesses } from "${module}";

@@ -315,10 +315,11 @@ export async function listSandboxes(host: Host, socket: string, timeoutMs = 5000
 }
 
 /**
- * What the container runtime says of itself: texts by names that are its own.
+ * What the container runtime says of itself: texts by names that are its own. containerd 2 runs
+ * STATUS of its plugins first.
  * @throws CniError 11 when there is no usable answer within `timeoutMs`
  */
-export async function runtimeInfo(host: Host, socket: string, timeoutMs = 2000) {
+export async function runtimeInfo(host: Host, socket: string, timeoutMs = 10_000) {
   const runtime = { name: "container runtime", hint: "does it run", socket, timeoutMs };
   return withServer(host, runtime, "get the status of the container runtime", async (call) => {
     // A StatusRequest: verbose = 1. Of its answer: info = 2, a map from key = 1 to value = 2.

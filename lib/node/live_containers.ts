@@ -21,8 +21,9 @@ export interface LiveContainers {
 
 /** The inode of the first pid namespace, which the kernel fixes (`PROC_PID_INIT_INO`). */
 const firstPidNamespace = "pid:[4026531836]";
-/** What makes and keeps containers, and the init of a machine: a pod has none of them. */
-const nodeProgram = /^Name:\t(containerd(-shim)?|crio|dockerd|podman|conmon|systemd)$/m;
+/** What makes and keeps containers, or is the init of a machine: a pod has none of them. */
+const nodeProgram =
+  /^Name:\t(containerd(-shim)?|crio|dockerd|podman|conmon)$|^Name:\tsystemd\n(.*\n)*Pid:\t1$/m;
 /** A process of the namespace of `/proc` itself, and of none below it. */
 const isOfThisOne = /^NSpid:\t\d+$/m;
 /** Where network namespaces have names. */
