@@ -35,7 +35,12 @@ const owners: [what: string, pattern: RegExp, files: string[]][] = [
   [
     "a request",
     /\bfetch\(/,
-    ["lib/kubernetes/client.ts", "lib/node/health.ts", "lib/report/cluster.ts"],
+    [
+      "lib/kubernetes/client.ts",
+      "lib/node/health.ts",
+      "lib/node/runtimes.ts",
+      "lib/report/cluster.ts",
+    ],
   ],
   ["the command line", /\bprocess\.argv\b/, ["genie.ts"]],
   ["the environment", /\bprocess\.env\b|\bBun\.env\b/, ["genie.ts"]],

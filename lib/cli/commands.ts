@@ -52,7 +52,8 @@ export function optionsOf({ help }: Pick<CommandLine, "help">): CommandOption[] 
 /** What each command does, by its name. */
 const runs: Record<string, CommandLine["run"]> = {
   plan: async (host, flags) => {
-    const { askedPath, readOwnConfig } = await import("../node/genie_config.ts");
+    const { readOwnConfig } = await import("../node/genie_config.ts");
+    const { askedPath } = await import("../node/runtimes.ts");
     const { missingAgent } = await import("../node/node_view.ts");
     const { runPlan } = await import("./plan_command.ts");
     const own = readOwnConfig(text(flags, "cni-config"));

@@ -19,9 +19,8 @@ import { countAddresses } from "../report/record_reader.ts";
 import { formatTable, visibleText } from "../report/table.ts";
 import { fillSections } from "../report/text.ts";
 import { askNetwork } from "../status.ts";
-import { examine, findConfDir } from "./doctor.ts";
+import { examine, lookAtNode } from "./doctor.ts";
 import healthTemplate from "./health.txt" with { type: "text" };
-import { folderOption } from "./installation.ts";
 import {
   agentLock,
   type CheckResult,
@@ -30,7 +29,6 @@ import {
   listFindings,
   type NodeView,
   problem,
-  viewNode,
   warning,
 } from "./node_view.ts";
 
@@ -48,9 +46,7 @@ const linesMax = 10;
  * @param width columns of the terminal, Infinity for none
  */
 export async function runStatus(host: Host, flags: Flags, width: number): Promise<number> {
-  const root = folderOption(flags, "host-root") ?? "/";
-  const confDir = folderOption(flags, "conf-dir") ?? findConfDir(root);
-  const health = await lookAt(await viewNode(host, root, confDir));
+  const health = await lookAt(await lookAtNode(host, flags));
   host.stdout(flags["json"] ? `${JSON.stringify(health, null, 2)}\n` : format(health, width));
   return health.ok ? 0 : 1;
 }

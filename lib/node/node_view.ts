@@ -18,8 +18,9 @@ import { readOrEmpty } from "../report/record_reader.ts";
 import { paint, visibleText } from "../report/table.ts";
 import { enforcesPolicy, loadConfig } from "../settings.ts";
 import { hostPath, readIfThere, statIfThere } from "./files.ts";
-import { callsGenie, networkBefore, ownEntry, readConfs, runtimePath } from "./genie_config.ts";
+import { callsGenie, networkBefore, ownEntry, readConfs } from "./genie_config.ts";
 import { paths } from "./installation.ts";
+import { askRuntimes, type RunningRuntime, runtimePath } from "./runtimes.ts";
 
 /** File in `state_dir` that a running agent holds locked. */
 export const agentLock = "agent.lock";
@@ -27,8 +28,18 @@ export const agentLock = "agent.lock";
 /** A node. */
 export type NodeView = Awaited<ReturnType<typeof viewNode>>;
 
-/** Reads a node. @param confDir where the runtime looks for CNI configs */
-export async function viewNode(host: Host, root: string, confDir: string) {
+/**
+ * Reads a node.
+ * @param confDir where the runtime looks for CNI configs
+ * @param running what {@link askRuntimes} answered, if it was asked
+ */
+export async function viewNode(
+  host: Host,
+  root: string,
+  confDir: string,
+  running?: RunningRuntime[],
+) {
+  const runtimes = running ?? (await askRuntimes(host, root));
   const at = (path: string) => hostPath(root, path);
   const confs = readConfs(root, confDir);
   const own = ownEntry(confs.find(callsGenie)?.value);
@@ -36,7 +47,10 @@ export async function viewNode(host: Host, root: string, confDir: string) {
   let configError: CniError | undefined;
   try {
     const table = await readConfig(root, own);
-    config = { ...table, binDirs: [...new Set([...runtimePath(root), ...table.binDirs])] };
+    config = {
+      ...table,
+      binDirs: [...new Set([...runtimePath(root, runtimes), ...table.binDirs])],
+    };
   } catch (error) {
     configError = toCniError(error);
   }
@@ -56,6 +70,8 @@ export async function viewNode(host: Host, root: string, confDir: string) {
     own,
     networks: networks.filter(({ list }) => !list.plugins.some(({ type }) => type === "genie")),
     problems,
+    /** Runtimes that answer. */
+    runtimes,
     /** The text of a file, such as one of `/proc`; "" when there is none. */
     read: (path: string) => readIfThere(at(path)) ?? "",
   };

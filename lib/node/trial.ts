@@ -15,7 +15,8 @@ import { readRecord } from "../report/record_reader.ts";
 import { visibleText } from "../report/table.ts";
 import { parseResult } from "../result.ts";
 import { loadConfig } from "../settings.ts";
-import { askedPath, readOwnConfig } from "./genie_config.ts";
+import { readOwnConfig } from "./genie_config.ts";
+import { askedPath } from "./runtimes.ts";
 
 /** Most networks of one trial. */
 const networksMax = 8;
