@@ -34,6 +34,7 @@ const ofTheBinary = [
     "bad_state",
     "bench",
     "binary",
+    "bugs",
     "clock",
     "demo",
     "faults",

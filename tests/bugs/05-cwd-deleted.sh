@@ -1,0 +1,20 @@
+#!/bin/bash
+# containerd/nerdctl#3328, podman-container-tools/podman#5254, containerd/containerd#14156: the
+# working directory of the caller does not exist any more. Expected: genie works, as the bare
+# plugins do.
+. "$(dirname "$0")/lib.sh" || exit
+
+bridge blue 10.61.0.0/24 '{"isDefaultGateway":true}'
+table "$(defaults blue)"
+mkdir "$work/gone"
+cd "$work/gone" || exit 1
+rmdir "$work/gone"
+
+pod a
+expect ADD add c1 a
+expect DEL del c1 a
+expect VERSION call VERSION "" ""
+jq -c '.plugins[0] + {name, cniVersion}' "$work/conf/10-blue.conflist" > "$work/bare"
+expect "DEL of the bare plugin" on_node env CNI_COMMAND=DEL CNI_CONTAINERID=c1 CNI_NETNS= \
+  CNI_IFNAME=eth0 CNI_PATH="$plugins" "$plugins/bridge" < "$work/bare"
+finish
