@@ -47,7 +47,7 @@ const cases: [name: string, count: number, ...needs: Need[]][] = [
   ["63-romana-repair", 4],
   ["64-next-best-daemon-down", 4],
   ["65-never-did-anything", 6],
-  ["66-sigterm-half-made", 4],
+  ["66-sigterm-half-made", 5],
   ["67-default-route-inherited", 3],
   ["68-repair-touches-healthy", 3],
   ["69-flannel-logical-network", 4],

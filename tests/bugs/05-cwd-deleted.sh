@@ -13,7 +13,8 @@ rmdir "$work/gone"
 pod a
 expect ADD add c1 a
 expect DEL del c1 a
-expect VERSION call VERSION "" ""
+must call VERSION "" ""
+expect VERSION answers supportedVersions
 jq -c '.plugins[0] + {name, cniVersion}' "$work/conf/10-blue.conflist" > "$work/bare"
 expect "DEL of the bare plugin" on_node env CNI_COMMAND=DEL CNI_CONTAINERID=c1 CNI_NETNS= \
   CNI_IFNAME=eth0 CNI_PATH="$plugins" "$plugins/bridge" < "$work/bare"

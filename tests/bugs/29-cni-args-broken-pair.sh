@@ -13,6 +13,7 @@ try() {
   local id=c$count args=$1 first
   pod "$id"
   must not add "$id" "$id"
+  must answers '"code"'
   first=$(error)
   must not add "$id" "$id"
   same "$1, again" "$(error)" "$first"

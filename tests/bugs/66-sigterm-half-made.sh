@@ -49,6 +49,9 @@ end_midway() {
   wait
   del "$2" "$2"
 }
+pod whole
+expect "an ADD that is left alone" add whole whole
+must del whole whole
 for how in SIGTERM DEL; do
   echo "-- $how at six moments"
   ids=()

@@ -21,7 +21,7 @@ server=
 faults=0
 
 clean_up() {
-  [ -z "$server" ] || kill "$server"
+  [ -z "$server" ] || kill "$server" 2> /dev/null
   local path
   for path in /run/netns/"$node" /run/netns/"$node"-*; do
     [ ! -e "$path" ] || ip netns del "${path##*/}"
@@ -172,9 +172,10 @@ call() {
     "$genie" < "${stdin-$work/stdin${slot-}}" > "$work/out${slot-}" 2> "$work/err${slot-}"
 }
 # add ID POD [ANNOTATIONS [JSON]]: the runtime hands the annotations over, none of them unless told.
-add() { annotations=${3-$none} call ADD "$1" "$2" eth0 "${4-$none}"; }
-# add_by_api ID POD [JSON]: the annotations come from the API.
-add_by_api() { annotations='' call ADD "$1" "$2" eth0 "${3-$none}"; }
+# Succeeds where genie does, and answers with a result.
+add() { annotations=${3-$none} call ADD "$1" "$2" eth0 "${4-$none}" && answers cniVersion; }
+# add_by_api ID POD [JSON]: the same, and the annotations come from the API.
+add_by_api() { annotations='' call ADD "$1" "$2" eth0 "${3-$none}" && answers cniVersion; }
 # del ID [POD [JSON]]
 del() { annotations='' call DEL "$1" "${2-}" eth0 "${3-$none}"; }
 # check ID POD FILE: FILE has the answer of its ADD.
@@ -182,7 +183,7 @@ check() { annotations='' call CHECK "$1" "$2" eth0 "{\"prevResult\":$(cat "$3")}
 # What genie answered, in short.
 answer() { [ ! -e "$work/out" ] || tr '\n' ' ' < "$work/out" | cut -c1-400; }
 error() { jq -r '"code \(.code): \(.msg)"' "$work/out"; }
-answers() { grep -qF -- "$1" "$work/out"; }
+answers() { grep -qF -- "$1" "$work/out${slot-}"; }
 # The addresses of the answer.
 addresses() { jq -r '[.ips[]?.address] | join(" ")' "$work/out"; }
 # The interfaces of the pod and the addresses in the answer.
@@ -201,7 +202,8 @@ operator() {
 # Starts tests/apiserver.ts on the node: $api is its URL, $kubeconfig the file for it.
 start_api() {
   mkdir "$work/api"
-  on_node "${BUN:-bun}" "$root/tests/apiserver.ts" --dir "$work/api" \
+  # Not by `on_node`: $! would be a shell that waits for it.
+  ip netns exec "$node" "${BUN:-bun}" "$root/tests/apiserver.ts" --dir "$work/api" \
     > "$work/api.line" 2> "$work/api.err" &
   server=$!
   for _ in $(seq 200); do
