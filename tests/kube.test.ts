@@ -113,6 +113,13 @@ describe("credentials", () => {
           files,
         ),
     ],
+    [
+      "the same with a scheme in capitals",
+      () => {
+        const url = server.url.replace("https://127.0.0.1", "HTTPS://[127.0.0.1]");
+        return writeConfig({ ...trusted(), server: url }, files);
+      },
+    ],
   ];
   const files = { "client-certificate": "api/client.crt", "client-key": "api/client.key" };
   const certificateData = () => ({

@@ -108,7 +108,7 @@ function checkServer(apiRoot = "", cluster: { server?: unknown }, credential: st
     throw invalid(credential, `its cluster has no server: ${remedy}`);
   }
   // The installer of Multus wrote brackets around every host, which belong to IPv6 alone.
-  const url = URL.parse(server.replace(/^(https?:\/\/)\[([^\]:]+)\]/, "$1$2"));
+  const url = URL.parse(server.replace(/^(https?:\/\/)\[([^\]:]+)\]/i, "$1$2"));
   if (url === null) throw invalid(credential, "the server is not a URL");
   const isLocal = !root && /^(localhost|127(\.\d+){3}|\[::1\])$/.test(url.hostname);
   if (url.protocol === "https:" || (url.protocol === "http:" && isLocal)) {
