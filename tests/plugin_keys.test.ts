@@ -118,6 +118,7 @@ const versions = { error: { code: 1, msg: "incompatible CNI versions" } };
 const args = { error: { code: 999, msg: 'ARGS: invalid pair "a"' } };
 const config = { error: { code: 7, msg: "invalid config" } };
 const daemon = { error: { code: 100, msg: "connection refused" } };
+const ipam = { error: { code: 999, msg: 'failed to find plugin "whereabouts" in path [/b]' } };
 const other = { error: { code: 7, msg: "another" } };
 
 describe("an ADD whose plugin refuses DEL, too", () => {
@@ -126,6 +127,7 @@ describe("an ADD whose plugin refuses DEL, too", () => {
     ["in the same words, its version", versions, versions, 0],
     ["in the same words, CNI_ARGS", args, args, 0],
     ["in the same words, its config", config, config, 0],
+    ["in the same words, its IPAM is not installed", ipam, ipam, 0],
     ["in other words", config, other, 1],
     ["because its daemon is down", daemon, daemon, 1],
   ])("%s", async (_name, ADD, DEL, count) => {

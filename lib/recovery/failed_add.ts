@@ -157,10 +157,14 @@ const refusals = new Set<number>([
   code.invalidConfig,
 ]);
 
+/** Where even the IPAM plugin could not be started in ADD, there is no address to give back. */
+const lacksPlugin = ' failed: failed to find plugin "';
+
 function isRefusedAlike(del: CniError, add: CniError): boolean {
   const textOf = ({ message }: CniError) => message.replace(/^Cannot \w+ /, "");
   const isRefusal = refusals.has(del.code) || onRecord.isCallRefused(del);
-  return isRefusal && del.code === add.code && textOf(del) === textOf(add);
+  const didNothing = isRefusal || del.message.includes(lacksPlugin);
+  return didNothing && del.code === add.code && textOf(del) === textOf(add);
 }
 
 /**
