@@ -21,5 +21,20 @@ try() {
 try "https://127.0.0.1:$port"
 try "https://127.0.0.1:$port/"
 try "https://[127.0.0.1]:$port"
+try "https://[127.0.0.1]:$port/"
+try "HTTPS://[127.0.0.1]:$port"
 try "https://[localhost]:$port"
+
+# Brackets belong to IPv6 alone, which must keep them: nothing listens there.
+refuses() {
+  sed "s#server: https://127.0.0.1:$port#server: $1#" "$kubeconfig" > "$work/kubeconfig"
+  pod a
+  must not add_by_api c1 a "{\"clusterNetwork\":\"blue\",\"kubeconfig\":\"$work/kubeconfig\"}"
+  expect "$1: $(error)" answers "$2"
+  must del c1 a
+  end_pod a
+}
+refuses "https://[::1]:$port" "https://[::1]:$port"
+refuses "https://[127.0.0.1]" "https://127.0.0.1:"
+refuses "https://[[::1]]:$port" "not a URL"
 finish

@@ -57,9 +57,11 @@ end_pod a
 echo "-- in the same boot, another inode"
 pod a
 must add alloc2 a
+cp "$work/out" "$work/result"
 old=$(number)
 end_pod a
 make_anew not is "$old"
+expect "CHECK misses what went with the old one" not check alloc2 a "$work/result"
 expect "attached in another inode" add_as_nomad alloc2
 must del alloc2 a
 end_pod a
@@ -79,5 +81,8 @@ expect "attached in the old inode" add_as_nomad alloc3
 expect "a second ADD there is refused, as CNI demands" not add alloc3 a
 expect "DEL" del alloc3 a
 expect "ADD after it" add alloc3 a
-must del alloc3 a
+end_pod a
+pod a
+expect "DEL, without an ADD in the new namespace" del alloc3 a
+expect_no_lease
 finish

@@ -28,4 +28,16 @@ try "log lines of JSON, exit 1" 'echo "{\"level\":\"error\",\"msg\":\"ipamd not 
 try "text on stderr, exit 1" 'echo "no addresses" >&2; exit 1' 'no addresses'
 try "a log line and a result, exit 0" 'echo "WARNING: old"; echo "{\"cniVersion\":\"1.0.0\"}"' \
   'WARNING: old'
+try "no message but details, exit 1" \
+  'echo "{\"code\":100,\"msg\":\"\",\"details\":\"the range is full\"}"; exit 1' \
+  'failed: the range is full'
+try "two errors, exit 1" "echo '{\"code\":100,\"msg\":\"first\"}'; $failed" 'no available addresses'
+try "two results, exit 0" 'echo "{\"ips\":[]}"; echo "{\"ips\":[]}"' 'not valid JSON'
+try "text alone, exit 0" 'echo "no such bridge"' 'no such bridge'
+try "nothing, exit 0" 'exit 0' 'printed no result'
+try "a signal" 'kill -KILL $$' 'killed by SIGKILL'
+try "a result, then a signal" "$made; kill -SEGV \$\$" 'killed by SIGSEGV'
+try "1 MB on stderr and an error" "head -c 1000000 /dev/zero | tr '\\0' x >&2; $failed" \
+  'no available addresses'
+try "2 MB on stdout" "head -c 2000000 /dev/zero | tr '\\0' x" 'more than 1 MiB'
 finish

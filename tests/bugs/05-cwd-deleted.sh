@@ -12,6 +12,17 @@ rmdir "$work/gone"
 
 pod a
 expect ADD add c1 a
+cp "$work/out" "$work/result"
+expect CHECK check c1 a "$work/result"
+version=1.1.0 expect GC call GC "" "" "" \
+  '{"cni.dev/valid-attachments":[{"containerID":"c1","ifname":"eth0"}]}'
+version=1.1.0 expect STATUS call STATUS "" ""
+expect "switch" operator switch demo/c1 --to blue@net1
+expect "repair" operator repair demo/c1
+expect "report" operator report
+expect "validate" operator validate
+expect "gc" operator gc
+expect "the pod is whole" ip_of a link show net1
 expect DEL del c1 a
 must call VERSION "" ""
 expect VERSION answers supportedVersions

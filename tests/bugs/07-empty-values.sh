@@ -6,8 +6,10 @@
 bridge blue 10.61.0.0/24
 start_api
 table "$(defaults blue)" "$(credentials 'status = "off"')"
-network_object red '{"cniVersion":"1.0.0","capabilities":{"ips":true,"mac":true},"type":"bridge",
-  "bridge":"brred",'"$(host_local 10.62.0.0/24)"'}'
+network_object red '{"cniVersion":"1.0.0","name":"red","plugins":[
+  {"type":"bridge","bridge":"brred","capabilities":{"ips":true,"mac":true},
+    '"$(host_local 10.62.0.0/24)"'},
+  {"type":"portmap","capabilities":{"portMappings":true}}]}'
 
 count=0
 try() {
@@ -26,7 +28,21 @@ try '[{"name":"red","portMappings":[]}]'
 try '[{"name":"red","bandwidth":null}]'
 try '[{"name":"red","default-route":null}]'
 try '[{"name":"red","interfaceRequest":"foo0"}]'
+try '[{"name":"red","cni-args":{},"infiniband-guid":"","ipam-claim-reference":null}]'
+try '[{"name":"red","portMappings":[{"hostPort":80,"containerPort":8,"protocol":"","hostIP":""}]}]'
+try '[{"name":"red","bandwidth":{"ingressRate":0,"ingressBurst":0,"egressRate":null}}]'
+try '[]'
 
-pod a
-expect "refused: red," not add refused a "$(selecting 'red,')"
+refuses() {
+  pod a
+  expect "refused: $1" not add refused a "$(selecting "$1")"
+  must del refused a
+  end_pod a
+}
+refuses 'red,'
+refuses '[{"name":"red"},null]'
+refuses '[{"name":""}]'
+refuses '[{"name":"red","ips":[""]}]'
+refuses '[{"name":"red","default-route":[""]}]'
+refuses '[{"name":"red","portMappings":[{}]}]'
 finish

@@ -68,9 +68,18 @@ network 10-blue.conflist "$list"
 mv "$work/dos.toml" "$work/plugins.toml"
 try "a plugin table with byte order mark and CRLF"
 
-printf '\xef\xbb\xbf%s' "$list" > "$work/conf/10-blue.conflist"
-pod a
-must not add c99 a
-expect "a list with a byte order mark is refused, as by libcni, with its name" \
-  answers 10-blue.conflist
+# What libcni refuses is refused with the name of the file, before a plugin runs.
+refuses() {
+  printf '%b' "$2" > "$work/conf/10-blue.conflist"
+  pod a
+  must not add refused a
+  expect "refused: $1" answers 10-blue.conflist
+  must del refused a
+  end_pod a
+}
+refuses "a byte order mark" "\\xef\\xbb\\xbf$list"
+refuses "a comma too many" "$head\"plugins\":[$bridge_plugin,]}"
+refuses "no plugins" "$head\"plugins\":[]}"
+refuses "a plugin without a type" "$head\"plugins\":[$bridge_plugin,{\"Type\":\"tuning\"}]}"
+refuses "a type with a path" "$head\"plugins\":[$bridge_plugin,{\"type\":\"../tuning\"}]}"
 finish

@@ -24,5 +24,13 @@ try 'IgnoreUnknown=true;FOO'
 try 'a;b=;;=c'
 try 'IgnoreUnknown=yes'
 try 'IgnoreUnknown=1;IP=300.1.1.1'
+try 'a'
+try 'a;'
+try 'a==b'
+try '=x'
+# No pair at all is none that is broken.
+pod none
+args=';' expect "a semicolon alone" add none none
+must del none none
 version=1.1.0 expect GC call GC "" "" "" '{"cni.dev/valid-attachments":[]}'
 finish

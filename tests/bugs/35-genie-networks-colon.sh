@@ -1,7 +1,7 @@
 #!/bin/bash
 # cni-genie/CNI-Genie#149 and #161: interface names in the annotation `networks`, some given and
 # some not. In every tagged release and in its sample pod the name stands after a colon; only the
-# untagged master of May 2019 has "@". Expected: both are read, and free names are given to the rest.
+# untagged master of May 2019 has "@". Expected: both are read, and free names go to the rest.
 . "$(dirname "$0")/lib.sh" || exit
 
 start_api

@@ -26,6 +26,13 @@ done
 sleep 1.2
 sed -i s/0.4.0/0.3.0/ "$work/conf/10-old.conflist"
 must operator gc
+# The same for an IPAM that is not installed, which the interface plugin alone can know.
+network 10-old.conflist '{"cniVersion":"0.4.0","name":"old","plugins":[
+  {"type":"bridge","bridge":"brold","ipam":{"type":"not-installed"}}]}'
+pod a
+must not add c4 a
+expect "its DEL, without its IPAM" del c4 a
+same "interfaces in the pod" "$(ip_of a -br link | awk '{print $1}')" lo
 same "attachments on record" "$(operator report --json |
   jq '[.. | objects | select(.state? == "leaked" or .state? == "failing")] | length')" 0
 finish

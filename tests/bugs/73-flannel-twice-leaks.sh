@@ -1,7 +1,7 @@
 #!/bin/bash
 # cni-genie/CNI-Genie's e2e suite asks for "flannel,flannel". Seen with Flannel: it keeps one file
-# per container with its delegate's config. The DEL of one interface takes that file, and the DEL of the
-# other does nothing (exit 0): its address and its veth stay. Expected: nothing stays.
+# per container with its delegate's config. The DEL of one interface takes that file, and the DEL of
+# the other does nothing (exit 0): its address and its veth stay. Expected: nothing stays.
 . "$(dirname "$0")/lib.sh" || exit
 
 plugin flannel 0.3.1 0.4.0 1.0.0 <<'S'
