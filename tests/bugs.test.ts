@@ -33,7 +33,7 @@ const cases: [name: string, count: number, ...needs: Need[]][] = [
   ["25-pod-made-anew", 4],
   ["26-nad-chain-folder", 2],
   ["29-cni-args-broken-pair", 20],
-  ["32-exec-credentials", 7],
+  ["32-exec-credentials", 12],
   ["33-bandwidth-tuning-secondary", 6],
   ["34-logical-networks-one-bridge", 10, "iputils-ping"],
   ["35-genie-networks-colon", 4],

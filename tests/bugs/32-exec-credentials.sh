@@ -12,7 +12,7 @@ plain=$kubeconfig
 kubeconfig=$work/kubeconfig
 table "$(defaults blue)" "$(credentials 'status = "off"')"
 
-# credentials_by COMMAND VERSION
+# credentials_by COMMAND VERSION [ENV]
 credentials_by() {
   sed '/^users:/,$d' "$plain"
   cat << Y
@@ -23,7 +23,7 @@ users:
       apiVersion: client.authentication.k8s.io/$2
       command: $1
       args: [token]
-      env: null
+      env: ${3-null}
       installHint: get it from the vendor
       interactiveMode: Never
 Y
@@ -57,6 +57,15 @@ works "v1beta1"
 credentials_by ./auth v1 > "$kubeconfig"
 works "a path relative to the kubeconfig"
 
+program reading << S
+cat > /dev/null
+exec $work/auth
+S
+credentials_by "$work/reading" v1 > "$kubeconfig"
+works "it reads stdin"
+credentials_by "$work/auth" v1 '[{name: PROFILE}, {name: REGION, value: ""}]' > "$kubeconfig"
+works "variables without a value"
+
 credentials_by no-such-authenticator v1 > "$kubeconfig"
 fails "missing" no-such-authenticator
 program failing << 'S'
@@ -65,6 +74,14 @@ exit 3
 S
 credentials_by "$work/failing" v1 > "$kubeconfig"
 fails "failing" "region unknown"
+
+echo 'kill -KILL $$' | program killed
+credentials_by "$work/killed" v1 > "$kubeconfig"
+fails "killed" "printed nothing"
+echo "echo not JSON, $token" | program garbage
+credentials_by "$work/garbage" v1 > "$kubeconfig"
+fails "garbage" "no credential"
+expect "the token in it is not shown" not grep "$token" "$work/out" "$work/err"
 
 echo 'exec sleep 60' | program hanging
 credentials_by "$work/hanging" v1 > "$kubeconfig"
