@@ -22,6 +22,20 @@ same "attached" "$(attached)" "eth0 eth1 10.64.0.2/24 10.62.0.2/24"
 must del c1 a
 end_pod a
 
+# The same network in other forms.
+count=0
+try() {
+  count=$((count + 1))
+  pod a
+  must add "f$count" a "$(jq -nc --arg text "$1" '{"v1.multus-cni.io/default-network": $text}')"
+  matches "$1" "$(attached)" '^eth0 10\.64\.0\.[0-9]+/24$'
+  must del "f$count" a
+  end_pod a
+}
+try kube-system/calico
+try ' kube-system/calico@eth0 '
+try '{"name":"calico","namespace":"kube-system"}'
+
 object /apis/k8s.cni.cncf.io/v1/namespaces/kube-system/network-attachment-definitions/calico null
 pod a
 expect "refused without the object" not add c2 a "$wanted"

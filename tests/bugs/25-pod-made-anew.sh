@@ -18,6 +18,16 @@ args="${web}new-uid" expect "the new pod" add_by_api c2 a
 must del c2 a
 end_pod a
 
+# The kubelet names a static pod by the uid of its file; the API's copy has another one.
+pod_object static '{"kubernetes.io/config.mirror":"of-the-file"}' of-the-api
+for uid in of-the-file of-the-api; do
+  pod a
+  args="IgnoreUnknown=1;K8S_POD_NAMESPACE=demo;K8S_POD_NAME=static;K8S_POD_UID=$uid" \
+    expect "a static pod, uid $uid" add_by_api c4 a
+  must del c4 a
+  end_pod a
+done
+
 long=$(printf 'n%.0s' $(seq 63))
 network_object net.with.dots '{"cniVersion":"1.0.0","type":"bridge","bridge":"brdots",
   '"$(host_local 10.68.0.0/24)"'}' "$long"

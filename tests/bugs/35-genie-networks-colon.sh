@@ -29,4 +29,18 @@ try 'net1@eth2,net2, net3@eth1' 'eth0=10.62 eth1=10.63 eth2=10.61'
 try 'net1,net2' 'eth0=10.61 eth1=10.62'
 try 'net1:eth0,net2:eth4' 'eth0=10.61 eth4=10.62'
 try 'net1:eth2,net2, net3:eth1' 'eth0=10.62 eth1=10.63 eth2=10.61'
+try ' net1 : eth0 , net2 : eth1 ' 'eth0=10.61 eth1=10.62'
+try 'net1,net1' 'eth0=10.61 eth1=10.61'
+
+refuses() {
+  pod a
+  expect "refused: $1" not add refused a "$(genie_selecting '' "$1")"
+  must del refused a
+  end_pod a
+}
+refuses 'net1:eth0:eth1'
+refuses 'net1:eth1,net2:eth1'
+refuses 'net1:,net2'
+refuses 'net1:lo,net2'
+expect_no_lease
 finish

@@ -13,6 +13,11 @@ network_object able '{"cniVersion":"0.3.1","type":"bridge","bridge":"brable",
   "capabilities":{"ips":true,"mac":true},'"$(host_local 10.72.0.0/24)"'}'
 network_object static '{"cniVersion":"0.3.1","type":"bridge","bridge":"brstatic",
   "ipam":{"type":"static"}}'
+network_object half '{"cniVersion":"0.3.1","type":"bridge","bridge":"brhalf",
+  "capabilities":{"mac":true},'"$(host_local 10.76.0.0/24)"'}'
+network_object dual '{"cniVersion":"0.3.1","type":"bridge","bridge":"brdual","ipam":{
+  "type":"host-local","dataDir":"'"$work/ipam"'",
+  "ranges":[[{"subnet":"10.75.0.0/24"}],[{"subnet":"fd00:75::/64"}]]}}'
 network_object l2 '{"cniVersion":"0.3.1","type":"bridge","bridge":"brl2"}'
 
 # Address and MAC of net1.
@@ -37,4 +42,22 @@ try '[{"name":"plain","ips":["10.71.0.51/24"]}]' '^10.71.0.51/24 '
 try '[{"name":"plain","mac":"02:11:22:33:44:56"}]' ' 02:11:22:33:44:56$'
 try '[{"name":"static","ips":["10.73.0.9/24"]}]' '^10.73.0.9/24 '
 try '[{"name":"l2","mac":"02:11:22:33:44:57","interface":"net1"}]' '^02:11:22:33:44:57$'
+try '[{"name":"half","ips":["10.76.0.9"],"mac":"02:11:22:33:44:66"}]' \
+  '^10.76.0.9/24 02:11:22:33:44:66$'
+try '[{"name":"dual","ips":["10.75.0.9","fd00:75::9/64"],"mac":"02:11:22:33:44:58"}]' \
+  '^10.75.0.9/24 fd00:75::9/64 02:11:22:33:44:58$'
+try '[{"name":"static","ips":["10.73.0.9/24","fd00:73::9/64"]}]' '^10.73.0.9/24 fd00:73::9/64 '
+
+# What the plugins cannot give fails the pod, and leaves nothing.
+refuses() {
+  pod a
+  expect "refused: $1" not add refused a "$(selecting "$1")"
+  must del refused a
+  end_pod a
+}
+refuses '[{"name":"plain","ips":["10.71.0.9","10.71.0.10"]}]'
+refuses '[{"name":"plain","ips":["10.71.0.1"]}]'
+refuses '[{"name":"l2","ips":["10.79.0.9/24"]}]'
+refuses '[{"name":"l2","mac":"01:11:22:33:44:99"}]'
+expect_no_lease
 finish
