@@ -52,6 +52,7 @@ const packages = {
   iproute2: programs("ip", "tc"),
   iptables: programs("iptables", "iptables-save", "ip6tables-save"),
   "iputils-ping": programs("ping"),
+  jq: programs("jq"),
   "kubernetes-client": programs("kubectl"),
   libfaketime: () => findFaketime() !== undefined,
   nftables: programs("nft"),

@@ -119,6 +119,7 @@ const args = { error: { code: 999, msg: 'ARGS: invalid pair "a"' } };
 const config = { error: { code: 7, msg: "invalid config" } };
 const master = { error: { code: 999, msg: "Link not found" } };
 const daemon = { error: { code: 100, msg: "connection refused" } };
+const ipam = { error: { code: 999, msg: 'failed to find plugin "whereabouts" in path [/b]' } };
 const other = { error: { code: 7, msg: "another" } };
 
 describe("an ADD whose plugin refuses DEL, too", () => {
@@ -128,6 +129,7 @@ describe("an ADD whose plugin refuses DEL, too", () => {
     ["in the same words, CNI_ARGS", args, args, 0],
     ["in the same words, its config", config, config, 0],
     ["in the same words, its master", master, master, 0],
+    ["in the same words, its IPAM is not installed", ipam, ipam, 0],
     ["in other words", config, other, 1],
     ["because its daemon is down", daemon, daemon, 1],
   ])("%s", async (_name, ADD, DEL, count) => {

@@ -36,6 +36,7 @@ const ofTheBinary = [
     "bad_state",
     "bench",
     "binary",
+    "bugs",
     "clock",
     "demo",
     "faults",
