@@ -46,16 +46,16 @@ export async function askNetworks(host: Host, config: Config, search: PluginSear
   const { needed, candidates } = await neededNetworks(config, search);
   if (candidates) {
     const asked = await Promise.allSettled(
-      candidates.map(async (name) => ask(host, resolveNetwork(config, name), search)),
+      candidates.map(async (name) => askNetwork(host, resolveNetwork(config, name), search)),
     );
     const [first] = asked.flatMap((one) => (one.status === "rejected" ? [one.reason] : []));
     if (asked.every(({ status }) => status === "rejected")) throw first;
   }
-  for (const network of needed) await ask(host, network, search);
+  for (const network of needed) await askNetwork(host, network, search);
 }
 
 /** Asks a network. @throws CniError of the first plugin that fails, 102 for a missing one */
-async function ask(host: Host, network: Network, search: PluginSearch): Promise<void> {
+export async function askNetwork(host: Host, network: Network, search: PluginSearch) {
   const { name, list } = network;
   const plugins = findPlugins(network, search);
   const cniPath = search.dirs.join(":");

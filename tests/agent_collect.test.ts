@@ -14,7 +14,6 @@ import {
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
-import { Server, ServerCredentials, type ServerUnaryCall, type sendUnaryData } from "@grpc/grpc-js";
 import { runConflist } from "../lib/agent/installed_files.ts";
 import { openHealth, openRecord } from "../lib/agent/task.ts";
 import { attachmentCollector } from "../lib/agent/upkeep.ts";
@@ -25,6 +24,7 @@ import { netnsState } from "../lib/node/garbage.ts";
 import { lastList, ownListText } from "../lib/node/genie_config.ts";
 import { noted, openSite, put, takeOff } from "../lib/node/installation.ts";
 import { findLiveContainers } from "../lib/node/live_containers.ts";
+import * as fake from "./fake_runtime.ts";
 import { callOrder, fakePlugin, makeHost, type Script, tempDir } from "./fakes.ts";
 import { field } from "./podresources.ts";
 import { rowsOf, startAgent, until } from "./policed.ts";
@@ -33,29 +33,13 @@ import { lacks } from "./skip.ts";
 
 /** A container runtime that knows these sandboxes, or answers with this status. */
 async function startRuntime(dir: string, answer: readonly string[] | number) {
-  const path = "/runtime.v1.RuntimeService/ListPodSandbox";
-  const server = new Server();
-  const list = (_: ServerUnaryCall<Buffer, Buffer>, done: sendUnaryData<Buffer>) => {
-    if (typeof answer === "number") return done({ code: answer, details: "no" });
-    // id, metadata, state
-    const sandboxes = answer.map((id) =>
-      field(1, Buffer.concat([field(1, id), field(2, field(1, "web")), Buffer.from([24, 1])])),
-    );
-    done(null, Buffer.concat(sandboxes));
-  };
-  const bytes = (value: Buffer) => value;
-  const wire = {
-    ...{ requestSerialize: bytes, requestDeserialize: bytes },
-    ...{ responseSerialize: bytes, responseDeserialize: bytes },
-  };
-  const List = { path, requestStream: false as const, responseStream: false as const, ...wire };
-  server.addService({ List }, { List: list });
   const socket = join(dir, "cri.sock");
-  await new Promise<void>((resolve, reject) => {
-    const credentials = ServerCredentials.createInsecure();
-    server.bindAsync(`unix:${socket}`, credentials, (error) => (error ? reject(error) : resolve()));
-  });
-  return { socket, [Symbol.dispose]: () => server.forceShutdown() };
+  // id, metadata, state
+  const sandbox = (id: string) =>
+    field(1, Buffer.concat([field(1, id), field(2, field(1, "web")), Buffer.from([24, 1])]));
+  const list = typeof answer === "number" ? answer : Buffer.concat(answer.map(sandbox));
+  const runtime = await fake.startRuntime(socket, { ListPodSandbox: () => list });
+  return { socket, [Symbol.asyncDispose]: () => runtime[Symbol.asyncDispose]() };
 }
 
 describe("listSandboxes()", () => {
@@ -64,14 +48,14 @@ describe("listSandboxes()", () => {
     ["some, each once", ["a", "b", "a"], ["a", "b"]],
   ])("%s", async (_what, ids, expected) => {
     using dir = tempDir();
-    using runtime = await startRuntime(dir.path, ids);
+    await using runtime = await startRuntime(dir.path, ids);
     expect(criSocket(runtime.socket)).toBe(runtime.socket);
     expect([...(await listSandboxes(makeHost(), runtime.socket))]).toEqual(expected);
   });
 
   test("a runtime that does not say, and one that is not there", async () => {
     using dir = tempDir();
-    using runtime = await startRuntime(dir.path, 12);
+    await using runtime = await startRuntime(dir.path, 12);
     const fails = (socket: string) => listSandboxes(makeHost(), socket).catch((error) => error);
     expect(await fails(runtime.socket)).toMatchObject({
       code: 11,
@@ -181,7 +165,7 @@ describe.skipIf(lacks("the binary"))("genie agent collects", () => {
 
   test("nothing that the container runtime knows, or while it does not say", async () => {
     using sockets = tempDir();
-    using runtime = await startRuntime(sockets.path, ["known"]);
+    await using runtime = await startRuntime(sockets.path, ["known"]);
     await withLeft(
       async ({ dir, table, leave, containers }) => {
         leave("known", {});
@@ -325,7 +309,7 @@ describe.skipIf(lacks("the binary"))("genie agent collects", () => {
 
   test("nothing at all while the runtime fails", async () => {
     using sockets = tempDir();
-    using runtime = await startRuntime(sockets.path, 14);
+    await using runtime = await startRuntime(sockets.path, 14);
     await withLeft(async (node) => {
       node.leave(nobody, {});
       const said = await looks(node, runtime.socket, [0]);

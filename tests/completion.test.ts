@@ -1,6 +1,6 @@
 /** `genie completion`, lib/cli/command_line.ts: what real shells make of it. */
 import { describe, expect, test } from "bun:test";
-import { writeFileSync } from "node:fs";
+import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { runCommand } from "../lib/cli/command_line.ts";
 import { commandLines, optionsOf } from "../lib/cli/commands.ts";
@@ -22,10 +22,52 @@ const rows: [line: string, has: string[], hasNot: string[]][] = [
   ["genie completion ", ["bash", "zsh", "fish"], ["plan"]],
   ["genie help pl", ["plan"], ["install"]],
   ["genie install --table /etc/host", ["/etc/hosts"], []],
+  ["genie report --output ", ["json", "yaml", "wide"], []],
+  ["genie manifest --features ", ["policy", "switch"], []],
+  ["genie pods team-a/", ["team-a/web", "team-a/api"], ["team-b/db"]],
+  ["genie repair ", ["team-a/web", "team-b/db"], ["team-a"]],
+  ["genie pods --namespace ", ["team-a", "team-b"], ["team-a/web"]],
+  ["genie report --network ", ["blue", "green"], ["team-a"]],
+  ["genie switch team-a/web --to g", ["green"], ["blue"]],
+  ["genie try bl", ["blue"], ["green"]],
+  ["genie plan --annotation ", ["cni=", "k8s.v1.cni.cncf.io/networks="], []],
 ];
+
+/** A program in place of genie: it answers what the scripts ask the program itself. */
+const answers = `#!/bin/sh
+[ "$1 $2" = "completion --values" ] || exit 2
+case $3 in
+  pods) printf 'team-a/api\\nteam-a/web\\nteam-b/db\\n' ;;
+  namespaces) printf 'team-a\\nteam-b\\n' ;;
+  networks) printf 'blue\\ngreen\\n' ;;
+  annotations) printf 'cni=\\nk8s.v1.cni.cncf.io/networks=\\n' ;;
+esac
+`;
+
+/** Types a line and two tabs into a zsh, and lists what it offers. */
+const typing = `
+zmodload zsh/zpty
+zpty z zsh -f -i
+zpty -w z "PS1=; LISTMAX=0; setopt no_beep; autoload -U compinit; compinit -u -d $HOME/dump"
+zpty -w z "zstyle ':completion:*' list-separator '' ; zstyle ':completion:*' menu no"
+zpty -w z ". $1; bindkey '^X' list-choices; print READY"
+while zpty -r z line && [[ $line != *READY$'\\r'* ]]; do :; done
+zpty -w -n z "$2"$'\\x18'
+# Keys that come while it begins to edit would be lost.
+sleep 1
+zpty -w -n z $'\\x15'
+zpty -w z "print DONE"
+while zpty -r z line; do print -r -- "$line"; [[ $line == *DONE$'\\r'* ]] && break; done
+`;
 
 /** What a shell offers for a line whose end is the cursor, by its own means. */
 const offers: Record<string, (script: string, line: string) => string[]> = {
+  zsh: (script, line) =>
+    lines(["zsh", "-f", "-c", typing, "zsh", script, line])
+      // biome-ignore lint/suspicious/noControlCharactersInRegex: a terminal's own
+      .flatMap((one) => one.replace(/\u001b\[[0-9;?]*[a-zA-Z]/g, " ").split(/[\s*]+/))
+      // It lists paths without their folder.
+      .map((one) => (one === "hosts" ? "/etc/hosts" : one)),
   bash: (script, line) => {
     const run = `. ${script}
       read -ra COMP_WORDS <<<"$1"; [[ $1 == *" " ]] && COMP_WORDS+=("")
@@ -39,8 +81,11 @@ const offers: Record<string, (script: string, line: string) => string[]> = {
 };
 
 function lines(command: string[]): string[] {
-  using home = tempDir(); // fish writes there
-  const env = { PATH: "/usr/sbin:/usr/bin:/sbin:/bin", HOME: home.path, LANG: "C.UTF-8" };
+  using home = tempDir(); // fish and zsh write there
+  mkdirSync(join(home.path, "bin"));
+  writeFileSync(join(home.path, "bin", "genie"), answers, { mode: 0o755 });
+  const PATH = `${home.path}/bin:/usr/sbin:/usr/bin:/sbin:/bin`;
+  const env = { PATH, HOME: home.path, LANG: "C.UTF-8", TERM: "xterm" };
   const run = Bun.spawnSync(command, { env });
   expect([run.stderr.toString(), run.exitCode]).toEqual(["", 0]);
   return run.stdout.toString().trim().split("\n");

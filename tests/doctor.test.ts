@@ -431,7 +431,7 @@ describe("genie doctor", () => {
       80,
     );
     for (const line of text.split("\n")) expect(Bun.stringWidth(line)).toBeLessThanOrEqual(80);
-    expect(text).toContain("1 problems, 0 warnings, 1 ok");
+    expect(text).toContain("1 problem, 0 warnings, 1 ok");
     expect(text).not.toContain("\u001b");
   });
 

@@ -68,6 +68,18 @@ const rows: [string, Ending, Partial<Output>, [number, string, string] | undefin
     document({ code: 7 }),
     [104, 'exited with status 1 without a message: {"code":7}', '{"code":7}'],
   ],
+  [
+    "an empty message, and details",
+    exit(1),
+    document({ code: 100, msg: " ", details: "the range is full" }),
+    [100, "failed: the range is full", "the range is full"],
+  ],
+  [
+    "an empty message alone",
+    exit(1),
+    document({ code: 100, msg: "" }),
+    [100, "failed: it does not say why", ""],
+  ],
   ["a list", exit(1), document([]), [104, "exited with status 1 without a message: []", "[]"]],
   ["nothing at all", exit(3), {}, [104, "exited with status 3 and printed nothing", ""]],
   [
@@ -203,6 +215,7 @@ describe("withKnownFault()", () => {
     ...{ interfaces: [], routes: [], dns: {} },
     ips: [{ address }],
   });
+  const none = { ...result(""), ips: [] };
   const v4 = result("10.0.0.2/24");
   const v6 = result("fd00::2/64");
   test.each<[string, string, Result, boolean]>([
@@ -212,6 +225,8 @@ describe("withKnownFault()", () => {
     ["IPv6 rules", 'plugin "portmap" failed: could not check ipv6 dnat: chain x', v6, false],
     ["IPv4 rules", 'plugin "portmap" failed: could not check ipv4 dnat: chain x', v4, false],
     ["another plugin", 'plugin "portmap2" failed: could not check ipv6 dnat', v4, false],
+    ["a bridge without IPAM", 'plugin "bridge" failed: no plugin name provided', none, true],
+    ["a bridge with IPAM", 'plugin "bridge" failed: no plugin name provided', v4, false],
   ])("%s", (_name, message, made, isFault) => {
     const error = new CniError(999, `Cannot check network "n": ${message}`, { details: "d" });
     const found = withKnownFault(error, made);

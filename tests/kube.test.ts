@@ -113,6 +113,13 @@ describe("credentials", () => {
           files,
         ),
     ],
+    [
+      "the same with a scheme in capitals",
+      () => {
+        const url = server.url.replace("https://127.0.0.1", "HTTPS://[127.0.0.1]");
+        return writeConfig({ ...trusted(), server: url }, files);
+      },
+    ],
   ];
   const files = { "client-certificate": "api/client.crt", "client-key": "api/client.key" };
   const certificateData = () => ({
@@ -153,6 +160,16 @@ describe("credentials", () => {
     ]);
     for (const kube of all) expect((await kube.getPod("blue", "web")).metadata.uid).toBe("u-1");
     expect(all[0]?.credential).toBe("k8s_auth_token");
+  });
+
+  test("readSecrets() runs an exec plugin that reads stdin, with an empty variable", async () => {
+    const file = join(dir, "reads-stdin");
+    const format = '{"status":{"token":"%s-%s."}}';
+    const script = `#!/bin/sh\nprintf '${format}' "$(cat)" "\${EMPTY-unset}"\n`;
+    writeFileSync(file, script, { mode: 0o755 });
+    const user = { exec: { command: file, env: [{ name: "EMPTY" }] } };
+    const account = findAccount(makeHost(), settingsOf(writeConfig(trusted(), user)));
+    expect((await readSecrets(account)).headers).toEqual({ Authorization: "Bearer -." });
   });
 
   test("readSecrets() runs an exec plugin that nobody is to find again", async () => {
@@ -207,6 +224,7 @@ describe("credentials refused", () => {
     ["a certificate without key", () => writeConfig({}, certificate), 7, "its key come together"],
     ["damaged PEM", () => writeConfig({ "certificate-authority-data": damaged }), 11, "damaged?"],
     ["an exec that fails", () => exec("echo sorry >&2; exit 1"), 11, "exec ./run of DIR/config-"],
+    ["an exec that fails silently", () => exec("exit 1"), 11, "it printed nothing on stderr"],
     ["an exec that prints a token", () => exec("echo eyJleHB"), 11, "its answer is no credential"],
     ["an exec that prints no token", () => exec("echo {}"), 11, "its answer is no credential"],
     ["an exec that is missing", () => writeConfig({}, { exec: { command: "./no" } }), 11, "ENOENT"],

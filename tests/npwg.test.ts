@@ -136,6 +136,21 @@ describe("parseNetworkSelection(), JSON (§4.1.2)", () => {
       ),
     ],
     [
+      "a rate of one direction, and zeros for the other, as Go programs write them",
+      one(
+        { bandwidth: { ingressRate: 0, ingressBurst: 0, egressRate: 8000, egressBurst: 200 } },
+        args({ bandwidth: { egressRate: 8000, egressBurst: 200 } }),
+      ),
+    ],
+    ["a bandwidth of zeros", one({ bandwidth: { ingressRate: 0, egressRate: null } }, args({}))],
+    [
+      "empty values within a port mapping",
+      one(
+        { portMappings: [{ hostPort: 1, containerPort: 2, protocol: "", hostIP: null }] },
+        args({ portMappings: [{ hostPort: 1, containerPort: 2, protocol: "tcp" }] }),
+      ),
+    ],
+    [
       "a rate above what a burst may be",
       one(
         { bandwidth: { ingressRate: 1e11 } },
@@ -254,13 +269,17 @@ describe("parseNetworkSelection(), JSON (§4.1.2)", () => {
     ["a mapping without containerPort", { portMappings: [{ hostPort: 1 }] }, "containerPort"],
     ["another protocol", port({ protocol: "icmp" }), '"portMappings.0.protocol"'],
     ["a hostIP that is none", port({ hostIP: "x" }), '"portMappings.0.hostIP"'],
-    ["a rate of 0", { bandwidth: { ingressRate: 0 } }, '"bandwidth.ingressRate"'],
     ["a rate that is negative", { bandwidth: { egressRate: -1 } }, '"bandwidth.egressRate"'],
     ["a rate that is text", { bandwidth: { egressRate: "1M" } }, '"bandwidth.egressRate"'],
     ["an unknown rate", { bandwidth: { rate: 1 } }, '"bandwidth.rate"'],
     [
       "a burst without its rate",
       { bandwidth: { ingressRate: 1, egressBurst: 1 } },
+      '"egressBurst" needs "egressRate"',
+    ],
+    [
+      "a burst with a rate of 0",
+      { bandwidth: { egressRate: 0, egressBurst: 1 } },
       '"egressBurst" needs "egressRate"',
     ],
     ["a default-route that is text", { "default-route": "10.0.0.1" }, '"default-route"'],

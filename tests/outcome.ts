@@ -1,6 +1,6 @@
 /** What `bun test` says of a run, in its JUnit report, and what people read of it. Pure. */
 import { basename } from "node:path";
-import { reasonPrefix } from "./needs.ts";
+import { excusePrefix, reasonPrefix } from "./needs.ts";
 
 /** One test file of a run. */
 export interface FileOutcome {
@@ -34,6 +34,13 @@ export function readReport(xml: string): FileOutcome[] {
 function plainText(text: string): string {
   const signs: Record<string, string> = { quot: '"', apos: "'", lt: "<", gt: ">", amp: "&" };
   return text.replace(/&(quot|apos|lt|gt|amp);/g, (_all, name: string) => signs[name] ?? "");
+}
+
+/** How many tests were skipped in files whose every reason is that something cannot be had. */
+export function sumOfExcused(files: readonly FileOutcome[]): number {
+  const isExcused = ({ reasons }: FileOutcome) =>
+    reasons.length > 0 && reasons.every((one) => one.startsWith(excusePrefix));
+  return files.filter(isExcused).reduce((sum, { skipped }) => sum + skipped, 0);
 }
 
 /** The files with skipped tests as a table, with the reasons; "" where there are none. */

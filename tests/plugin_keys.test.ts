@@ -117,24 +117,28 @@ test.each([
 const versions = { error: { code: 1, msg: "incompatible CNI versions" } };
 const args = { error: { code: 999, msg: 'ARGS: invalid pair "a"' } };
 const config = { error: { code: 7, msg: "invalid config" } };
+const master = { error: { code: 999, msg: "Link not found" } };
 const daemon = { error: { code: 100, msg: "connection refused" } };
+const ipam = { error: { code: 999, msg: 'failed to find plugin "whereabouts" in path [/b]' } };
 const other = { error: { code: 7, msg: "another" } };
 
 describe("an ADD whose plugin refuses DEL, too", () => {
-  const one = { "1.conflist": configList("blue", ["a", "b"]) };
+  const one = { "1.conflist": configList("blue", ["a", "macvlan"]) };
   test.each([
     ["in the same words, its version", versions, versions, 0],
     ["in the same words, CNI_ARGS", args, args, 0],
     ["in the same words, its config", config, config, 0],
+    ["in the same words, its master", master, master, 0],
+    ["in the same words, its IPAM is not installed", ipam, ipam, 0],
     ["in other words", config, other, 1],
     ["because its daemon is down", daemon, daemon, 1],
   ])("%s", async (_name, ADD, DEL, count) => {
-    using node = makeNode({ lists: one, delegates: { a: {}, b: { ADD, DEL } } });
+    using node = makeNode({ lists: one, delegates: { a: {}, macvlan: { ADD, DEL } } });
     const add = () => wire(node, { command: "ADD", stdin: annotated({ cni: "blue" }) });
     const first = wireError(await add());
     expect(first.code).toBe(ADD.error.code);
     expect(callOrder(node.bin)).toEqual(
-      ["a ADD", "b ADD", "b DEL", "a DEL"].map((c) => `${c} c1 eth0`),
+      ["a ADD", "macvlan ADD", "macvlan DEL", "a DEL"].map((c) => `${c} c1 eth0`),
     );
     expect(storedRows(node)).toHaveLength(count);
     if (count > 0) return;

@@ -4,6 +4,7 @@ import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { runCommand } from "../lib/cli/command_line.ts";
 import { putRuleset } from "../lib/policy/store.ts";
+import { namesOf } from "../lib/report/names.ts";
 import { setAttached } from "../lib/write_ahead.ts";
 import { makeHost } from "./fakes.ts";
 import { addAttachment, madeAttachment, startMs, withLedger } from "./record.ts";
@@ -115,5 +116,25 @@ describe("genie pods", () => {
     expect(Bun.YAML.parse(yaml.stdout)).toEqual(
       JSON.parse((await pods("team-b", "--json")).stdout) as object,
     );
+  });
+});
+
+describe("what a shell offers", () => {
+  const own = { cniVersion: "1.0.0", name: "pods", type: "genie" } as const;
+  const table = { ...own, plugins_file: join(dir.path, "plugins.toml") };
+  test.each<[string, string[]]>([
+    ["pods", ["team-a/web", "team-b/db"]],
+    ["namespaces", ["team-a", "team-b"]],
+    ["networks", []],
+    ["annotations", ["cni=", "networks=", "k8s.v1.cni.cncf.io/networks="]],
+  ])("%s", async (kind, names) => {
+    expect(await namesOf(kind, table)).toEqual(expect.arrayContaining(names));
+    expect(await namesOf(kind, { ...own, plugins_file: "/absent" })).toEqual(
+      kind === "annotations" ? expect.anything() : [],
+    );
+  });
+
+  test("but nothing of another kind", async () => {
+    expect(namesOf("files", table)).rejects.toThrow('Invalid --values "files"');
   });
 });

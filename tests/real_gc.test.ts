@@ -21,6 +21,7 @@ import {
 import { fakePlugin, makeHost, runGenie, tempDir } from "./fakes.ts";
 import {
   command,
+  commandLine,
   expectKernel,
   hostLocal,
   type Node,
@@ -236,6 +237,81 @@ describe.skipIf(skipReason !== undefined)("genie gc", () => {
       ]);
       await half.del();
       expect(node.traces().files).toEqual([]);
+    });
+  });
+});
+
+/**
+ * Runs a program in a pid namespace of its own. `before` is shell that may call `stay NAME`, which
+ * starts a program of that name that does nothing, and waits until it is there.
+ */
+function inPidNamespace(before: string, words: string[]) {
+  using dir = tempDir();
+  const script = `cd ${dir.path}
+stay() {
+  cp "$(command -v sleep)" "$1"
+  ./"$1" 1000 & until grep -q "^\${1:0:15}$" /proc/$!/comm; do :; done
+}
+${before}
+"$@"
+exit $?`;
+  const own = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
+  const run = Bun.spawnSync([...own, "bash", "-c", script, "bash", ...words]);
+  return { status: run.exitCode, stdout: run.stdout.toString(), stderr: run.stderr.toString() };
+}
+
+describe.skipIf(skipReason !== undefined)("in a pid namespace that is not the first", () => {
+  const below = "unshare --pid --fork --kill-child ./containerd 1000 &";
+  test.each([
+    ["of a pod, alone", "", false],
+    ["of a pod with programs of its own", "stay crio-status; stay mycontainerd", false],
+    [
+      "of a pod in which a runtime has a namespace below",
+      `stay containerd; kill %1; ${below}`,
+      false,
+    ],
+    ["of a node with containerd", "stay containerd", true],
+    ["of a node whose containerd is being restarted", "stay containerd-shim-runc-v2", true],
+    ["of a node with CRI-O", "stay crio", true],
+    ["of a machine with an init", "printf systemd >/proc/1/comm", true],
+    ["of a pod with a systemd that is not its first process", "stay systemd", false],
+  ])("seesProcesses(): %s", (_what, before, expected) => {
+    const module = join(import.meta.dir, "../lib/node/live_containers.ts");
+    const code = `import { findLiveContainers, seesProcesses } from "${module}";
+      process.stdout.write(String([seesProcesses(), findLiveContainers() !== undefined]))`;
+    // What it says is true of a namespace below only once that is there.
+    const settle = before.includes("unshare") ? "sleep 0.2" : "";
+    const run = inPidNamespace(`${before}\n${settle}`, [process.execPath, "-e", code]);
+    expect([run.stderr, run.stdout]).toEqual(["", `${expected},${expected}`]);
+  });
+
+  test("genie gc leaves everybody in that of a pod, and collects in that of a node", async () => {
+    await withNode(async (node) => {
+      networks(node);
+      const [live, dead, other] = [node.pod(), node.pod(), node.pod()];
+      const result = await live.add("blue,green@net1");
+      await dead.add("green");
+      dead.kill();
+      const kept = litter(node, other);
+      const { files, attachments } = node.traces();
+      const gc = commandLine(node, "gc", "--json");
+      expect(inPidNamespace("", gc)).toMatchObject({
+        ...{ status: 0, stdout: "[]\n" },
+        stderr: expect.stringContaining("Others cannot be seen here"),
+      });
+      expect(node.traces()).toMatchObject({ files, attachments });
+
+      const run = inPidNamespace("stay containerd", gc);
+      expect([run.stderr, run.status]).toEqual(["", 0]);
+      expect(outcomes(run.stdout).sort()).toEqual([
+        "attachment eth0 green collected",
+        "reservation 10.251.0.77 blue collected",
+        "reservation 10.251.0.78 blue collected",
+        "reservation 10.252.0.77 green collected",
+      ]);
+      expect(node.traces().files).toEqual(expect.arrayContaining(kept));
+      expectKernel(live, result);
+      await live.del();
     });
   });
 });

@@ -1,10 +1,23 @@
 /** What `bun run test` finds out about itself: what was skipped and why, and what was left. */
 import { describe, expect, test } from "bun:test";
-import { existsSync, mkdirSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { beginRun, endRun, environment, netnsPrefix } from "./leftovers.ts";
-import { allPackages, missing, missingPackages } from "./needs.ts";
-import { formatSeconds, formatSkipped, formatSlowest, readReport } from "./outcome.ts";
+import {
+  allPackages,
+  excusePrefix,
+  fetchNext,
+  missing,
+  missingPackages,
+  whyNoNext,
+} from "./needs.ts";
+import {
+  formatSeconds,
+  formatSkipped,
+  formatSlowest,
+  readReport,
+  sumOfExcused,
+} from "./outcome.ts";
 import { lacks } from "./skip.ts";
 import { fileDir } from "./stage.ts";
 
@@ -46,6 +59,15 @@ describe("the report of bun test", () => {
     expect(formatSkipped(files)).toContain("silent.test.ts        1  the file does not say why\n");
   });
 
+  test("excuses a file that lacks only what cannot be had", () => {
+    const file = (skipped: number, ...reasons: string[]) => ({
+      ...{ name: "a", seconds: 1, skipped, reasons },
+    });
+    const excuse = `${excusePrefix}apt-get: E: no such host`;
+    const files = [file(3, excuse), file(5, excuse, "not installed: curl"), file(2), file(0)];
+    expect(sumOfExcused(files)).toBe(3);
+  });
+
   test("of nothing skipped makes no table, and names the slowest", () => {
     const files = ["a", "b", "c"].map((name, i) => ({
       name,
@@ -56,6 +78,33 @@ describe("the report of bun test", () => {
     expect(formatSkipped(files)).toBe("");
     expect(formatSlowest(files, 2)).toBe("Slowest: c 2 s, b 1 s\n");
     expect([59.4, 60, 284].map(formatSeconds)).toEqual(["59 s", "1 min 0 s", "4 min 44 s"]);
+  });
+});
+
+describe.skipIf(lacks("root") || !Bun.which("apt-get"))("Debian's next release", () => {
+  test("that the mirror does not have is an excuse, and not asked for again", () => {
+    const target = join(dir.path, "next");
+    expect(whyNoNext(target)).toStartWith("not fetched");
+    const said: string[] = [];
+    const fetch = (again: boolean) => {
+      fetchNext((line) => said.push(line), { again, target, mirror: () => "http://127.0.0.1:9/" });
+    };
+    fetch(false);
+    expect(whyNoNext(target)).toMatch(/^cannot be had: apt-get: [EW]: .*127\.0\.0\.1/);
+    expect(said).toEqual([
+      expect.stringMatching(/^Fetching containerd, /),
+      expect.stringMatching(/^What needs it will not be tested: apt-get: [EW]: /),
+    ]);
+    fetch(false);
+    expect(said.length).toBe(2);
+    fetch(true);
+    expect(said.length).toBe(4);
+    expect(readdirSync(dir.path).filter((name) => name.startsWith("next"))).toEqual([
+      "next.failure",
+    ]);
+    mkdirSync(target);
+    fetch(true);
+    expect([said.length, whyNoNext(target)]).toEqual([4, undefined]);
   });
 });
 

@@ -32,7 +32,16 @@ const owners: [what: string, pattern: RegExp, files: string[]][] = [
   ],
   ["foreign functions", /"bun:ffi"/, ["lib/check.ts", "lib/kernel.ts"]],
   ["the Kubernetes client", /"@kubernetes\/client-node"/, ["lib/kubernetes/kubeconfig.ts"]],
-  ["a request", /\bfetch\(/, ["lib/kubernetes/client.ts", "lib/report/cluster.ts"]],
+  [
+    "a request",
+    /\bfetch\(/,
+    [
+      "lib/kubernetes/client.ts",
+      "lib/node/health.ts",
+      "lib/node/runtimes.ts",
+      "lib/report/cluster.ts",
+    ],
+  ],
   ["the command line", /\bprocess\.argv\b/, ["genie.ts"]],
   ["the environment", /\bprocess\.env\b|\bBun\.env\b/, ["genie.ts"]],
   ["the end of the process", /\bprocess\.(exit|exitCode|on|once)\b/, ["genie.ts"]],

@@ -3,6 +3,7 @@
  * tasks, each of which runs until the agent is asked to end; a task that fails is started again
  * after a pause, and the others go on meanwhile.
  */
+import { utimesSync } from "node:fs";
 import { join } from "node:path";
 import manifest from "../../package.json";
 import type { Host } from "../call.ts";
@@ -13,6 +14,7 @@ import { closeState } from "../database.ts";
 import { aborted } from "../kubernetes/client.ts";
 import { pause } from "../kubernetes/watch.ts";
 import { readOwnConfig } from "../node/genie_config.ts";
+import { agentLock } from "../node/node_view.ts";
 import { takeFileLock } from "../policy/rulesets.ts";
 import { openState } from "../recovery/database.ts";
 import { enforcesPolicy, loadConfig } from "../settings.ts";
@@ -75,6 +77,9 @@ export async function runAgent(given: Host, flags: Flags): Promise<number> {
   closeState(openState(host, config.stateDir));
   const lock = await lockNode(host, config);
   if (!lock) return 0;
+  // Since when it runs, for genie status.
+  const startedS = host.now() / 1000;
+  utimesSync(join(config.stateDir, agentLock), startedS, startedS);
   const health = openHealth();
   const record = openRecord(host, config.stateDir, () => health.count("database"));
   const wanted = tasks.filter(({ isWanted }) => isWanted?.(config, host) ?? true);
@@ -94,7 +99,7 @@ export async function runAgent(given: Host, flags: Flags): Promise<number> {
 
 /** Waits until no other agent runs on this node; undefined when we are asked to end first. */
 async function lockNode(host: Host, config: Config) {
-  const file = join(config.stateDir, "agent.lock");
+  const file = join(config.stateDir, agentLock);
   const what = "this node for genie agent";
   const take = (deadlineMs: number) =>
     takeFileLock(host, file, "agent", { what, deadlineMs, pollMs: waitPollMs });

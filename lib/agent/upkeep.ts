@@ -16,9 +16,9 @@ import { pause } from "../kubernetes/watch.ts";
 import { beginJournal } from "../ledger.ts";
 import { adoptRunning } from "../node/adopt.ts";
 import { collectOne, findGarbage, netnsState, whyStale } from "../node/garbage.ts";
-import { cniFolders } from "../node/genie_config.ts";
 import { noted, openSite } from "../node/installation.ts";
 import { findLiveContainers } from "../node/live_containers.ts";
+import { askRuntimes, cniFolders } from "../node/runtimes.ts";
 import type { StoredAttachment } from "../record.ts";
 import { attachments, pruneLedger } from "../recorded.ts";
 import { oldestSources, sampleTraffic } from "../recovery/traffic_rate.ts";
@@ -69,7 +69,8 @@ export async function runUpkeep(agent: Agent): Promise<void> {
 async function adoptOthers({ host }: Agent): Promise<void> {
   const site = openSite("/");
   if (!noted(site, "conflist")) return;
-  for (const { did, detail } of await adoptRunning(host, site, cniFolders(site))) {
+  const folders = cniFolders(site, await askRuntimes(host, site.root));
+  for (const { did, detail } of await adoptRunning(host, site, folders)) {
     log(host, did === "adopted" ? "info" : "debug", detail);
   }
 }

@@ -8,7 +8,7 @@
 import { parseArgs } from "node:util";
 import type { Host } from "../call.ts";
 import { toCniError } from "../cni.ts";
-import { didYouMean, type Flags, UsageError } from "../config/usage.ts";
+import { didYouMean, type Flags, text, UsageError, wordsOf } from "../config/usage.ts";
 import { colourTables } from "../report/table.ts";
 import { fill } from "../report/template.ts";
 import {
@@ -75,10 +75,10 @@ const letters: Record<string, string> = { namespace: "n", output: "o" };
 
 function readFlags(command: CommandLine, args: string[]): Flags {
   const known = allOptionsOf(command);
-  const options = known.map(({ name, value, text }) => {
+  const options = known.map(({ name, value, text: meaning }) => {
     const type = value === "" ? ("boolean" as const) : ("string" as const);
     const short = letters[name];
-    const multiple = text.includes("any number of times");
+    const multiple = meaning.includes("any number of times");
     return [name, { type, multiple, ...(short !== undefined && { short }) }] as const;
   });
   let flags: Flags;
@@ -130,6 +130,16 @@ const choices: Record<string, string> = {
   features: "policy switch cluster-report",
 };
 
+/** What the program itself is asked for while a person types, by option. */
+const asked: Record<string, string> = {
+  network: "networks",
+  from: "networks",
+  to: "networks",
+  pod: "pods",
+  namespace: "namespaces",
+  annotation: "annotations",
+};
+
 /** The script of each shell, and what its quotes cannot hold. */
 const shells = new Map<string, { script: string; unsafe: RegExp }>([
   ["bash", { script: bash, unsafe: /['\\]/g }],
@@ -137,9 +147,22 @@ const shells = new Map<string, { script: string; unsafe: RegExp }>([
   ["fish", { script: fish, unsafe: /['\\]/g }],
 ]);
 
-/** Prints the script for a shell. @throws UsageError for one that is not served */
-export function runCompletion(host: Host, flags: Flags): number {
-  const [name = "", ...more] = Array.isArray(flags["words"]) ? flags["words"] : [];
+/**
+ * Prints the script for a shell, or what a person may type where the script asks for it.
+ * @param valuesOf the names of a kind: networks, pods, namespaces, annotations
+ * @throws UsageError for a shell that is not served
+ */
+export async function runCompletion(
+  host: Host,
+  flags: Flags,
+  valuesOf: (kind: string) => Promise<readonly string[]>,
+): Promise<number> {
+  const kind = text(flags, "values");
+  if (kind !== undefined) {
+    for (const value of await valuesOf(kind)) host.stdout(`${value}\n`);
+    return 0;
+  }
+  const [name = "", ...more] = wordsOf(flags);
   const shell = shells.get(name);
   const names = [...shells.keys()];
   if (!shell || more.length > 0) {
@@ -150,27 +173,40 @@ export function runCompletion(host: Host, flags: Flags): number {
     summary: line.summary,
     options: allOptionsOf(line).map(completed),
     words: command === "completion" ? names.join(" ") : "",
+    kind: /^ {2}NAMESPACE\S*POD/m.test(line.help)
+      ? "pods"
+      : /^ {2}NETWORK/m.test(line.help) && "networks",
   }));
   const words = Object.keys(commandLines).join(" ");
-  const help = { command: "help", summary: "show the options of a command", options: [], words };
+  const help = {
+    command: "help",
+    summary: "show the options of a command",
+    options: [],
+    words,
+    kind: "",
+  };
   const options = commands.flatMap((one) => one.options);
   const those = (some: typeof options) =>
     [...new Set(some.map((option) => `--${option.name}`))].join("|");
+  const few = Object.entries(choices).map(([option, some]) => ({ name: option, few: some }));
   const values = {
+    asked: Object.entries(asked).map(([option, one]) => ({ name: option, kind: one })),
     commands: [...commands, help],
     paths: those(options.filter(({ isPath }) => isPath)),
     others: those(options.filter(({ isOther }) => isOther)),
-    choices: Object.entries(choices).map(([option, few]) => ({ name: option, few })),
+    choices: few,
   };
   host.stdout(fill(shell.script, values, (value) => String(value).replace(shell.unsafe, "")));
   return 0;
 }
 
 /** An option as the scripts take it: what it does, in few words, and what its value may be. */
-function completed({ name, value, text }: CommandOption) {
-  const [clause = ""] = text.split(/[;:]/, 1);
+function completed({ name, value, text: said }: CommandOption) {
+  const [clause = ""] = said.split(/[;:]/, 1);
   const meaning = clause.replace(/[^\w .,-]/g, "").trim();
   const few = choices[name] ?? "";
+  const kind = asked[name] ?? "";
   const isPath = value === "FILE" || value === "DIR";
-  return { name, value, meaning, few, isPath, isOther: value !== "" && few === "" && !isPath };
+  const isOther = value !== "" && few === "" && kind === "" && !isPath;
+  return { name, value, meaning, few, kind, isPath, isOther };
 }

@@ -52,7 +52,8 @@ export function optionsOf({ help }: Pick<CommandLine, "help">): CommandOption[] 
 /** What each command does, by its name. */
 const runs: Record<string, CommandLine["run"]> = {
   plan: async (host, flags) => {
-    const { askedPath, readOwnConfig } = await import("../node/genie_config.ts");
+    const { readOwnConfig } = await import("../node/genie_config.ts");
+    const { askedPath } = await import("../node/runtimes.ts");
     const { missingAgent } = await import("../node/node_view.ts");
     const { runPlan } = await import("./plan_command.ts");
     const own = readOwnConfig(text(flags, "cni-config"));
@@ -61,7 +62,7 @@ const runs: Record<string, CommandLine["run"]> = {
   validate: async (host, flags) =>
     (await import("../node/validate.ts")).runValidate(host, flags, terminalWidth(flags)),
   install: async (host, flags) =>
-    (await import("../node/install.ts")).runInstall(host, flags, ownProgram()),
+    (await import("../node/install.ts")).runInstall(host, flags, ownProgram("install itself")),
   uninstall: async (host, flags) => (await import("../node/install.ts")).runUninstall(host, flags),
   doctor: async (host, flags) =>
     (await import("../node/doctor.ts")).runDoctor(host, flags, terminalWidth(flags)),
@@ -77,7 +78,17 @@ const runs: Record<string, CommandLine["run"]> = {
   webhook: async (host, flags) =>
     (await import("../kubernetes/webhook.ts")).runWebhook(host, flags),
   version: runVersion,
-  completion: async (host, flags) => (await import("./command_line.ts")).runCompletion(host, flags),
+  completion: async (host, flags) => {
+    const { runCompletion } = await import("./command_line.ts");
+    return runCompletion(host, flags, async (kind) => {
+      const { readOwnConfig } = await import("../node/genie_config.ts");
+      return (await import("../report/names.ts")).namesOf(kind, readOwnConfig(undefined));
+    });
+  },
+  status: async (host, flags) =>
+    (await import("../node/health.ts")).runStatus(host, flags, terminalWidth(flags)),
+  try: async (host, flags) =>
+    (await import("../node/trial.ts")).runTry(host, flags, () => ownProgram("try networks")),
   pods: async (host, flags) => {
     const { runPods } = await import("../report/pods.ts");
     return runPods(host, flags, await reportContext(flags));
@@ -115,9 +126,9 @@ export async function printYaml(
 }
 
 /** Path of this program's own file. @throws UsageError when it runs from source */
-function ownProgram(): string {
+function ownProgram(what: string): string {
   if (Bun.main.startsWith("/$bunfs/")) return process.execPath;
-  throw new UsageError("Only the compiled program can install itself: bun run build");
+  throw new UsageError(`Only the compiled program can ${what}: bun run build`);
 }
 
 /** True where output goes to a terminal. */

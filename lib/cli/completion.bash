@@ -14,11 +14,15 @@ _genie() {
 {{#choices}}
     --{{name}}) COMPREPLY=($(compgen -W "{{few}}" -- "$cur")); return ;;
 {{/choices}}
+{{#asked}}
+    --{{name}}) COMPREPLY=($(compgen -W "$(${COMP_WORDS[0]} completion --values {{kind}} 2>/dev/null)" -- "$cur")); return ;;
+{{/asked}}
     {{others}}) return ;;
   esac
   case ${COMP_WORDS[1]} in
 {{#commands}}
-    {{command}}) words="{{#words}}{{words}} {{/words}}{{#options}}--{{name}} {{/options}}--help" ;;
+    {{command}}) words="{{#words}}{{words}} {{/words}}{{#options}}--{{name}} {{/options}}--help"{{#kind}}
+      [[ $cur == -* ]] || words=$(${COMP_WORDS[0]} completion --values {{kind}} 2>/dev/null){{/kind}} ;;
 {{/commands}}
   esac
   COMPREPLY=($(compgen -W "$words" -- "$cur"))

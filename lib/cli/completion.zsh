@@ -1,5 +1,6 @@
 #compdef genie
 # zsh completion of genie: genie completion zsh > "${fpath[1]}/_genie"
+_genie_values() { compadd -- ${(f)"$(genie completion --values $1 2>/dev/null)"} }
 _genie() {
   local -a commands
   commands=(
@@ -18,8 +19,11 @@ _genie() {
     {{command}})
       _arguments \
 {{#options}}
-        '{{#value}}*{{/value}}--{{name}}[{{meaning}}]{{#value}}:{{name}}:{{#few}}({{few}}){{/few}}{{#isPath}}_files{{/isPath}}{{/value}}' \
+        '{{#value}}*{{/value}}--{{name}}[{{meaning}}]{{#value}}:{{name}}:{{#few}}({{few}}){{/few}}{{#kind}}{_genie_values {{kind}}}{{/kind}}{{#isPath}}_files{{/isPath}}{{/value}}' \
 {{/options}}
+{{#kind}}
+        '*:{{kind}}:{_genie_values {{kind}}}' \
+{{/kind}}
 {{#words}}
         '1:word:({{words}})' \
 {{/words}}

@@ -1,6 +1,6 @@
 /**
- * Unary gRPC calls over a Unix socket of this node, and the two that we make: the devices that the
- * kubelet gave a pod, and the sandboxes that the container runtime knows.
+ * Unary gRPC calls over a Unix socket of this node, and the three that we make: the devices that
+ * the kubelet gave a pod; the sandboxes that the container runtime knows, and what it goes by.
  *
  * `@grpc/grpc-js` would bring 31 packages and take 24 ms where this takes 12: a call is one HTTP/2
  * request, so node:http2 and a small reader of protobuf do. Whatever the socket sends is hostile
@@ -288,8 +288,12 @@ function readDevices(answer: Uint8Array, pod: PodName): Map<string, string[]> | 
   return new Map([...found].map(([resource, ids]) => [resource, [...ids].sort()]));
 }
 
-/** Where container runtimes listen. */
-const criSockets = ["/run/containerd/containerd.sock", "/run/crio/crio.sock"];
+/** Where container runtimes listen; the last one: k3s, k3d and RKE2. */
+export const criSockets = [
+  "/run/containerd/containerd.sock",
+  "/run/crio/crio.sock",
+  "/run/k3s/containerd/containerd.sock",
+];
 
 /** The socket of this node's runtime; undefined where there is none. */
 export function criSocket(configured?: string): string | undefined {
@@ -307,5 +311,19 @@ export async function listSandboxes(host: Host, socket: string, timeoutMs = 5000
     const { message } = await call("/runtime.v1.RuntimeService/ListPodSandbox", empty);
     // A ListPodSandboxResponse: PodSandbox in field 1, its id in field 1 of that.
     return new Set(fieldsOf(message, 1).flatMap((sandbox) => textsOf(sandbox, 1)));
+  });
+}
+
+/**
+ * What the container runtime says of itself: texts by names that are its own. containerd 2 runs
+ * STATUS of its plugins first.
+ * @throws CniError 11 when there is no usable answer within `timeoutMs`
+ */
+export async function runtimeInfo(host: Host, socket: string, timeoutMs = 10_000) {
+  const runtime = { name: "container runtime", hint: "does it run", socket, timeoutMs };
+  return withServer(host, runtime, "get the status of the container runtime", async (call) => {
+    // A StatusRequest: verbose = 1. Of its answer: info = 2, a map from key = 1 to value = 2.
+    const { message } = await call("/runtime.v1.RuntimeService/Status", Buffer.from([8, 1]));
+    return new Map(fieldsOf(message, 2).map((entry) => [textOf(entry, 1), textOf(entry, 2)]));
   });
 }

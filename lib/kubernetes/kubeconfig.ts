@@ -108,7 +108,7 @@ function checkServer(apiRoot = "", cluster: { server?: unknown }, credential: st
     throw invalid(credential, `its cluster has no server: ${remedy}`);
   }
   // The installer of Multus wrote brackets around every host, which belong to IPv6 alone.
-  const url = URL.parse(server.replace(/^(https?:\/\/)\[([^\]:]+)\]/, "$1$2"));
+  const url = URL.parse(server.replace(/^(https?:\/\/)\[([^\]:]+)\]/i, "$1$2"));
   if (url === null) throw invalid(credential, "the server is not a URL");
   const isLocal = !root && /^(localhost|127(\.\d+){3}|\[::1\])$/.test(url.hostname);
   if (url.protocol === "https:" || (url.protocol === "http:" && isLocal)) {
@@ -188,7 +188,7 @@ const Cluster = v.looseObject(texts("server", "tls-server-name", ...caKeys));
 const Exec = v.looseObject({
   command: v.string(),
   apiVersion: text,
-  env: v.nullish(v.array(v.looseObject({ name: v.string(), value: v.string() }))),
+  env: v.nullish(v.array(v.looseObject({ name: v.string(), value: v.nullish(v.string(), "") }))),
 });
 const User = v.looseObject({
   ...texts("token", "tokenFile", "client-certificate", "client-certificate-data"),
@@ -274,6 +274,7 @@ async function askPlugin({ file, cluster, user }: Source, ownToken: string): Pro
     { name: "cluster", server: cluster.server ?? "", skipTLSVerify: false },
     { name: "user", authProvider, exec: exec && { ...exec, command, env } },
   );
+  closeStdin(config);
   const options: { headers?: Record<string, unknown>; cert?: unknown; key?: unknown } = {};
   try {
     await config.applyToHTTPSOptions(options);
@@ -281,7 +282,8 @@ async function askPlugin({ file, cluster, user }: Source, ownToken: string): Pro
     const name = exec ? `exec ${exec.command}` : `auth-provider ${authProvider?.name}`;
     // client-node throws these for a bad answer; a SyntaxError quotes it, and it may be the secret.
     const isBad = error instanceof SyntaxError || error instanceof TypeError;
-    const why = isBad ? "its answer is no credential" : oneLine((error as Error).message, 200);
+    const words = oneLine((error as Error).message, 200) || "it printed nothing on stderr";
+    const why = isBad ? "its answer is no credential" : words;
     const msg = `Cannot get Kubernetes credentials by ${name} of ${file}: ${why}`;
     throw new CniError(code.tryAgainLater, msg);
   }
@@ -290,6 +292,24 @@ async function askPlugin({ file, cluster, user }: Source, ownToken: string): Pro
     headers: authorization ? { Authorization: String(authorization) } : {},
     tls: { ...(cert ? { cert: String(cert) } : {}), ...(key ? { key: String(key) } : {}) },
   };
+}
+
+/**
+ * A program that reads stdin meets its end, as under kubectl: client-node leaves it open, and the
+ * program would wait for ever.
+ */
+function closeStdin(config: object): void {
+  type Spawn = (...words: unknown[]) => { stdin: { end: () => void } | null };
+  const { authenticators } = config as { authenticators: { execFn?: Spawn }[] };
+  for (const one of authenticators) {
+    const spawn = one.execFn;
+    if (!spawn) continue;
+    one.execFn = (...words) => {
+      const child = spawn(...words);
+      child.stdin?.end();
+      return child;
+    };
+  }
 }
 
 /**

@@ -31,6 +31,12 @@ const selectionLengthMax = 64 * 1024;
 
 const port = v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(65535));
 const rate = v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(Number.MAX_SAFE_INTEGER));
+/** Takes these values of an object for absent ones: Go programs write them for what they lack. */
+const without = (...blanks: unknown[]) =>
+  v.transform((value: unknown) => {
+    if (!isObject(value)) return value;
+    return Object.fromEntries(Object.entries(value).filter(([, one]) => !blanks.includes(one)));
+  });
 const address = v.pipe(v.string(), v.check(isAddress, "expected an IP address"));
 const isGateway = (text: string) => isIP(text) !== 0;
 const gateway = v.pipe(v.string(), v.check(isGateway, "expected an IP address"));
@@ -42,14 +48,22 @@ const cniArgs = v.pipe(
   v.record(v.string(), v.unknown()),
 );
 /** CNI CONVENTIONS: protocols are lower case; absent means TCP (§4.1.2.1.7). */
-const PortMapping = v.object({
-  hostPort: port,
-  containerPort: port,
-  protocol: v.optional(v.pipe(v.string(), v.regex(/^(udp|tcp|sctp)$/i), v.toLowerCase()), "tcp"),
-  hostIP: v.exactOptional(address),
-});
+const PortMapping = v.pipe(
+  v.unknown(),
+  without(null, ""),
+  v.object({
+    hostPort: port,
+    containerPort: port,
+    protocol: v.optional(v.pipe(v.string(), v.regex(/^(udp|tcp|sctp)$/i), v.toLowerCase()), "tcp"),
+    hostIP: v.exactOptional(address),
+  }),
+);
 const rates = ["ingressRate", "ingressBurst", "egressRate", "egressBurst"] as const;
-const Bandwidth = v.strictObject(v.entriesFromList(rates, v.exactOptional(rate)));
+const Bandwidth = v.pipe(
+  v.unknown(),
+  without(null, 0),
+  v.strictObject(v.entriesFromList(rates, v.exactOptional(rate))),
+);
 
 /** §4.1.2.1; keys with a dot belong to others and are passed over, keys without one are errors. */
 const Element = v.looseObject({
@@ -214,7 +228,7 @@ function toBandwidth(bandwidth: v.InferOutput<typeof Bandwidth>, network: string
     args[`${direction}Rate`] = bits;
     args[`${direction}Burst`] = burst ?? Math.min(bits, 2 ** 31 - 1);
   }
-  return args;
+  return Object.keys(args).length > 0 ? args : undefined;
 }
 
 function checkInterface(ifName: string | undefined, network: string, key: string): void {

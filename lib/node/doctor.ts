@@ -18,14 +18,7 @@ import { typesOf } from "../recovery/plugin_keys.ts";
 import { enforcesPolicy } from "../settings.ts";
 import * as node from "./doctor_node.ts";
 import { listFolder, statIfThere, withOpen } from "./files.ts";
-import {
-  callsGenie,
-  metaPlugins,
-  pluginsOf,
-  type RuntimeSettings,
-  readConfs,
-  readRuntimes,
-} from "./genie_config.ts";
+import { callsGenie, metaPlugins, pluginsOf, readConfs, whyNotLoaded } from "./genie_config.ts";
 import { folderOption, openSite, paths } from "./installation.ts";
 import {
   askCniVersions,
@@ -44,6 +37,12 @@ import {
   viewNode,
   warning,
 } from "./node_view.ts";
+import {
+  askRuntimes,
+  type RunningRuntime,
+  type RuntimeSettings,
+  readRuntimes,
+} from "./runtimes.ts";
 
 type Check = [name: string, check: (view: NodeView) => CheckResult[] | Promise<CheckResult[]>];
 
@@ -72,9 +71,8 @@ const checkMs = 60_000;
  * @param width columns of the terminal, Infinity for none
  */
 export async function runDoctor(host: Host, flags: Flags, width: number): Promise<number> {
-  const root = folderOption(flags, "host-root") ?? "/";
-  const view = await viewNode(host, root, folderOption(flags, "conf-dir") ?? findConfDir(root));
-  const findings = (await Promise.all(checks.map((check) => runCheck(view, check)))).flat();
+  const view = await lookAtNode(host, flags);
+  const findings = await examine(view);
   const isWell = !findings.some(({ verdict }) => verdict === "problem");
   host.stdout(
     flags["json"]
@@ -84,9 +82,24 @@ export async function runDoctor(host: Host, flags: Flags, width: number): Promis
   return isWell ? 0 : 1;
 }
 
-/** Where genie's CNI config is: in the usual folder, or in one that a runtime's settings name. */
-function findConfDir(root: string): string {
-  const dirs = [paths.confDir, ...readRuntimes(root).flatMap(({ confDir }) => confDir ?? [])];
+/** The node that the options name. */
+export async function lookAtNode(host: Host, flags: Flags): Promise<NodeView> {
+  const root = folderOption(flags, "host-root") ?? "/";
+  const running = await askRuntimes(host, root);
+  const confDir = folderOption(flags, "conf-dir") ?? findConfDir(root, running);
+  return viewNode(host, root, confDir, running);
+}
+
+/** What the checks find, or some of them by their names. */
+export async function examine(view: NodeView, some?: readonly string[]): Promise<Finding[]> {
+  const wanted = checks.filter(([name]) => some?.includes(name) ?? true);
+  return (await Promise.all(wanted.map((check) => runCheck(view, check)))).flat();
+}
+
+/** Where genie's CNI config is: in the folder of a runtime that answers or of its settings. */
+function findConfDir(root: string, running: RunningRuntime[]): string {
+  const dirsOf = (all: RuntimeSettings[]) => all.flatMap(({ confDir }) => confDir ?? []);
+  const dirs = [...dirsOf(running), paths.confDir, ...dirsOf(readRuntimes(root))];
   return dirs.find((dir) => readConfs(root, dir).some(callsGenie)) ?? paths.confDir;
 }
 
@@ -137,7 +150,8 @@ function checkOrder({ confs, confDir, at, own }: NodeView): CheckResult[] {
     results.push(problem(`runtimes take ${first.name} (${type}) in ${confDir}, not genie`, remedy));
   }
   for (const { name } of confs.filter(({ value }) => !isObject(value))) {
-    results.push(warning(`${name} is no JSON: runtimes pass over it`, `repair or remove ${name}`));
+    const what = `${name} is no JSON: containerd stops there, CRI-O passes over it`;
+    results.push(warning(what, `repair or remove ${name}`));
   }
   for (const name of listFolder(at(confDir)).filter((one) => one.endsWith(".cilium_bak"))) {
     const what = `${name}: Cilium puts configs of others out of use`;
@@ -169,7 +183,13 @@ function checkOrder({ confs, confDir, at, own }: NodeView): CheckResult[] {
 
 /** Settings and versions of the runtimes and the kubelet that are on the node. */
 async function checkRuntimes(view: NodeView): Promise<CheckResult[]> {
-  const results = readRuntimes(view.root).flatMap((settings) => checkSettings(view, settings));
+  // The files of one that answers may have been changed since it started.
+  const asked = view.runtimes.map(({ socket }) => view.at(socket));
+  const silent = readRuntimes(view.root).filter(
+    ({ socket }) => socket === undefined || !asked.includes(view.at(socket)),
+  );
+  const results = [...view.runtimes, ...silent].flatMap((one) => checkSettings(view, one));
+  results.push(...view.runtimes.flatMap((one) => checkLoaded(view, one)));
   for (const name of ["containerd", "crio", "kubelet"]) {
     const file = findProgram(view, name);
     if (file === undefined) continue;
@@ -178,6 +198,14 @@ async function checkRuntimes(view: NodeView): Promise<CheckResult[]> {
   }
   if (results.length > 0) return results;
   return [warning("no container runtime was found", "see its own log")];
+}
+
+/** Does it call what stands in its folder now? */
+function checkLoaded({ confDir, confs }: NodeView, runtime: RunningRuntime): CheckResult[] {
+  if (runtime.confDir !== confDir) return [];
+  const why = whyNotLoaded(runtime, confs);
+  const remedy = `touch ${confDir}/.reload && rm ${confDir}/.reload: it then looks anew`;
+  return why === undefined ? [] : [problem(why, remedy)];
 }
 
 function checkSettings({ confDir, at }: NodeView, settings: RuntimeSettings): CheckResult[] {

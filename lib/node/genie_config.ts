@@ -1,22 +1,19 @@
 /**
- * genie's own CNI config, as install and uninstall write it and an operator's command reads it; and
- * where container runtimes look for it and for plugins, by their own settings: Debian's containerd,
- * for one, has its plugins elsewhere than others. Sources: CNI SPEC 1.1 §1, CONVENTIONS.md
- * (capabilities); libcni (order of files); containerd's docs/cri/config.md, crio.conf(5),
- * containers.conf(5).
+ * genie's own CNI config, as install and uninstall write it and an operator's command reads it, and
+ * the files beside it. Sources: CNI SPEC 1.1 §1, CONVENTIONS.md (capabilities); libcni and go-cni
+ * (order of files).
  */
-import { basename, dirname, join } from "node:path";
-import { parse } from "smol-toml";
+import { basename, join } from "node:path";
 import type { StdinConfig } from "../call.ts";
 import { CniError, code, isNetworkName, isSupported } from "../cni.ts";
 import { isMultusConfig } from "../config/foreign_config.ts";
-import type { Config } from "../config/schema.ts";
 import { isObject, parseJson } from "../json.ts";
 import { configFiles, finishList, type PluginConfig, parseConfigList } from "../networks.ts";
 import { orUndefined } from "../recovery/tried.ts";
-import { hostPath, listFolder, readIfThere, readText, statIfThere } from "./files.ts";
+import { hostPath, readIfThere, readText, statIfThere } from "./files.ts";
 import conflist from "./genie.json";
-import { noted, paths, type Site } from "./installation.ts";
+import { paths } from "./installation.ts";
+import { below, enabledRuntimes, type RunningRuntime, textOf } from "./runtimes.ts";
 
 /**
  * The config list by which a runtime calls genie. containerd 1.7 takes no version above 1.0.0 and
@@ -123,6 +120,26 @@ export function callsGenie({ value }: ConfFile): boolean {
 }
 
 /**
+ * What a runtime that runs calls for new pods instead of the first config of its folder; undefined
+ * where that is what it calls, and where it does not say. containerd overlooks a file that a rename
+ * brings from another folder, and while a file before the first is broken it loads none (go-cni).
+ */
+export function whyNotLoaded(runtime: RunningRuntime, confs: readonly ConfFile[]) {
+  const { file, loaded, loadError } = runtime;
+  const first = confs.find(({ value }) => isObject(value));
+  // containerd makes a list of a single config.
+  const partsOf = (one: unknown) => [
+    below(one, "name"),
+    below(one, "cniVersion") ?? "",
+    pluginsOf(one),
+  ];
+  if (!first || loaded === undefined) return undefined;
+  if (Bun.deepEquals(partsOf(first.value), partsOf(loaded))) return undefined;
+  const calls = loaded === null ? "has no network" : `calls ${textOf(below(loaded, "name"))}`;
+  return `${file} has not loaded ${first.name}, it ${calls}${loadError && `: ${loadError}`}`;
+}
+
+/**
  * The keys of genie's own CNI config: those of the file named, else of the first list in the conf
  * dir that calls genie, else none.
  * @throws CniError 5 when the file named cannot be read, 6 or 7 when it is not a config of genie
@@ -155,123 +172,3 @@ function ownConfigIn(path: string): StdinConfig | undefined {
 
 const invalid = (path: string, why: string) =>
   new CniError(code.invalidConfig, `Invalid CNI config ${path}: ${why}`);
-
-/** What the settings of a runtime say about CNI. */
-export interface RuntimeSettings {
-  file: string;
-  confDir?: string | undefined;
-  binDirs: string[];
-  /** containerd: how many configs it loads. */
-  confsMax?: number | undefined;
-  /** CRI-O: the network it takes by name. */
-  network?: string | undefined;
-  isDisabled?: boolean;
-}
-
-/** Settings of the runtimes on the node; a file that is not TOML is left out. @throws CniError 5 */
-export function readRuntimes(root: string): RuntimeSettings[] {
-  return [...containerd(root), ...crio(root), ...podman(root)];
-}
-
-function enabledRuntimes(root: string): RuntimeSettings[] {
-  return readRuntimes(root).filter(({ isDisabled }) => !isDisabled);
-}
-
-/** What the runtimes put into CNI_PATH, as far as their settings say. @throws CniError 5 */
-export function runtimePath(root: string): string[] {
-  return [...new Set(enabledRuntimes(root).flatMap(({ binDirs }) => binDirs))];
-}
-
-/** CNI_PATH for an operator's command: as the runtimes say, where the table does not. */
-export function askedPath({ binDirs }: Pick<Config, "binDirs">): string[] {
-  return binDirs.join() === paths.binDir ? runtimePath("/") : [];
-}
-
-/** The CNI folders as the runtimes say, else those where genie was put before, else the usual. */
-export function cniFolders(site: Site): { confDir: string; binDirs: string[] } {
-  const runtimes = enabledRuntimes(site.root);
-  const [confDir] = runtimes.flatMap((one) => one.confDir ?? []);
-  const named = runtimes.find(({ binDirs }) => binDirs.length > 0);
-  const before = (kind: "conflist" | "binary") => {
-    const path = noted(site, kind)?.path;
-    return path === undefined ? undefined : dirname(path);
-  };
-  return {
-    confDir: confDir ?? before("conflist") ?? paths.confDir,
-    binDirs: named?.binDirs ?? [before("binary") ?? paths.binDir],
-  };
-}
-
-const textOf = (value: unknown) => (typeof value === "string" ? value : undefined);
-const texts = (value: unknown) =>
-  Array.isArray(value) ? value.filter((one) => typeof one === "string") : [];
-/** A folder; an empty name means the runtime's default. */
-const folder = (value: unknown) => textOf(value)?.replace(/(?<=.)\/+$/, "") || undefined;
-const folders = (value: unknown) => texts(value).flatMap((one) => folder(one) ?? []);
-
-/** A value in nested tables; undefined where one is missing. */
-function below(value: unknown, ...keys: string[]): unknown {
-  const isNested = (one: unknown) => isObject(one) || Array.isArray(one);
-  return keys.reduce<unknown>((one, key) => (isNested(one) ? Object(one)[key] : undefined), value);
-}
-
-function readToml(root: string, path: string): unknown {
-  const text = readIfThere(hostPath(root, path));
-  // A runtime with a broken file says so itself, and does not start.
-  return text === undefined ? undefined : orUndefined(() => parse(text), Error);
-}
-
-function containerd(root: string): RuntimeSettings[] {
-  const file = "/etc/containerd/config.toml";
-  const value = readToml(root, file);
-  if (value === undefined) return [];
-  const cni =
-    below(value, "plugins", "io.containerd.cri.v1.runtime", "cni") ??
-    below(value, "plugins", "io.containerd.grpc.v1.cri", "cni") ??
-    below(value, "plugins", "cri", "cni");
-  const confsMax = below(cni, "max_conf_num");
-  const disabled = texts(below(value, "disabled_plugins"));
-  return [
-    {
-      file,
-      confDir: folder(below(cni, "conf_dir")),
-      binDirs: folders([...texts(below(cni, "bin_dirs")), below(cni, "bin_dir")]),
-      confsMax: typeof confsMax === "number" ? confsMax : undefined,
-      isDisabled: disabled.some((one) => ["cri", "io.containerd.grpc.v1.cri"].includes(one)),
-    },
-  ];
-}
-
-/** CRI-O's main file and the files of its drop-in folder; each may set any key. */
-function crio(root: string): RuntimeSettings[] {
-  const dir = "/etc/crio/crio.conf.d";
-  const dropIns = listFolder(hostPath(root, dir)).sort();
-  const files = ["/etc/crio/crio.conf", ...dropIns.map((name) => join(dir, name))];
-  return files.flatMap((file) => {
-    const network = below(readToml(root, file), "crio", "network");
-    if (!isObject(network)) return [];
-    const confDir = folder(network["network_dir"]);
-    const binDirs = folders(network["plugin_dirs"]);
-    return [{ file, confDir, binDirs, network: textOf(network["cni_default_network"]) }];
-  });
-}
-
-/** Where podman looks for plugins unless its settings say otherwise. */
-const podmanDirs = [
-  "/usr/local/libexec/cni",
-  "/usr/libexec/cni",
-  "/usr/local/lib/cni",
-  "/usr/lib/cni",
-  "/opt/cni/bin",
-];
-
-/** podman, where its settings choose CNI. */
-function podman(root: string): RuntimeSettings[] {
-  const file = "/etc/containers/containers.conf";
-  const network = below(readToml(root, file), "network");
-  if (!isObject(network) || network["network_backend"] !== "cni") return [];
-  const set = folders(network["cni_plugin_dirs"]);
-  const isFolder = (dir: string) => statIfThere(hostPath(root, dir))?.isDirectory();
-  const binDirs = (set.length > 0 ? set : podmanDirs).filter(isFolder);
-  return [{ file, confDir: folder(network["network_config_dir"]), binDirs }];
-}

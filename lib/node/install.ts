@@ -50,8 +50,12 @@ import {
 } from "./installation.ts";
 import kubeconfigTemplate from "./kubeconfig.yaml" with { type: "text" };
 import { askVersion, configAt, isExecutable, sayDefault, viewNode } from "./node_view.ts";
+import { askRuntimes, cniFolders, type RunningRuntime } from "./runtimes.ts";
 
 const pollMs = 500;
+/** How long a runtime may take to load the CNI config, and the pause between two looks. */
+const loadMs = 5000;
+const loadPollMs = 50;
 
 type Options = ReturnType<typeof readOptions>;
 
@@ -59,11 +63,12 @@ type Options = ReturnType<typeof readOptions>;
  * Runs `genie install`. @returns exit status
  * @param program path of this program's own file
  * @throws CniError 5 for what cannot be read or written, 7 for a table, credentials or a conf dir
- *   that do not serve, 50 when the default network is not ready in time
+ *   that do not serve, 50 when the default network is not ready in time, or containerd does not
+ *   load the CNI config
  */
 export async function runInstall(host: Host, flags: Flags, program: string): Promise<number> {
   const site = openSite(folderOption(flags, "host-root") ?? "/");
-  const options = readOptions(flags, site);
+  const options = readOptions(flags, site, await askRuntimes(host, site.root));
   const { steps, print } = outcomePrinter(host, flags);
   makeTable(site, options);
   checkOrder(site, options);
@@ -75,6 +80,7 @@ export async function runInstall(host: Host, flags: Flags, program: string): Pro
   if (options.waitMs > 0) await waitUntilReady(host, site, options);
   print(putTable(site, options));
   putConflist(site, options).forEach(print);
+  const notLoaded = await whyStillNotLoaded(host, site, options);
   // Last: from now on all that the runtime attaches is on record.
   (await adoptRunning(host, site, options)).forEach(print);
   const { version } = manifest;
@@ -90,11 +96,13 @@ export async function runInstall(host: Host, flags: Flags, program: string): Pro
       ? `${JSON.stringify({ version, changed, default: pods, steps }, null, 2)}\n`
       : `genie ${version} ${end}; ${pods}\n`,
   );
+  const remedy = "Put that right, or restart it, and run this again";
+  if (notLoaded !== undefined) throw new CniError(code.unavailable, `${notLoaded}. ${remedy}`);
   return 0;
 }
 
-function readOptions(flags: Flags, site: Site) {
-  const usual = conf.cniFolders(site);
+function readOptions(flags: Flags, site: Site, running: RunningRuntime[]) {
+  const usual = cniFolders(site, running);
   const named = folderOption(flags, "bin-dir");
   const binDirs = named === undefined ? usual.binDirs : [named];
   const wait = text(flags, "wait") ?? "2m";
@@ -235,6 +243,25 @@ function keysOfGenie({ root }: Site, kept: string): object {
   } = isObject(value) ? value : {};
   const hasOwn = files.statIfThere(files.hostFile(root, paths.kubeconfig)) !== undefined;
   return hasOwn ? keys : { ...keys, policy, kubernetes };
+}
+
+/**
+ * Has containerd load the first config of its folder, if it has not: a change there makes it look.
+ * @returns why it does not in time; undefined when it has, and where nobody says
+ */
+async function whyStillNotLoaded(host: Host, { root }: Site, { confDir }: Options) {
+  const deadlineMs = host.now() + loadMs;
+  for (;;) {
+    const confs = conf.readConfs(root, confDir);
+    const running = await askRuntimes(host, root);
+    const readers = running.filter((one) => one.confDir === confDir);
+    const [why] = readers.flatMap((one) => conf.whyNotLoaded(one, confs) ?? []);
+    if (why === undefined || host.now() >= deadlineMs) return why;
+    const mark = files.hostFile(root, join(confDir, ".reload"));
+    files.placeFile(mark, { text: "" }, 0o600);
+    files.removeFile(mark);
+    await Bun.sleep(loadPollMs);
+  }
 }
 
 async function waitUntilReady(host: Host, site: Site, options: Options): Promise<void> {

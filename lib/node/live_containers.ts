@@ -20,13 +20,19 @@ export interface LiveContainers {
 }
 
 /** The inode of the first pid namespace, which the kernel fixes (`PROC_PID_INIT_INO`). */
-const nodePidNamespace = "pid:[4026531836]";
+const firstPidNamespace = "pid:[4026531836]";
+/** What makes and keeps containers, or is the init of a machine: a pod has none of them. */
+const nodeProgram =
+  /^Name:\t(containerd(-shim)?|crio|dockerd|podman|conmon)$|^Name:\tsystemd\n(.*\n)*Pid:\t1$/m;
+/** A process of the namespace of `/proc` itself, and of none below it. */
+const isOfThisOne = /^NSpid:\t\d+$/m;
 /** Where network namespaces have names. */
 const namedDirs = ["/run/netns", "/run/docker/netns"];
 /** Where runtimes have a folder per container. */
 const containerDirs = [
   "/run/containerd/io.containerd.runtime.v2.task/k8s.io",
   "/run/containerd/io.containerd.runtime.v2.task/default",
+  "/run/k3s/containerd/io.containerd.runtime.v2.task/k8s.io",
   "/run/crio",
   "/run/containers/storage/overlay-containers",
   ...namedDirs,
@@ -35,8 +41,8 @@ const containerDirs = [
 const longIdLength = 12;
 
 /**
- * Looks around. @returns undefined where other processes of the node cannot be seen: in a container
- * with a pid namespace of its own everybody would seem dead
+ * Looks around. @returns undefined where other processes of the node cannot be seen: in a pod with
+ * a pid namespace of its own everybody would seem dead
  */
 export function findLiveContainers(): LiveContainers | undefined {
   if (!seesProcesses()) return undefined;
@@ -59,9 +65,16 @@ export function findLiveContainers(): LiveContainers | undefined {
   return { netns: new Set(namespaces.keys()), addresses, hasContainer };
 }
 
-/** Are the processes of the node those that we see? */
+/**
+ * Are the processes of the node those that we see? In a namespace that is not the first (kind, k3d,
+ * LXC) they are when a runtime is among them: what it starts is in its namespace or in one below.
+ */
 export function seesProcesses(): boolean {
-  return readlinkSync("/proc/self/ns/pid") === nodePidNamespace;
+  if (readlinkSync("/proc/self/ns/pid") === firstPidNamespace) return true;
+  return namesIn("/proc").some((name) => {
+    const status = /^\d+$/.test(name) ? textOf(`/proc/${name}/status`) : "";
+    return nodeProgram.test(status) && isOfThisOne.test(status);
+  });
 }
 
 /** The addresses in all of them; undefined when one may not be entered. */

@@ -13,18 +13,33 @@ import { isObject, parseJson } from "../json.ts";
 import { candidateNetworks, firstOfGenie, listNetworks } from "../node_networks.ts";
 import { aliveSince, neededResources, whyStale } from "../policy/store.ts";
 import { orUndefined } from "../recovery/tried.ts";
+import { plural } from "../report/quantity.ts";
 import { readOrEmpty } from "../report/record_reader.ts";
-import { visibleText } from "../report/table.ts";
+import { paint, visibleText } from "../report/table.ts";
 import { enforcesPolicy, loadConfig } from "../settings.ts";
 import { hostPath, readIfThere, statIfThere } from "./files.ts";
-import { callsGenie, networkBefore, ownEntry, readConfs, runtimePath } from "./genie_config.ts";
+import { callsGenie, networkBefore, ownEntry, readConfs } from "./genie_config.ts";
 import { paths } from "./installation.ts";
+import { askRuntimes, type RunningRuntime, runtimePath } from "./runtimes.ts";
+
+/** File in `state_dir` that a running agent holds locked. */
+export const agentLock = "agent.lock";
 
 /** A node. */
 export type NodeView = Awaited<ReturnType<typeof viewNode>>;
 
-/** Reads a node. @param confDir where the runtime looks for CNI configs */
-export async function viewNode(host: Host, root: string, confDir: string) {
+/**
+ * Reads a node.
+ * @param confDir where the runtime looks for CNI configs
+ * @param running what {@link askRuntimes} answered, if it was asked
+ */
+export async function viewNode(
+  host: Host,
+  root: string,
+  confDir: string,
+  running?: RunningRuntime[],
+) {
+  const runtimes = running ?? (await askRuntimes(host, root));
   const at = (path: string) => hostPath(root, path);
   const confs = readConfs(root, confDir);
   const own = ownEntry(confs.find(callsGenie)?.value);
@@ -32,7 +47,10 @@ export async function viewNode(host: Host, root: string, confDir: string) {
   let configError: CniError | undefined;
   try {
     const table = await readConfig(root, own);
-    config = { ...table, binDirs: [...new Set([...runtimePath(root), ...table.binDirs])] };
+    config = {
+      ...table,
+      binDirs: [...new Set([...runtimePath(root, runtimes), ...table.binDirs])],
+    };
   } catch (error) {
     configError = toCniError(error);
   }
@@ -52,6 +70,8 @@ export async function viewNode(host: Host, root: string, confDir: string) {
     own,
     networks: networks.filter(({ list }) => !list.plugins.some(({ type }) => type === "genie")),
     problems,
+    /** Runtimes that answer. */
+    runtimes,
     /** The text of a file, such as one of `/proc`; "" when there is none. */
     read: (path: string) => readIfThere(at(path)) ?? "",
   };
@@ -182,17 +202,23 @@ export function orOk(results: CheckResult[], detail: string): CheckResult[] {
   return results.length > 0 ? results : [ok(detail)];
 }
 
-/** One entry for each finding, wrapped to `width` columns; a remedy is below its finding. */
+/** Findings as {@link listFindings}, and how many there are of each kind. */
 export function formatFindings(findings: readonly Finding[], width: number): string {
+  const count = (verdict: Finding["verdict"]) =>
+    findings.filter((one) => one.verdict === verdict).length;
+  const sum = `${plural(count("problem"), "problem")}, ${plural(count("warning"), "warning")}`;
+  return `${listFindings(findings, width)}\n\n${sum}, ${count("ok")} ok\n`;
+}
+
+/** One entry for each finding, wrapped to `width` columns; a remedy is below its finding. */
+export function listFindings(findings: readonly Finding[], width: number): string {
   const checkWidth = Math.max(...findings.map(({ check }) => check.length));
   const lines = findings.map(({ verdict, check, detail, remedy }) => {
     const lead = `${verdict.padEnd(7)}  ${check.padEnd(checkWidth)}  `;
     const text = visibleText(detail) + (remedy === "" ? "" : `\n→ ${visibleText(remedy)}`);
     const wrapped = Bun.wrapAnsi(text, width - lead.length, { hard: true });
-    return lead + wrapped.replaceAll("\n", `\n${" ".repeat(lead.length)}`);
+    const shown = wrapped.replaceAll("\n", `\n${" ".repeat(lead.length)}`);
+    return paint(verdict) + lead.slice(verdict.length) + shown;
   });
-  const count = (verdict: Finding["verdict"]) =>
-    findings.filter((one) => one.verdict === verdict).length;
-  const sum = `${count("problem")} problems, ${count("warning")} warnings, ${count("ok")} ok`;
-  return `${lines.join("\n")}\n\n${sum}\n`;
+  return lines.join("\n");
 }

@@ -22,8 +22,9 @@ import { orUndefined } from "../recovery/tried.ts";
 import { formatTable } from "../report/table.ts";
 import { readPath } from "../request.ts";
 import { isConfigured, loadConfig } from "../settings.ts";
-import { askedPath, readOwnConfig } from "./genie_config.ts";
+import { readOwnConfig } from "./genie_config.ts";
 import { askCniVersions, missingAgent } from "./node_view.ts";
+import { askedPath } from "./runtimes.ts";
 
 /** What is to be said of a network, or of the whole table where `network` is "-". */
 interface NetworkFinding {

@@ -86,9 +86,10 @@ function exitError(
   const own = document["code"];
   const known = typeof own === "number" && Number.isInteger(own) && own > 0;
   const details = typeof document["details"] === "string" ? document["details"] : "";
+  const why = document["msg"].trim() || details || "it does not say why";
   return fail(
     known ? own : code.delegateProtocol,
-    `failed: ${oneLine(document["msg"], 700)}`,
+    `failed: ${oneLine(why, 700)}`,
     tailsOf(details, ending.stderr),
   );
 }
@@ -130,6 +131,11 @@ const checkFaults: { message: RegExp; fault: string; hits: (result?: Result) => 
     message: /plugin "portmap" failed: could not check ipv6 /,
     fault: "portmap of release 1.1.1 looks for the IPv6 rules of a pod that has no IPv6 address",
     hits: (result) => !result?.ips.some(({ address }) => address.includes(":")),
+  },
+  {
+    message: /plugin "bridge" failed: no plugin name provided/,
+    fault: "bridge of release 1.1.1 asks the IPAM when it checks a network that has none",
+    hits: (result) => !result?.ips.length,
   },
 ];
 

@@ -157,10 +157,16 @@ const refusals = new Set<number>([
   code.invalidConfig,
 ]);
 
+/** macvlan and vlan look up the device that they build on before anything else, in DEL as well. */
+const noMaster = /: plugin "(macvlan|vlan)" failed: Link not found$/;
+/** Where even the IPAM plugin could not be started in ADD, there is no address to give back. */
+const lacksPlugin = / failed: failed to find plugin "/;
+
 function isRefusedAlike(del: CniError, add: CniError): boolean {
   const textOf = ({ message }: CniError) => message.replace(/^Cannot \w+ /, "");
   const isRefusal = refusals.has(del.code) || onRecord.isCallRefused(del);
-  return isRefusal && del.code === add.code && textOf(del) === textOf(add);
+  const didNothing = isRefusal || [noMaster, lacksPlugin].some((one) => one.test(del.message));
+  return didNothing && del.code === add.code && textOf(del) === textOf(add);
 }
 
 /**

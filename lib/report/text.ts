@@ -48,7 +48,7 @@ export function formatReport(report: Report | ClusterReport, width: number): str
  * Fills a template whose sections have a line of dashes between them. In the text an empty line
  * parts them, and those that are empty are left out.
  */
-function fillSections(template: string, values: Values): string {
+export function fillSections(template: string, values: Values): string {
   const sections = template.split("----\n").map((section) => fill(section, values).trimEnd());
   return `${sections.filter((text) => text !== "").join("\n\n")}\n`;
 }

@@ -13,7 +13,7 @@ import {
 } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { realPluginDir } from "../fakes.ts";
-import type { Need } from "../needs.ts";
+import { type Need, nextDir } from "../needs.ts";
 import { imageName, writeImage } from "./image.ts";
 
 /** What the machines of tests need. */
@@ -27,8 +27,11 @@ export const machineNeeds: Need[] = [
   "busybox-static",
 ];
 
+/** Those with containerd and plugins of Debian's next release, and the runc of this one. */
+export const nextNeeds: Need[] = [...machineNeeds, "containerd of Debian's next release"];
+
 /** What Debian's containerd is configured by. */
-const debianConfig = "/etc/containerd/config.toml";
+export const debianConfig = "/etc/containerd/config.toml";
 
 /** How a program ended. */
 export interface Ended {
@@ -78,6 +81,12 @@ mount -t tmpfs none /usr/lib/cni
 mv /run/plugins/* /usr/lib/cni
 mount -t tmpfs none /etc
 cp -a /run/etc/. /etc
+[ -z "$5" ] || {
+  for name in containerd ctr containerd-shim-runc-v2; do
+    mount --bind "$5/usr/bin/$name" /usr/bin/$name
+  done
+  cp "$5/etc/containerd/config.toml" /etc/containerd
+}
 rm -rf /run/etc /run/plugins /etc/cni
 ip link set lo up
 echo 1 >/proc/sys/net/ipv4/ip_forward
@@ -98,12 +107,17 @@ done
 export const repoDir = "/run/repo";
 export const bunProgram = `/run/bun/${basename(process.execPath)}`;
 
+/** Which of Debian's releases a machine has containerd and plugins of. */
+export type Release = "this" | "next";
+
 /** Boots a machine. */
-export async function bootMachine(): Promise<Machine> {
+export async function bootMachine(release: Release = "this"): Promise<Machine> {
   const cgroup = `/genie-${crypto.randomUUID().slice(0, 8)}`;
   const kinds = ["--mount", "--net", "--pid", "--ipc", "--uts"];
   const repo = join(import.meta.dir, "..", "..");
-  const words = [realPluginDir ?? "", cgroup, repo, dirname(process.execPath)];
+  const isNext = release === "next";
+  const plugins = isNext ? join(nextDir, "usr/lib/cni") : (realPluginDir ?? "");
+  const words = [plugins, cgroup, repo, dirname(process.execPath), isNext ? nextDir : ""];
   const leader = Bun.spawn(
     ["unshare", ...kinds, "--fork", "--mount-proc", "sh", "-c", init, "sh", ...words],
     { stdin: "pipe", stdout: "pipe", stderr: "inherit" },
@@ -221,7 +235,7 @@ const criLines = `
 export async function startContainerd(machine: Machine): Promise<Service> {
   const config = debianConfig;
   const section = '[plugins."io.containerd.grpc.v1.cri"]';
-  const text = readFileSync(config, "utf8");
+  const text = readFileSync(machine.at(config), "utf8");
   if (!text.includes(section)) throw new Error(`${config} is not Debian's`);
   machine.write(config, text.replace(section, `${section}${criLines}`));
   const service = await machine.start("containerd successfully booted", "containerd");

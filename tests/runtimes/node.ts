@@ -10,6 +10,7 @@ import {
   bunProgram,
   type Ended,
   type Machine,
+  type Release,
   repoDir,
   type Service,
   startContainerd,
@@ -45,7 +46,11 @@ export interface Node extends AsyncDisposable {
   /** Waits until the runtime has loaded a config of this name; undefined: none at all. */
   loaded: (name: string | undefined) => Promise<void>;
   /** Restarts containerd. @param meanwhile what happens while there is none */
-  restart: (meanwhile?: () => Promise<unknown>, signal?: NodeJS.Signals) => Promise<void>;
+  restart: (
+    meanwhile?: () => Promise<unknown>,
+    signal?: NodeJS.Signals,
+    flags?: string[],
+  ) => Promise<void>;
 }
 
 /** A bridge with a way out and host ports. */
@@ -82,11 +87,18 @@ export const red = {
   ],
 };
 
+/** Addresses of these. */
+export const on = {
+  blue: /^10\.91\.\d+\.\d+$/,
+  green: /^10\.92\.\d+\.\d+$/,
+  red: /^10\.93\.\d+\.\d+$/,
+};
+
 /** Boots a machine with containerd, and no network yet. */
-export async function openNode(): Promise<Node> {
+export async function openNode(release: Release = "this"): Promise<Node> {
   const program = `${repoDir}/dist/genie`;
   compiledGenie();
-  const machine = await bootMachine();
+  const machine = await bootMachine(release);
   try {
     let service: Service = await startContainerd(machine);
     const cri = connectCri(machine.at("/run/containerd/containerd.sock"));
@@ -101,10 +113,10 @@ export async function openNode(): Promise<Node> {
       loaded: async (name) => {
         while ((await cri.network()) !== name) await Bun.sleep(5);
       },
-      restart: async (meanwhile = async () => undefined, signal = "SIGTERM") => {
+      restart: async (meanwhile = async () => undefined, signal = "SIGTERM", flags = []) => {
         await service.stop(signal);
         await meanwhile();
-        service = await machine.start("containerd successfully booted", "containerd");
+        service = await machine.start("containerd successfully booted", "containerd", ...flags);
         await answers(cri);
       },
       [Symbol.asyncDispose]: async () => {
