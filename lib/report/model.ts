@@ -13,8 +13,8 @@ import { newestOf, type RequestTally, rankedNetworks, tally } from "./tally.ts";
 /** Where the record is, and what the configuration adds to it. */
 export interface ReportSource {
   stateDir: string;
-  /** Name of the node. */
-  node: string;
+  /** Name of the node, for documents. */
+  node?: string;
   /** How many addresses of each family a network has, by name; absent where it is not known. */
   totals: ReadonlyMap<string, { ipv4?: number | undefined; ipv6?: number | undefined }>;
   /** Notices to begin with. */
@@ -117,7 +117,7 @@ const iso = (ms: number): string => isoTime(ms) ?? "";
 /** What every document begins with. @param tables of the record; none where it is absent */
 export function makeHead(
   host: Host,
-  { stateDir, node, notices }: ReportSource,
+  { stateDir, node = "", notices }: ReportSource,
   tables: ReadonlySet<string>,
 ) {
   const record = reader.recordFile(stateDir);
