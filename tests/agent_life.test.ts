@@ -45,7 +45,8 @@ function mountDisk(path: string): boolean {
 interface Quiet {
   dir: string;
   state: string;
-  agent: () => AgentProcess;
+  /** `enter`: a command that the agent is run by. */
+  agent: (...enter: string[]) => AgentProcess;
   record: <T>(fn: (state: State) => T) => T;
 }
 
@@ -69,8 +70,8 @@ ${table}`,
     await act({
       dir: dir.path,
       state,
-      agent: () => {
-        const agent = startAgent(dir.path, file);
+      agent: (...enter) => {
+        const agent = startAgent(dir.path, file, undefined, enter);
         agents.push(agent);
         return agent;
       },
@@ -497,4 +498,29 @@ describe("trouble", () => {
       expect(await sample(second, "genie_status_pending")).toBe(0);
     });
   });
+});
+
+test("tells systemd that it works, goes on working, and ends", async () => {
+  using dir = tempDir();
+  const socket = join(dir.path, "notify");
+  // Bun has no datagram sockets of the file system, perl is on every Debian.
+  const script = `use Socket; socket(my $s, AF_UNIX, SOCK_DGRAM, 0) or die; $| = 1;
+    bind($s, sockaddr_un($ARGV[0])) or die; print "ready\n";
+    while (defined recv($s, my $m, 4096, 0)) { print "$m\n"; last if $m =~ /STOPPING/ }`;
+  const listener = Bun.spawn(["perl", "-e", script, socket], { stdout: "pipe" });
+  const output = listener.stdout.pipeThrough(new TextDecoderStream());
+  let heard = "";
+  const read = (async () => {
+    for await (const chunk of output) heard += chunk;
+  })();
+  await until(() => heard.includes("ready"));
+  await withQuiet(async ({ agent }) => {
+    const one = agent("/usr/bin/env", `NOTIFY_SOCKET=${socket}`, "WATCHDOG_USEC=200000");
+    const words = ["READY=1\n", "STATUS=conflist, ", "WATCHDOG=1\nWATCHDOG=1\n"];
+    await until(() => words.every((word) => heard.includes(word)));
+    expect(heard).not.toContain("STOPPING");
+    expect(await one.end("SIGTERM")).toBe(0);
+  });
+  await read;
+  expect(heard.trimEnd().split("\n").at(-1)).toBe("STOPPING=1");
 });

@@ -1,7 +1,7 @@
 /**
  * `genie install` and `genie uninstall`, by the compiled program in throw-away roots of a node:
  * lib/node/install.ts, lib/node/installation.ts, lib/node/files.ts,
- * lib/node/genie_config.ts, lib/agent/installed_files.ts.
+ * lib/node/genie_config.ts, lib/node/service.ts, lib/agent/installed_files.ts.
  */
 import { describe, expect, test } from "bun:test";
 import {
@@ -9,6 +9,7 @@ import {
   mkdirSync,
   readdirSync,
   readFileSync,
+  readlinkSync,
   rmSync,
   statSync,
   symlinkSync,
@@ -24,6 +25,7 @@ import { digestOf, hostFile, hostPath, keepAs, placeFile } from "../lib/node/fil
 import { confsBefore, lastList, ownList } from "../lib/node/genie_config.ts";
 import { kubeAccess } from "../lib/node/install.ts";
 import { copyToken, openSite } from "../lib/node/installation.ts";
+import { unitText } from "../lib/node/service.ts";
 import manifest from "../package.json";
 import { accountToken, startApiServer } from "./apiserver.ts";
 import { calls, fakePlugin, makeHost, tempDir } from "./fakes.ts";
@@ -986,5 +988,67 @@ describe("our entry in a conf dir", () => {
     expect(lastList(next)).toEqual(
       JSON.parse(JSON.stringify(expected).replace('"own"', JSON.stringify(own))),
     );
+  });
+});
+
+describe.skipIf(lacks("systemd"))("the service of systemd", () => {
+  const unit = "etc/systemd/system/genie-agent.service";
+  const wants = "etc/systemd/system/multi-user.target.wants/genie-agent.service";
+
+  test("comes once, holds what systemd asks of a unit, and goes with genie", async () => {
+    using root = makeRoot();
+    const untouched = root.files();
+    const first = await root.genie("install", "--systemd");
+    expect([first.stderr, first.status]).toEqual(["", 0]);
+    expect(first.stdout).toContain("systemd does not run here: it starts with the next boot");
+    expect(readlinkSync(join(root.path, wants))).toBe(`/${unit}`);
+    const text = root.read(unit).replace("/opt/cni/bin/genie", compiledGenie());
+    root.write("here/genie-agent.service", text);
+    const file = join(root.path, "here/genie-agent.service");
+    const verify = Bun.spawnSync(["systemd-analyze", "verify", "--man=no", file]);
+    expect([verify.stderr.toString(), verify.exitCode]).toEqual(["", 0]);
+    const security = ["security", "--offline=true", "--threshold=55", file];
+    expect(Bun.spawnSync(["systemd-analyze", ...security]).exitCode).toBe(0);
+    rmSync(join(root.path, "here"), { recursive: true });
+
+    const second = await root.genie("install", "--systemd", "--json");
+    expect(JSON.parse(second.stdout)).toMatchObject({ changed: false });
+    root.write(unit, `${root.read(unit)}# of an older version\n`);
+    const third = await root.genie("install", "--systemd");
+    expect(third.stdout).toContain(`replaced   /${unit}`);
+    const gone = await root.genie("uninstall");
+    expect([gone.stderr, gone.status]).toEqual(["", 0]);
+    expect(root.files()).toEqual(untouched);
+  });
+
+  test("that is somebody else's, or a package's, stays", async () => {
+    using root = makeRoot();
+    root.write(unit, "[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n");
+    const kept = await root.genie("install", "--systemd");
+    expect(kept.stdout).toContain(`kept       /${unit}: it is not genie's`);
+    await root.genie("uninstall");
+    expect([root.has(unit), root.has(wants)]).toEqual([true, false]);
+
+    using other = makeRoot();
+    const packaged = `usr/lib/systemd/system/genie-agent.service`;
+    other.write(packaged, unitText("/usr/sbin/genie", []));
+    const used = await other.genie("install", "--systemd");
+    expect(used.stdout).toContain(`unchanged  /${packaged}: it belongs to a package`);
+    expect([other.has(unit), readlinkSync(join(other.path, wants))]).toEqual([
+      false,
+      `/${packaged}`,
+    ]);
+    await other.genie("uninstall");
+    expect(other.has(packaged)).toBe(true);
+  });
+
+  test.each([
+    ["a plain path", "/opt/cni/bin/genie", "ExecStart=/opt/cni/bin/genie agent"],
+    ["spaces", "/opt/my cni/genie", 'ExecStart="/opt/my cni/genie" agent'],
+    ["a specifier", "/opt/%h/genie", "ExecStart=/opt/%%h/genie agent"],
+    ["a dollar", "/opt/$&/genie", "ExecStart=/opt/$&/genie agent"],
+  ])("names a binary with %s", (_what, binary, line) => {
+    expect(unitText(binary, ["/srv/cni"])).toContain(`${line}\n`);
+    expect(unitText(binary, ["/srv/cni"])).toContain("ReadWritePaths=-/etc/cni -/srv/cni\n");
   });
 });

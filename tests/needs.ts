@@ -63,6 +63,7 @@ const packages = {
     existsSync("/usr/bin/python3") &&
     existsSync("/usr/lib/python3/dist-packages/prometheus_client/openmetrics/parser.py"),
   strace: programs("strace"),
+  systemd: programs("systemctl", "systemd-analyze"),
   "util-linux": programs("mount", "umount", "nsenter", "unshare"),
   zsh: programs("zsh"),
 } satisfies Record<string, () => boolean>;

@@ -30,7 +30,7 @@ const owners: [what: string, pattern: RegExp, files: string[]][] = [
     /"bun:sqlite"/,
     ["lib/database.ts", "lib/recovery/database.ts", "lib/report/record_reader.ts"],
   ],
-  ["foreign functions", /"bun:ffi"/, ["lib/check.ts", "lib/kernel.ts"]],
+  ["foreign functions", /"bun:ffi"/, ["lib/agent/notify.ts", "lib/check.ts", "lib/kernel.ts"]],
   ["the Kubernetes client", /"@kubernetes\/client-node"/, ["lib/kubernetes/kubeconfig.ts"]],
   [
     "a request",

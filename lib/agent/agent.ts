@@ -19,6 +19,7 @@ import { takeFileLock } from "../policy/rulesets.ts";
 import { openState } from "../recovery/database.ts";
 import { enforcesPolicy, loadConfig } from "../settings.ts";
 import { keepsToken, runConflist, runToken } from "./installed_files.ts";
+import { openNotify } from "./notify.ts";
 import { type Agent, openHealth, openRecord, pauseAfter, type Task } from "./task.ts";
 
 const tasks: readonly Task[] = [
@@ -75,6 +76,8 @@ export async function runAgent(given: Host, flags: Flags): Promise<number> {
   const host: Host = { ...given, endsAtOnce: false, log: settings };
   // Makes the folder of the record, and fails at once when it cannot be used.
   closeState(openState(host, config.stateDir));
+  const notify = openNotify(host);
+  notify("READY=1\nSTATUS=waiting for the agent that runs already");
   const lock = await lockNode(host, config);
   if (!lock) return 0;
   // Since when it runs, for genie status.
@@ -88,6 +91,7 @@ export async function runAgent(given: Host, flags: Flags): Promise<number> {
     tasks: wanted.map(({ name }) => name).join(","),
     record: config.stateDir,
   });
+  notify(`STATUS=${wanted.map(({ name }) => name).join(", ")}`);
   const agent: Agent = { host, config, own, cniConfig, health, record };
   const running = Promise.all(wanted.map((task) => supervise(agent, task)));
   await Promise.race([running, aborted(host.signal).then(() => Bun.sleep(endMs))]);

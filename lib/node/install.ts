@@ -51,6 +51,7 @@ import {
 import kubeconfigTemplate from "./kubeconfig.yaml" with { type: "text" };
 import { askVersion, configAt, isExecutable, sayDefault, viewNode } from "./node_view.ts";
 import { askRuntimes, cniFolders, type RunningRuntime } from "./runtimes.ts";
+import { putService, removeService } from "./service.ts";
 
 const pollMs = 500;
 /** How long a runtime may take to load the CNI config, and the pause between two looks. */
@@ -84,11 +85,11 @@ export async function runInstall(host: Host, flags: Flags, program: string): Pro
   // Last: from now on all that the runtime attaches is on record.
   (await adoptRunning(host, site, options)).forEach(print);
   const { version } = manifest;
-  if (site.note.genie !== version) {
-    site.note.genie = version;
-    writeNote(site);
-  }
-  const changed = steps.some(({ did }) => ["wrote", "replaced", "adopted"].includes(did));
+  noteVersion(site, version);
+  const isChange = ({ did }: FileOutcome) => ["wrote", "replaced", "adopted"].includes(did);
+  const node = { ...options, isNew: steps.some(isChange) };
+  if (flags["systemd"]) (await putService(host, site, node)).forEach(print);
+  const changed = steps.some(isChange);
   const end = changed ? "is installed" : "was installed already: nothing has changed";
   const pods = await sayDefault(await viewNode(host, site.root, options.confDir));
   host.stdout(
@@ -99,6 +100,12 @@ export async function runInstall(host: Host, flags: Flags, program: string): Pro
   const remedy = "Put that right, or restart it, and run this again";
   if (notLoaded !== undefined) throw new CniError(code.unavailable, `${notLoaded}. ${remedy}`);
   return 0;
+}
+
+function noteVersion(site: Site, version: string): void {
+  if (site.note.genie === version) return;
+  site.note.genie = version;
+  writeNote(site);
 }
 
 function readOptions(flags: Flags, site: Site, running: RunningRuntime[]) {
@@ -427,6 +434,7 @@ export async function runUninstall(host: Host, flags: Flags): Promise<number> {
   const pods = before.length > 0 ? before : attachedPods(site, stateDir);
   const done = pods.length === 0;
   if (conflist && !done && before.length === 0) print(retire(site, conflist));
+  if (done) (await removeService(host, site)).forEach(print);
   const kinds: InstalledFile["kind"][] = ["kubeconfig", "token"];
   if (done) kinds.push("previous", "binary", "taken", "table");
   for (const kind of kinds) {

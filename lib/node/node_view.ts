@@ -5,10 +5,10 @@
 import { basename, dirname, join } from "node:path";
 import { findPlugin } from "../binaries.ts";
 import type { Host, StdinConfig } from "../call.ts";
-import { type CniError, toCniError } from "../cni.ts";
+import { CniError, code, oneLine, toCniError } from "../cni.ts";
 import { parseConfig } from "../config/parse.ts";
 import type { Config } from "../config/schema.ts";
-import { run } from "../exec.ts";
+import { programDirs, run } from "../exec.ts";
 import { isObject, parseJson } from "../json.ts";
 import { candidateNetworks, firstOfGenie, listNetworks } from "../node_networks.ts";
 import { aliveSince, neededResources, whyStale } from "../policy/store.ts";
@@ -150,6 +150,29 @@ export async function askProgram(
   { env = {}, stdin = "" }: { env?: Record<string, string>; stdin?: string } = {},
 ): Promise<string> {
   return (await run(path, args, { env, stdin, timeoutMs: 5000 })).stdout;
+}
+
+/** The Debian packages of programs that commands run, where they have other names. */
+const packageOf: Record<string, string> = { ip: "iproute2", ping: "iputils-ping" };
+/** How long such a program may take, in ms. */
+const toolMs = 10_000;
+
+/** Path of a program of this machine. @throws CniError 5 where it does not have it */
+export function programOf(name: string): string {
+  const path = findPlugin(name, programDirs);
+  if (path !== undefined) return path;
+  const message = `"${name}" is not on the node: install ${packageOf[name] ?? name}`;
+  throw new CniError(code.ioFailure, message);
+}
+
+/** Runs a program of this machine. @throws CniError 5 when it fails, unless that `mayFail` */
+export async function tool(host: Host, name: string, args: string[], mayFail = false) {
+  const env = { PATH: host.env["PATH"] ?? programDirs.join(":") };
+  const ended = await run(programOf(name), args, { env, stdin: "", timeoutMs: toolMs });
+  if (mayFail || (ended.kind === "exit" && ended.status === 0)) return ended;
+  const why = oneLine(ended.stderr || ended.kind, 300);
+  const root = /not permitted|ermission denied/.test(why) ? ": run it as root" : "";
+  throw new CniError(code.ioFailure, `"${name} ${args.join(" ")}" failed: ${why}${root}`);
 }
 
 /** A key of the JSON object that a program has printed; undefined for any other output. */

@@ -3,11 +3,10 @@
  * path that a pod's ADD takes, pings its gateway and the other namespaces, and takes all away.
  */
 import { randomBytes } from "node:crypto";
-import { findPlugin } from "../binaries.ts";
 import type { Host, StdinConfig } from "../call.ts";
-import { CniError, code, isNetworkName, oneLine } from "../cni.ts";
+import { CniError, isNetworkName, oneLine } from "../cni.ts";
 import { type Flags, text, UsageError, wordsOf } from "../config/usage.ts";
-import { programDirs, run } from "../exec.ts";
+import { run } from "../exec.ts";
 import { parseJson } from "../json.ts";
 import { annotationsCapability } from "../pod.ts";
 import { formatDuration } from "../report/quantity.ts";
@@ -16,13 +15,13 @@ import { visibleText } from "../report/table.ts";
 import { parseResult } from "../result.ts";
 import { loadConfig } from "../settings.ts";
 import { readOwnConfig } from "./genie_config.ts";
+import { programOf, tool } from "./node_view.ts";
 import { askedPath } from "./runtimes.ts";
 
 /** Most networks of one trial. */
 const networksMax = 8;
 /** How long one call of genie may take, in ms: longer than genie gives it. */
 const callMs = 130_000;
-const pingMs = 10_000;
 
 /** One namespace on its network, and what was seen. */
 interface Attempt {
@@ -192,24 +191,6 @@ async function ping(
   const [, mean] = /= [\d.]+\/([\d.]+)\//.exec(stdout) ?? [];
   const us = mean === undefined ? null : Math.round(Number(mean) * 1000);
   return { from: network, to: to.name, address: to.address, us };
-}
-
-/** @throws CniError 5 where the node does not have it */
-function programOf(name: string): string {
-  const path = findPlugin(name, programDirs);
-  if (path !== undefined) return path;
-  const package_ = name === "ip" ? "iproute2" : "iputils-ping";
-  throw new CniError(code.ioFailure, `"${name}" is not on the node: install ${package_}`);
-}
-
-/** Runs a program of the node. @throws CniError 5 when it fails, unless that `mayFail` */
-async function tool(host: Host, name: string, args: string[], mayFail = false) {
-  const env = { PATH: host.env["PATH"] ?? programDirs.join(":") };
-  const ended = await run(programOf(name), args, { env, stdin: "", timeoutMs: pingMs });
-  if (mayFail || (ended.kind === "exit" && ended.status === 0)) return ended;
-  const why = oneLine(ended.stderr || ended.kind, 300);
-  const root = /not permitted|ermission denied/.test(why) ? ": run it as root" : "";
-  throw new CniError(code.ioFailure, `"${name} ${args.join(" ")}" failed: ${why}${root}`);
 }
 
 function sayAttempt(one: Attempt): string {
