@@ -507,7 +507,7 @@ test("tells systemd that it works, goes on working, and ends", async () => {
   const script = `use Socket; socket(my $s, AF_UNIX, SOCK_DGRAM, 0) or die; $| = 1;
     bind($s, sockaddr_un($ARGV[0])) or die; print "ready\n";
     while (defined recv($s, my $m, 4096, 0)) { print "$m\n"; last if $m =~ /STOPPING/ }`;
-  const listener = Bun.spawn(["perl", "-e", script, socket], { stdout: "pipe" });
+  await using listener = Bun.spawn(["perl", "-e", script, socket], { stdout: "pipe" });
   const output = listener.stdout.pipeThrough(new TextDecoderStream());
   let heard = "";
   const read = (async () => {

@@ -1030,7 +1030,7 @@ describe.skipIf(lacks("systemd"))("the service of systemd", () => {
     expect([root.has(unit), root.has(wants)]).toEqual([true, false]);
 
     using other = makeRoot();
-    const packaged = `usr/lib/systemd/system/genie-agent.service`;
+    const packaged = "usr/lib/systemd/system/genie-agent.service";
     other.write(packaged, unitText("/usr/sbin/genie", []));
     const used = await other.genie("install", "--systemd");
     expect(used.stdout).toContain(`unchanged  /${packaged}: it belongs to a package`);

@@ -77,7 +77,7 @@ export async function runAgent(given: Host, flags: Flags): Promise<number> {
   // Makes the folder of the record, and fails at once when it cannot be used.
   closeState(openState(host, config.stateDir));
   const notify = openNotify(host);
-  notify("READY=1\nSTATUS=waiting for the agent that runs already");
+  notify("READY=1\nSTATUS=starts, once no other agent runs on this node");
   const lock = await lockNode(host, config);
   if (!lock) return 0;
   // Since when it runs, for genie status.
@@ -86,12 +86,13 @@ export async function runAgent(given: Host, flags: Flags): Promise<number> {
   const health = openHealth();
   const record = openRecord(host, config.stateDir, () => health.count("database"));
   const wanted = tasks.filter(({ isWanted }) => isWanted?.(config, host) ?? true);
+  const names = wanted.map(({ name }) => name);
   log(host, "info", "genie agent runs", {
     version: manifest.version,
-    tasks: wanted.map(({ name }) => name).join(","),
+    tasks: names.join(","),
     record: config.stateDir,
   });
-  notify(`STATUS=${wanted.map(({ name }) => name).join(", ")}`);
+  notify(`STATUS=${names.join(", ")}`);
   const agent: Agent = { host, config, own, cniConfig, health, record };
   const running = Promise.all(wanted.map((task) => supervise(agent, task)));
   await Promise.race([running, aborted(host.signal).then(() => Bun.sleep(endMs))]);

@@ -17,33 +17,32 @@ const sendFlags = 0x40 | 0x4000;
 /** `sun_path` holds so many bytes (unix(7)). */
 const pathBytesMax = 108;
 
-const nobody: Notify = () => undefined;
-
 /** Sends one message, lines `NAME=value`, to systemd. */
 export type Notify = (message: string) => void;
 
+const sendNothing: Notify = () => undefined;
+
 /**
- * Opens the way to systemd, and from then on keeps its watchdog content until the host's signal
- * aborts: the messages come from the loop that runs all tasks, so an agent that hangs is restarted.
- * @returns sends nothing where the agent is no service of systemd's
+ * Opens the way to systemd. From then on its watchdog hears of the agent for as long as the event
+ * loop, on which all tasks run, is not blocked, and it hears when the agent is asked to end.
+ * @returns sends nothing where systemd did not start the agent
  */
 export function openNotify(host: Host): Notify {
   const { NOTIFY_SOCKET: socket = "", WATCHDOG_USEC: watchdogUs = "" } = host.env;
-  if (!/^[/@]/.test(socket)) return nobody;
+  if (!/^[/@]/.test(socket)) return sendNothing;
   const notify = senderTo(socket);
   if (notify === undefined) {
     log(host, "warn", `Cannot tell systemd how the agent is: no way to NOTIFY_SOCKET ${socket}`);
-    return nobody;
+    return sendNothing;
   }
-  const everyMs = Number(watchdogUs) / 4000;
-  if (everyMs > 0) {
-    const timer = setInterval(notify, everyMs, "WATCHDOG=1");
-    timer.unref();
-  }
+  // Four times in the time that systemd allows, which is in microseconds.
+  const everyMs = Number(watchdogUs) / 1000 / 4;
+  if (everyMs > 0) setInterval(notify, everyMs, "WATCHDOG=1").unref();
   host.signal.addEventListener("abort", () => notify("STOPPING=1"), { once: true });
   return notify;
 }
 
+/** Sends to this socket; undefined where its path is too long, or libc gives no socket. */
 function senderTo(path: string): Notify | undefined {
   const encoder = new TextEncoder();
   const name = encoder.encode(path.replace(/^@/, "\0"));

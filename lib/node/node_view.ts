@@ -153,7 +153,11 @@ export async function askProgram(
 }
 
 /** The Debian packages of programs that commands run, where they have other names. */
-const packageOf: Record<string, string> = { ip: "iproute2", ping: "iputils-ping" };
+const packageOf: Record<string, string> = {
+  ip: "iproute2",
+  ping: "iputils-ping",
+  systemctl: "systemd",
+};
 /** How long such a program may take, in ms. */
 const toolMs = 10_000;
 

@@ -23,7 +23,7 @@ const [mark = ""] = unitTemplate.split("\n");
 /**
  * The text of the unit.
  * @param binary path of genie on the node
- * @param writable folders that the agent writes to, beside those of /run and /var
+ * @param writable folders that the agent writes to, where /usr, /boot and /etc are read-only
  */
 export function unitText(binary: string, writable: readonly string[]): string {
   const folders = [...new Set(["/etc/cni", ...writable])].map((dir) => quoted(`-${dir}`));
@@ -75,12 +75,13 @@ export async function putService(
     steps.push({ did: there === undefined ? "wrote" : "replaced", path: ownPath, detail: "" });
   }
   const wasEnabled = isEnabled(site);
-  const detail = isRunning(site) ? "" : "systemd does not run here: it starts with the next boot";
+  const runs = isRunning(site);
+  const detail = runs ? "" : "systemd does not run here: it starts with the next boot";
   await systemctl(host, site, "enable", unit);
   steps.push({ did: wasEnabled ? "unchanged" : "wrote", path: enabledPath, detail });
-  if (isRunning(site)) {
+  if (runs) {
     await systemctl(host, site, "daemon-reload");
-    const isNew = node.isNew || steps.some(({ did }) => did !== "unchanged");
+    const isNew = node.isNew || steps.some(({ did }) => did === "wrote" || did === "replaced");
     await systemctl(host, site, isNew ? "restart" : "start", unit);
   }
   return steps;
@@ -97,13 +98,14 @@ function isEnabled({ root }: Site): boolean {
  */
 export async function removeService(host: Host, site: Site): Promise<FileOutcome[]> {
   const steps: FileOutcome[] = [];
+  const runs = isRunning(site);
   if (isEnabled(site)) {
-    await systemctl(host, site, "disable", ...(isRunning(site) ? ["--now"] : []), unit);
+    await systemctl(host, site, "disable", ...(runs ? ["--now"] : []), unit);
     steps.push({ did: "removed", path: enabledPath, detail: "" });
   }
   const target = files.hostFile(site.root, ownPath);
   if (!files.readIfThere(target)?.startsWith(mark)) return steps;
   files.removeFile(target);
-  if (isRunning(site)) await systemctl(host, site, "daemon-reload");
+  if (runs) await systemctl(host, site, "daemon-reload");
   return [...steps, { did: "removed", path: ownPath, detail: "" }];
 }
